@@ -1,0 +1,1 @@
+"""Decisions as pure functions: the leadership table, quorums, verdicts."""

@@ -1,0 +1,1 @@
+"""Faults on purpose, on real processes, judged by what clients saw."""

@@ -1,0 +1,26 @@
+"""Names of the keys in the store, all below ``/holdfast/<cluster>/``."""
+
+from __future__ import annotations
+
+
+class Keys:
+    """The keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.prefix = f"/holdfast/{cluster}/"
+        self.register = f"{self.prefix}register"
+        self.nodes = f"{self.prefix}nodes/"
+        self.all_recruits = f"{self.prefix}recruits/"
+        self.journal = f"{self.prefix}journal/"
+
+    def node(self, name: str) -> str:
+        """Where a node's record is."""
+        return f"{self.nodes}{name}"
+
+    def recruits(self, epoch: int) -> str:
+        """The prefix below which the recruits of an epoch are."""
+        return f"{self.all_recruits}{epoch:010d}/"
+
+    def recruit(self, epoch: int, name: str) -> str:
+        """Where a node says that it joined an epoch."""
+        return f"{self.recruits(epoch)}{name}"

@@ -1,0 +1,231 @@
+"""The register: the one value in the store that says who leads, and how it is changed (docs/protocol.md, "State")."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+from holdfast.model.errors import RegisterError
+from holdfast.model.lsn import Position
+
+REGISTER_FORMAT = 1
+BARRIER_NAME = "holdfast_barrier"
+"""A synchronous standby that nobody may be named: while PostgreSQL waits for it, nothing is acknowledged."""
+
+NODE_NAME = re.compile(r"\A[a-z][a-z0-9]{0,15}\Z")
+INCARNATION = re.compile(r"\A[0-9a-f]{8}\Z")
+
+
+def _checked_node(name: str) -> str:
+    if not NODE_NAME.match(name):
+        raise ValueError("a node's name is 1 to 16 lower-case letters and digits and starts with a letter")
+    return name
+
+
+NodeName = Annotated[str, AfterValidator(_checked_node)]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """A data directory, not a name: a node and the incarnation of the directory it has now."""
+
+    node: NodeName
+    incarnation: str
+
+    @property
+    def application_name(self) -> str:
+        """What PostgreSQL counts in ``synchronous_standby_names``; a stranger under the node's name is never counted."""
+        return f"{self.node}_{self.incarnation}"
+
+    @classmethod
+    def parse(cls, application_name: str) -> Member | None:
+        """The member that streams under this name, or None for a client that is no member."""
+        node, _, incarnation = application_name.partition("_")
+        if NODE_NAME.match(node) and INCARNATION.match(incarnation):
+            return cls(node, incarnation)
+        return None
+
+    def __str__(self) -> str:
+        return self.application_name
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """``ANY k (members)``: an acknowledged commit is on the leader and on at least ``k`` of ``members``.
+
+    ``k = 0`` is degraded: commits are local. ``members`` is kept, so that it is known whom to take back.
+    """
+
+    members: frozenset[Member]
+    k: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.k <= len(self.members):
+            raise ValueError(f"k = {self.k} of {len(self.members)} members can never be satisfied")
+
+    @property
+    def recruits_needed(self) -> int:
+        """How many members intersect every set that could have acknowledged a commit."""
+        return len(self.members) - self.k + 1
+
+    def __str__(self) -> str:
+        return f"ANY {self.k} ({', '.join(sorted(m.application_name for m in self.members))})"
+
+
+NO_QUORUM = Quorum(frozenset(), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A committed configuration: who led last, in which epoch, and which quorum acknowledged."""
+
+    leader: Member
+    epoch: int
+    quorum: Quorum
+
+
+class Phase(StrEnum):
+    """Where the current epoch stands."""
+
+    SERVING = "serving"
+    RECRUITING = "recruiting"
+    PROMOTING = "promoting"
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """The whole state of the leadership protocol; immutable, swapped by compare-and-swap.
+
+    ``handover`` is set while a switchover is on its way: proxies hold new work, ``committed`` still leads.
+    """
+
+    cluster: str
+    cluster_id: str
+    system_identifier: str
+    epoch: int
+    phase: Phase
+    candidate: Member | None
+    voters: tuple[NodeName, ...]
+    committed: Configuration
+    handover: NodeName | None = None
+    format: int = REGISTER_FORMAT
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if (self.phase is Phase.PROMOTING) != (self.candidate is not None):
+            raise ValueError(f"phase {self.phase.value} and candidate {self.candidate} contradict each other")
+        if self.phase is Phase.SERVING and self.committed.epoch != self.epoch:
+            raise ValueError(f"epoch {self.epoch} serves with the configuration of epoch {self.committed.epoch}")
+
+    @property
+    def leader(self) -> Member | None:
+        """The member that serves, or None while no primary does."""
+        return self.committed.leader if self.phase is Phase.SERVING else None
+
+    def opened(self) -> Register:
+        """The next epoch, recruiting; the committed configuration stays in force."""
+        return replace(self, epoch=self.epoch + 1, phase=Phase.RECRUITING, candidate=None, handover=None)
+
+    def chosen(self, candidate: Member) -> Register:
+        """The same epoch, promoting ``candidate``."""
+        return replace(self, phase=Phase.PROMOTING, candidate=candidate)
+
+    def served_by(self, leader: Member, quorum: Quorum) -> Register:
+        """The same epoch, serving under a new committed configuration."""
+        return replace(
+            self,
+            phase=Phase.SERVING,
+            candidate=None,
+            committed=Configuration(leader, self.epoch, quorum),
+            handover=None,
+        )
+
+    def requorumed(self, quorum: Quorum) -> Register:
+        """The same leadership under another quorum."""
+        return replace(self, committed=replace(self.committed, quorum=quorum))
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return _REGISTER.dump_json(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Register:
+        """Read the stored form; raises RegisterError if it is not a register of this format."""
+        try:
+            register = _REGISTER.validate_json(raw)
+        except ValidationError as error:
+            raise RegisterError(f"the register cannot be read: {error.errors()[0]['msg']}") from error
+        if register.format != REGISTER_FORMAT:
+            raise RegisterError(
+                f"the register has format {register.format}, this version reads {REGISTER_FORMAT}: "
+                "upgrade every process of the cluster to the same version"
+            )
+        return register
+
+
+@dataclass(frozen=True, slots=True)
+class Recruit:
+    """What a member wrote when it joined a new epoch: it streams from nobody any more, and its log ends here."""
+
+    member: Member
+    epoch: int
+    position: Position
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return _RECRUIT.dump_json(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Recruit:
+        """Read the stored form; raises RegisterError."""
+        try:
+            return _RECRUIT.validate_json(raw)
+        except ValidationError as error:
+            raise RegisterError(f"a recruit's record cannot be read: {error.errors()[0]['msg']}") from error
+
+
+class NodeState(StrEnum):
+    """What a node's PostgreSQL is, as its agent tells the world: for routing and for people, never for safety."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    STANDBY = "standby"
+    PRIMARY = "primary"
+    REBUILDING = "rebuilding"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """Where a node is and what it does now; its agent keeps it in the store under a lease.
+
+    ``epoch`` is the epoch of the leader that it follows or the one that it leads (0 if neither).
+    """
+
+    member: Member
+    state: NodeState
+    epoch: int
+    postgres_host: str
+    postgres_port: int
+    api_url: str
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return _NODE.dump_json(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> NodeRecord:
+        """Read the stored form; raises RegisterError."""
+        try:
+            return _NODE.validate_json(raw)
+        except ValidationError as error:
+            raise RegisterError(f"a node's record cannot be read: {error.errors()[0]['msg']}") from error
+
+
+_REGISTER = TypeAdapter(Register)
+_RECRUIT = TypeAdapter(Recruit)
+_NODE = TypeAdapter(NodeRecord)

@@ -1,0 +1,151 @@
+"""Configuration of the processes, as values. Reading files is the business of ``cli``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from holdfast.model.errors import ConfigurationError
+from holdfast.model.register import NodeName
+from holdfast.model.timeouts import Timeouts
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Port = int
+
+
+class StoreSettings(_Section):
+    """``[store]``: where etcd is."""
+
+    endpoints: tuple[str, ...] = Field(min_length=1, description="URLs of the etcd members, tried in turn")
+    ca_file: Path | None = Field(None, description="certificate authority of an https endpoint")
+    cert_file: Path | None = Field(None, description="client certificate")
+    key_file: Path | None = Field(None, description="key of the client certificate")
+    user: str | None = Field(None, description="etcd user")
+    password_file: Path | None = Field(None, description="file that holds the etcd user's password")
+
+    @field_validator("endpoints")
+    @classmethod
+    def _urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is not a URL: write it as http://host:2379 or https://host:2379")
+        return tuple(url.rstrip("/") for url in value)
+
+
+class PostgresSettings(_Section):
+    """``[postgres]``: the one server that a node's agent owns."""
+
+    data_dir: Path = Field(description="the data directory; made by the agent, owned by the server's user")
+    bin_dir: Path | None = Field(
+        None, description="directory of postgres, initdb, pg_rewind…; found by itself if unset"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on and to be reached at")
+    port: Port = Field(ge=1, le=65535, description="port to listen on")
+    socket_dir: Path = Field(description="directory of the Unix socket that the agent uses")
+    os_user: str | None = Field(None, description="unprivileged user to run PostgreSQL as, when the agent is root")
+    superuser_password_file: Path = Field(description="file that holds the password of role postgres")
+    replication_password_file: Path = Field(description="file that holds the password of role holdfast_replication")
+    parameters: dict[str, str] = Field({}, description="further PostgreSQL settings, as in postgresql.conf")
+    hba: tuple[str, ...] = Field(
+        ("host all all 127.0.0.1/32 scram-sha-256", "host all all ::1/128 scram-sha-256"),
+        description="lines of pg_hba.conf for applications; those of Holdfast's own roles are added",
+    )
+
+
+class ApiSettings(_Section):
+    """``[api]``: the agent's HTTP endpoint for peers, people and load balancers."""
+
+    host: str = Field("127.0.0.1", description="address to listen on and to be reached at")
+    port: Port = Field(ge=1, le=65535, description="port to listen on")
+    token_file: Path = Field(description="file that holds the cluster's shared token; control requests must carry it")
+
+
+class NodeIdentity(_Section):
+    """``[node]``: who this node is."""
+
+    name: NodeName = Field(description="the node's name, unique in the cluster: 1 to 16 lower-case letters and digits")
+    state_dir: Path = Field(description="where the agent keeps its promise; must survive a reboot")
+
+
+class ClusterSettings(_Section):
+    """``[cluster]``: which cluster this process belongs to."""
+
+    name: str = Field("main", pattern=r"\A[a-z][a-z0-9-]{0,31}\Z", description="the cluster's name in the store")
+    nodes: tuple[NodeName, ...] = Field((), description="all nodes, needed to create the cluster; they are its voters")
+
+
+class NodeSettings(_Section):
+    """Configuration of ``holdfast node``."""
+
+    cluster: ClusterSettings = ClusterSettings()
+    node: NodeIdentity
+    postgres: PostgresSettings
+    api: ApiSettings
+    store: StoreSettings
+    timeouts: Timeouts = Timeouts()
+
+
+class ListenerSettings(_Section):
+    """``[proxy]``: the endpoint that clients connect to."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    write_port: Port = Field(ge=1, le=65535, description="port that always leads to the primary")
+    read_port: Port = Field(
+        ge=1, le=65535, description="port that leads to a standby, or to the primary if there is none"
+    )
+    api_port: Port | None = Field(None, ge=1, le=65535, description="port of the proxy's own /health and /status")
+    hold_max_clients: int = Field(10_000, ge=0, description="clients that may wait for a primary at the same time")
+    max_clients: int = Field(10_000, ge=1, description="client connections that are accepted at the same time")
+    auth: Literal["scram-sha-256", "trust"] = Field("scram-sha-256", description="how clients prove who they are")
+    users_file: Path = Field(description="lines of `user password-or-SCRAM-secret`; also used towards the servers")
+    tls_cert_file: Path | None = Field(None, description="certificate shown to clients that ask for TLS")
+    tls_key_file: Path | None = Field(None, description="key of that certificate")
+
+
+class ProxySettings(_Section):
+    """Configuration of ``holdfast proxy``."""
+
+    cluster: ClusterSettings = ClusterSettings()
+    proxy: ListenerSettings
+    store: StoreSettings
+    timeouts: Timeouts = Timeouts()
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+def parse_settings(text: str, kind: type[SettingsT], origin: str) -> SettingsT:
+    """Read a TOML configuration; raises ConfigurationError that names every wrong setting and ``origin``."""
+    try:
+        return kind.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{origin}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(_describe(kind, e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors())
+        raise ConfigurationError(f"{origin}: {problems}") from error
+
+
+def _describe(kind: type[BaseModel], loc: tuple[int | str, ...], error: str, message: str, value: object) -> str:
+    name = ".".join(str(part) for part in loc)
+    if error == "extra_forbidden":
+        return f"unknown setting {name} (known here: {', '.join(_siblings(kind, loc))})"
+    if error == "missing":
+        return f"setting {name} is missing"
+    shown = "" if "password" in name or isinstance(value, dict) else f", not {value!r}"
+    return f"setting {name}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _siblings(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc[:-1]:
+        field = kind.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        kind = field.annotation
+    return sorted(kind.model_fields)

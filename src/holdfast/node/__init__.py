@@ -1,0 +1,1 @@
+"""The agent beside one PostgreSQL: observe, decide, apply, record."""

@@ -1,0 +1,1 @@
+"""One PostgreSQL server: process, settings, probes, replication, rewind, clone."""

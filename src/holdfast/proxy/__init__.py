@@ -1,0 +1,1 @@
+"""The stable endpoint that clients connect to."""

@@ -1,0 +1,1 @@
+"""PostgreSQL protocol v3 as sans-I/O machines."""
