@@ -38,7 +38,7 @@ class Member:
 
     @property
     def application_name(self) -> str:
-        """What PostgreSQL counts in ``synchronous_standby_names``; a stranger under the node's name is never counted."""
+        """What PostgreSQL counts in ``synchronous_standby_names``: never a stranger under the node's name."""
         return f"{self.node}_{self.incarnation}"
 
     @classmethod

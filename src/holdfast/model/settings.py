@@ -43,9 +43,7 @@ class PostgresSettings(_Section):
     """``[postgres]``: the one server that a node's agent owns."""
 
     data_dir: Path = Field(description="the data directory; made by the agent, owned by the server's user")
-    bin_dir: Path | None = Field(
-        None, description="directory of postgres, initdb, pg_rewind…; found by itself if unset"
-    )
+    bin_dir: Path | None = Field(None, description="directory of postgres, initdb…; found by itself if unset")
     host: str = Field("127.0.0.1", description="address to listen on and to be reached at")
     port: Port = Field(ge=1, le=65535, description="port to listen on")
     socket_dir: Path = Field(description="directory of the Unix socket that the agent uses")
@@ -97,9 +95,7 @@ class ListenerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     write_port: Port = Field(ge=1, le=65535, description="port that always leads to the primary")
-    read_port: Port = Field(
-        ge=1, le=65535, description="port that leads to a standby, or to the primary if there is none"
-    )
+    read_port: Port = Field(ge=1, le=65535, description="port that leads to a standby, else to the primary")
     api_port: Port | None = Field(None, ge=1, le=65535, description="port of the proxy's own /health and /status")
     hold_max_clients: int = Field(10_000, ge=0, description="clients that may wait for a primary at the same time")
     max_clients: int = Field(10_000, ge=1, description="client connections that are accepted at the same time")

@@ -14,7 +14,7 @@ class Timeouts(BaseModel):
     """Between two questions to each peer, and two heartbeat rows of the leader."""
 
     silence_ms: int = Field(1500, ge=300, le=60_000)
-    """A leader that answers on no path for this long is unreachable: three heartbeats, so that one lost packet is none."""
+    """A leader that answers on no path for this long is unreachable: three heartbeats, so that a lost packet is none."""
 
     hung_ms: int = Field(3000, ge=500, le=120_000)
     """A leader whose agent answers but whose PostgreSQL accepts no fresh session for this long is hung."""
@@ -29,10 +29,10 @@ class Timeouts(BaseModel):
     """For one question to a peer; below the heartbeat interval, so that questions never pile up."""
 
     walreceiver_exit_ms: int = Field(100, ge=10, le=10_000)
-    """A walreceiver that is still there this long after the reload gets SIGTERM (with replay paused it never leaves)."""
+    """A walreceiver still there this long after the reload gets SIGTERM (with replay paused it never leaves)."""
 
     recruit_grace_ms: int = Field(150, ge=0, le=5000)
-    """How long to wait for further recruits once there are enough: one of them may have more log to spare the others."""
+    """How long to wait for further recruits once there are enough: one of them may have more log."""
 
     leader_restart_grace_ms: int = Field(2000, ge=0, le=60_000)
     """A dead leader restarts as a recruit only when the standbys alone have not made up the recruits by then."""
@@ -50,7 +50,7 @@ class Timeouts(BaseModel):
     """After a failover on suspicion no other for this long, so that two sick nodes do not play ping-pong."""
 
     member_silent_ms: int = Field(5000, ge=500, le=600_000)
-    """A member that has not streamed for this long leaves S: with it there, the next loss could not be recovered from."""
+    """A member that has not streamed for this long leaves S: with it, the next loss could block the cluster."""
 
     reload_settle_ms: int = Field(100, ge=10, le=10_000)
     """Commits begun this long after a reload use the new setting (8 ms were seen)."""
@@ -62,7 +62,7 @@ class Timeouts(BaseModel):
     """In a switchover, how long the leader's fast stop may take before it is abandoned and the leader starts again."""
 
     start_ms: int = Field(60_000, ge=1000, le=3_600_000)
-    """For PostgreSQL to accept connections after its start, while its log does not move; crash recovery takes as long as it takes."""
+    """For PostgreSQL to accept connections after its start, while its log does not move."""
 
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
     """A rewound node that does not stream by then is cloned afresh."""
