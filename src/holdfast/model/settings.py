@@ -75,7 +75,7 @@ class NodeIdentity(_Section):
 class ClusterSettings(_Section):
     """``[cluster]``: which cluster this process belongs to."""
 
-    name: str = Field("main", pattern=r"\A[a-z][a-z0-9-]{0,31}\Z", description="the cluster's name in the store")
+    name: str = Field("main", pattern=r"\A[a-z][a-z0-9-]{0,31}\z", description="the cluster's name in the store")
     nodes: tuple[NodeName, ...] = Field((), description="all nodes, needed to create the cluster; they are its voters")
 
 
