@@ -1,0 +1,347 @@
+"""The directory of a local cluster: what is where, and the file that says what it is.
+
+cluster.json              what it is: format, nodes, ports, versions (`ClusterFile`)
+config/n1.toml …          configuration of the agents and of the proxy, generated, readable
+secrets/                  random passwords, one per file, readable by the owner alone
+etcd/data, etcd/etcd.log
+n1/data, state, socket, log
+proxy/proxy.log
+run/                      lock, plan and state of the supervisor
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from holdfast.local.ports import free_ports, is_free, proxy_ports
+from holdfast.model.errors import ConfigurationError, EnvironmentFault
+
+FORMAT = 1
+MINIMUM_NODES = 3
+MAXIMUM_NODES = 9
+
+_SOCKET_PATH_MAX_BYTES = 107
+"""Of a Unix socket's address (unix(7): sun_path holds 108 bytes with its end)."""
+_SOCKET_NAME_BYTES = len("/.s.PGSQL.65535")
+
+SECRETS = ("superuser", "replication", "api-token", "app")
+APP_USER = "app"
+APP_DATABASE = "app"
+
+
+@dataclass(frozen=True, slots=True)
+class NodePorts:
+    """Where a node's PostgreSQL and its agent listen."""
+
+    postgres: int
+    api: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """All ports of a cluster; ``seed`` is what they were drawn with."""
+
+    seed: int
+    write: int
+    read: int
+    proxy_api: int
+    etcd_client: int
+    etcd_peer: int
+    nodes: dict[str, NodePorts]
+
+    def labelled(self) -> Iterator[tuple[str, int]]:
+        """Every port with the words that name it in cluster.json."""
+        for name in ("write", "read", "proxy_api", "etcd_client", "etcd_peer"):
+            yield f"ports.{name}", getattr(self, name)
+        for node, ports in self.nodes.items():
+            yield f"ports.nodes.{node}.postgres", ports.postgres
+            yield f"ports.nodes.{node}.api", ports.api
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A server that the cluster was made with."""
+
+    version: str
+    source: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """cluster.json. ``complete`` turns true when the cluster has served for the first time."""
+
+    cluster: str
+    nodes: tuple[str, ...]
+    ports: Ports
+    postgresql: Program
+    etcd: Program
+    os_user: str | None
+    socket_root: str | None = None
+    parameters: dict[str, str] = field(default_factory=dict)
+    complete: bool = False
+    format: int = FORMAT
+
+    @classmethod
+    def from_json(cls, text: str, origin: Path) -> ClusterFile:
+        """Read the file; raises ConfigurationError if it is not one, or one of another format."""
+        try:
+            raw = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise ConfigurationError(
+                    f"{origin}: the directory has format {raw['format']}, this version of Holdfast reads {FORMAT}: "
+                    "use the version that made it, or another --dir"
+                )
+            ports = dict(raw["ports"])
+            ports["nodes"] = {name: NodePorts(**node) for name, node in ports["nodes"].items()}
+            raw["ports"] = Ports(**ports)
+            raw["postgresql"], raw["etcd"] = Program(**raw["postgresql"]), Program(**raw["etcd"])
+            raw["nodes"] = tuple(raw["nodes"])
+            return cls(**raw)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{origin} cannot be read ({type(error).__name__}: {error}): choose another --dir, or restore the file"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things are in the directory ``root`` (absolute)."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, directory: Path | str) -> Layout:
+        """The layout of a directory, which need not exist yet."""
+        return cls(Path(directory).expanduser().absolute())
+
+    @property
+    def cluster_file(self) -> Path:
+        """What makes the directory a cluster."""
+        return self.root / "cluster.json"
+
+    @property
+    def config(self) -> Path:
+        """Generated configuration."""
+        return self.root / "config"
+
+    @property
+    def secrets(self) -> Path:
+        """Passwords."""
+        return self.root / "secrets"
+
+    @property
+    def users_file(self) -> Path:
+        """The proxy's users."""
+        return self.secrets / "users"
+
+    @property
+    def run(self) -> Path:
+        """The supervisor's own files."""
+        return self.root / "run"
+
+    @property
+    def etcd_data(self) -> Path:
+        """The store's data."""
+        return self.root / "etcd" / "data"
+
+    @property
+    def etcd_log(self) -> Path:
+        """The store's log."""
+        return self.root / "etcd" / "etcd.log"
+
+    @property
+    def proxy_log(self) -> Path:
+        """The proxy's log."""
+        return self.root / "proxy" / "proxy.log"
+
+    def node(self, name: str) -> Path:
+        """Everything of one node."""
+        return self.root / name
+
+    def data_dir(self, name: str) -> Path:
+        """A node's data directory."""
+        return self.root / name / "data"
+
+    def agent_log(self, name: str) -> Path:
+        """The log of a node's agent and of its PostgreSQL's first words."""
+        return self.root / name / "log" / "agent.log"
+
+    def node_config(self, name: str) -> Path:
+        """The configuration of a node's agent."""
+        return self.config / f"{name}.toml"
+
+    @property
+    def proxy_config(self) -> Path:
+        """The configuration of the proxy."""
+        return self.config / "proxy.toml"
+
+    def socket_dir(self, file: ClusterFile, name: str) -> Path:
+        """Where a node's Unix socket is: below ``root`` unless that path is too long for one."""
+        return Path(file.socket_root) / name if file.socket_root else self.root / name / "socket"
+
+    def secret_file(self, name: str) -> Path:
+        """The file of one secret."""
+        return self.secrets / name
+
+    def read_secret(self, name: str) -> str:
+        """One secret."""
+        return self.secret_file(name).read_text().strip()
+
+    def exists(self) -> bool:
+        """Whether there is a cluster here."""
+        return self.cluster_file.is_file()
+
+    def load(self) -> ClusterFile:
+        """Read cluster.json; raises ConfigurationError if this is no cluster or one of another format."""
+        try:
+            text = self.cluster_file.read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigurationError(
+                f"--dir {self.root} holds no Holdfast cluster: create one with `holdfast up --dir {self.root}`"
+            ) from None
+        except PermissionError as error:
+            raise ConfigurationError(f"--dir {self.root}: {error.strerror}: run as the user who made it") from error
+        return ClusterFile.from_json(text, self.cluster_file)
+
+    def save(self, file: ClusterFile) -> None:
+        """Write cluster.json, all or nothing."""
+        write_atomically(self.cluster_file, json.dumps(asdict(file), indent=2) + "\n", 0o644)
+
+
+def write_atomically(path: Path, text: str, mode: int) -> None:
+    """Replace a file so that a reader sees the old or the new text, and a crash leaves one of them."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def node_names(count: int) -> tuple[str, ...]:
+    """The names of the nodes; raises ConfigurationError for a number that makes no cluster."""
+    if count < MINIMUM_NODES:
+        raise ConfigurationError(
+            f"--nodes {count}: at least {MINIMUM_NODES}, because of two nodes the one that is left "
+            "after a loss has nobody to confirm a write"
+        )
+    if count > MAXIMUM_NODES:
+        raise ConfigurationError(f"--nodes {count}: at most {MAXIMUM_NODES} on one machine")
+    return tuple(f"n{number}" for number in range(1, count + 1))
+
+
+def draw_ports(nodes: tuple[str, ...], wish: int | None, *, anywhere: bool = False) -> Ports:
+    """Choose the ports of a new cluster; raises EnvironmentFault if ``wish`` (``--port``) is taken.
+
+    ``anywhere`` leaves the usual port to others: for a cluster that lives for a minute only.
+    """
+    if wish is not None and not is_free(wish):
+        raise EnvironmentFault(f"--port {wish}: the port is in use or not allowed; choose another, or leave it out")
+    seed = secrets.randbelow(2**31)
+    spare = free_ports(seed, taken=() if wish is None else (wish, wish + 1))
+    write, read = (next(spare), next(spare)) if anywhere and wish is None else proxy_ports(wish, spare)
+    return Ports(
+        seed,
+        write=write,
+        read=read,
+        proxy_api=next(spare),
+        etcd_client=next(spare),
+        etcd_peer=next(spare),
+        nodes={node: NodePorts(next(spare), next(spare)) for node in nodes},
+    )
+
+
+def check_new(layout: Layout) -> None:
+    """Raise ConfigurationError unless a cluster may be made here: an absent or an empty directory."""
+    if layout.root.exists() and not layout.root.is_dir():
+        raise ConfigurationError(f"--dir {layout.root} is not a directory: choose another")
+    if layout.root.is_dir() and any(layout.root.iterdir()):
+        raise ConfigurationError(
+            f"--dir {layout.root} is not empty and holds no Holdfast cluster: choose another, or empty it"
+        )
+
+
+def needs_short_sockets(layout: Layout) -> bool:
+    """Whether a socket below the directory would have a longer name than the system allows."""
+    longest = len(os.fsencode(layout.root / "n99" / "socket")) + _SOCKET_NAME_BYTES
+    return longest > _SOCKET_PATH_MAX_BYTES
+
+
+def make_directories(layout: Layout, file: ClusterFile, owner: tuple[int, int] | None) -> ClusterFile:
+    """Make the directories and the secrets; servers' directories belong to ``owner`` (uid, gid) if given."""
+    # Enterable by the servers' user, listable by nobody else; the parts are closed one by one.
+    _make(layout.root, 0o711 if owner else 0o700)
+    for path in (layout.config, layout.secrets, layout.run, layout.proxy_log.parent):
+        _make(path, 0o700)
+    _make(layout.etcd_data.parent, 0o700, owner)
+    file = ensure_socket_directories(layout, file, owner)
+    for name in file.nodes:
+        _make(layout.node(name), 0o711 if owner else 0o700)
+        _make(layout.node(name) / "state", 0o700)
+        _make(layout.node(name) / "log", 0o700, owner)
+    for name in SECRETS:
+        write_atomically(layout.secret_file(name), secrets.token_urlsafe(24) + "\n", 0o600)
+    write_atomically(layout.users_file, f"{APP_USER} {layout.read_secret('app')}\n", 0o600)
+    layout.save(file)
+    return file
+
+
+def ensure_socket_directories(layout: Layout, file: ClusterFile, owner: tuple[int, int] | None) -> ClusterFile:
+    """Make the sockets' directories, in a short place if need be (again after a reboot emptied that place)."""
+    if needs_short_sockets(layout) and not (file.socket_root and Path(file.socket_root).is_dir()):
+        file = replace(file, socket_root=tempfile.mkdtemp(prefix="holdfast-"))
+        os.chmod(str(file.socket_root), 0o711 if owner else 0o700)
+    for name in file.nodes:
+        if not file.socket_root:
+            _make(layout.node(name), 0o711 if owner else 0o700)
+        _make(layout.socket_dir(file, name), 0o700, owner)
+    return file
+
+
+def _make(path: Path, mode: int, owner: tuple[int, int] | None = None) -> None:
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    path.chmod(mode)
+    if owner is not None:
+        os.chown(path, *owner)
+
+
+def remove(layout: Layout) -> None:
+    """Remove the whole cluster from the disk; nothing of it may run any more."""
+    socket_root: str | None = None
+    if layout.exists():
+        try:
+            socket_root = layout.load().socket_root
+        except ConfigurationError:
+            socket_root = None
+    if socket_root:
+        shutil.rmtree(socket_root, ignore_errors=True)
+    shutil.rmtree(layout.root, ignore_errors=True)
+
+
+@contextmanager
+def removed_on_failure(layout: Layout) -> Iterator[None]:
+    """Leave nothing half-made behind when what happens inside fails, whatever the reason."""
+    existed = layout.root.is_dir()
+    try:
+        yield
+    except BaseException:
+        remove(layout)
+        if existed:
+            layout.root.mkdir(exist_ok=True)
+        raise
+
+
+def dump(value: Any) -> str:
+    """Pretty JSON, as in the files of the directory."""
+    return json.dumps(value, indent=2, default=str)
