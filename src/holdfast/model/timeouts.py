@@ -14,7 +14,7 @@ class Timeouts(BaseModel):
     """Between two questions to each peer, and two heartbeat rows of the leader."""
 
     silence_ms: int = Field(1500, ge=300, le=60_000)
-    """A leader that answers on no path for this long is unreachable: three heartbeats, so that a lost packet is none."""
+    """A leader that answers on no path for this long is unreachable: three heartbeats, so one lost packet is none."""
 
     hung_ms: int = Field(3000, ge=500, le=120_000)
     """A leader whose agent answers but whose PostgreSQL accepts no fresh session for this long is hung."""
@@ -73,6 +73,15 @@ class Timeouts(BaseModel):
     store_silence_ms: int = Field(3000, ge=200, le=60_000)
     """A watch without an event or a progress notification for this long is taken as broken and resumed elsewhere."""
 
+    store_retry_ms: int = Field(100, ge=10, le=10_000)
+    """Between two rounds of a watch over endpoints that all refused; a refusal comes at once and must not spin."""
+
+    store_start_ms: int = Field(20_000, ge=500, le=600_000)
+    """For a private etcd to answer after its start: it replays its log, and a slow disk takes its time."""
+
+    store_stop_ms: int = Field(10_000, ge=500, le=600_000)
+    """For a private etcd to end after SIGTERM; it is never killed just because it is slow."""
+
     node_lease_s: int = Field(5, ge=1, le=300)
     """A node's record leaves the store this long after its agent fell silent; routing of reads depends on it."""
 
@@ -81,3 +90,81 @@ class Timeouts(BaseModel):
 
     server_connect_ms: int = Field(1000, ge=50, le=60_000)
     """For the proxy to open and authenticate one server connection before it tries again."""
+
+
+class DrillTimeouts(BaseModel):
+    """Times that a drill and its clients keep; they judge the cluster and are no part of its settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    whole_before_s: float = Field(60.0, gt=0)
+    """For the cluster to be whole before the fault: a drill on a limping cluster would measure something else."""
+
+    read_port_s: float = Field(15.0, gt=0)
+    """For the drill's fresh table to be seen through the read-only port."""
+
+    warm_up_ms: int = Field(3000, ge=0)
+    """Load before the fault: enough for the chart to show what normal is."""
+
+    fault_jitter_ms: int = Field(250, ge=0)
+    """The fault comes up to this much later, by seed, so that runs hit different moments of a heartbeat."""
+
+    settle_ms: int = Field(3000, ge=0)
+    """Load after the new primary serves, to see that it goes on serving."""
+
+    serving_s: float = Field(60.0, gt=0)
+    """For a new primary to serve before the drill gives up: twice the time that the proxy holds a statement."""
+
+    rejoin_s: float = Field(60.0, gt=0)
+    """For the old primary to be back as a standby after a new one serves; a fresh clone fits in it."""
+
+    replay_s: float = Field(15.0, gt=0)
+    """For a standby to replay all that the primary has, before its rows are compared."""
+
+    statement_s: float = Field(45.0, gt=0)
+    """A client gives up a statement after this: longer than the proxy's longest hold, so that its answer counts."""
+
+    connect_s: int = Field(40, ge=2)
+    """The same for a new connection, which the proxy may hold as well."""
+
+    reconnect_first_ms: int = Field(20, ge=1)
+    """First pause of a client that lost its connection; doubled up to the next."""
+
+    reconnect_last_ms: int = Field(500, ge=1)
+    """Longest pause between two attempts to connect: below the stall that is to be measured."""
+
+    stop_s: float = Field(10.0, gt=0)
+    """For the clients' last statements when the load ends; a statement cut off then counts as unknown."""
+
+    sample_interval_ms: int = Field(100, ge=20)
+    """Between two samples for the display, and two looks at the journal while the drill runs."""
+
+    supervisor_restart_min_ms: int = Field(200, ge=10, le=60_000)
+    """A local process that ends is started again at once, then after this long, doubled while it keeps ending."""
+
+    supervisor_restart_max_ms: int = Field(5000, ge=100, le=600_000)
+    """The longest pause between two starts of a local process that keeps ending."""
+
+    local_stop_ms: int = Field(30_000, ge=1000, le=600_000)
+    """For a local process to end after SIGTERM: an agent's PostgreSQL writes its last checkpoint in that time."""
+
+    local_start_ms: int = Field(120_000, ge=1000, le=3_600_000)
+    """For a whole local cluster to serve after its start; a new one makes and copies its data directories."""
+
+    local_poll_ms: int = Field(50, ge=5, le=5000)
+    """Between two looks at a local cluster that is starting: below what a person notices."""
+
+    supervisor_restart_min_ms: int = Field(200, ge=10, le=60_000)
+    """A local process that ends is started again at once, then after this long, doubled while it keeps ending."""
+
+    supervisor_restart_max_ms: int = Field(5000, ge=100, le=600_000)
+    """The longest pause between two starts of a local process that keeps ending."""
+
+    local_stop_ms: int = Field(30_000, ge=1000, le=600_000)
+    """For a local process to end after SIGTERM: an agent's PostgreSQL writes its last checkpoint in that time."""
+
+    local_start_ms: int = Field(120_000, ge=1000, le=3_600_000)
+    """For a whole local cluster to serve after its start; a new one makes and copies its data directories."""
+
+    local_poll_ms: int = Field(50, ge=5, le=5000)
+    """Between two looks at a local cluster that is starting: below what a person notices."""
