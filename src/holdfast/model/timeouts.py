@@ -153,18 +153,3 @@ class DrillTimeouts(BaseModel):
 
     local_poll_ms: int = Field(50, ge=5, le=5000)
     """Between two looks at a local cluster that is starting: below what a person notices."""
-
-    supervisor_restart_min_ms: int = Field(200, ge=10, le=60_000)
-    """A local process that ends is started again at once, then after this long, doubled while it keeps ending."""
-
-    supervisor_restart_max_ms: int = Field(5000, ge=100, le=600_000)
-    """The longest pause between two starts of a local process that keeps ending."""
-
-    local_stop_ms: int = Field(30_000, ge=1000, le=600_000)
-    """For a local process to end after SIGTERM: an agent's PostgreSQL writes its last checkpoint in that time."""
-
-    local_start_ms: int = Field(120_000, ge=1000, le=3_600_000)
-    """For a whole local cluster to serve after its start; a new one makes and copies its data directories."""
-
-    local_poll_ms: int = Field(50, ge=5, le=5000)
-    """Between two looks at a local cluster that is starting: below what a person notices."""
