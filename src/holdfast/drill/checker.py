@@ -1,0 +1,144 @@
+"""The checker: believes nobody, and knows only what clients saw and the rows found at the end.
+
+Pure, so that it can be tested with forged histories. Times are Unix milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from holdfast.drill.history import Attempt, History, Outcome, Row
+
+Id = tuple[int, int]
+"""Writer and sequence."""
+
+STALL_MS = 100.0
+"""A shorter interval without an acknowledgement is not downtime: a slow fsync makes as long a one."""
+
+IN_FLIGHT_GRACE_MS = 50.0
+"""A statement sent this soon after the fault counts as in flight on the dead server: its end takes time to be seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of every write. Each tuple lists ids in order; empty is good for all but the two ``unknown_``."""
+
+    acknowledged: int
+    errors: int
+    unknown: int
+    lost: tuple[Id, ...]
+    """Acknowledged, and not there."""
+    duplicated: tuple[Id, ...]
+    """There more than once."""
+    altered: tuple[Id, ...]
+    """There with another content than was written."""
+    wrong_errors: tuple[Id, ...]
+    """There, although the client was told that it failed."""
+    strangers: tuple[Id, ...]
+    """There, although no client wrote it."""
+    seen_then_gone: tuple[Id, ...]
+    """Seen by a reader, and not there at the end."""
+    unknown_committed: tuple[Id, ...]
+    unknown_absent: tuple[Id, ...]
+    failed_in_flight: int
+    """Errors and unknown outcomes of statements sent before the fault or at most IN_FLIGHT_GRACE_MS after it."""
+    failed_later: int
+    """Errors and unknown outcomes of statements sent later: a client that should have been held was not."""
+    rto_ms: float
+    availability: float
+    recovered: bool
+    """Whether any write was acknowledged after the longest interval."""
+
+    @property
+    def clean(self) -> bool:
+        """Nothing that was promised is broken."""
+        return not (self.lost or self.duplicated or self.altered or self.wrong_errors or self.strangers)
+
+
+def check(
+    history: History,
+    rows: Iterable[Row],
+    *,
+    fault_at_ms: float,
+    stopped_at_ms: float,
+    payload_of: Callable[[int, int], str] | None = None,
+) -> Verdict:
+    """Judge a run; raises ValueError if the history itself is no evidence (an id tried twice, time running back)."""
+    attempts = _by_id(history)
+    copies: Counter[Id] = Counter()
+    altered: list[Id] = []
+    for row in rows:
+        key = (row.writer, row.sequence)
+        copies[key] += 1
+        if payload_of is not None and row.payload != payload_of(*key):
+            altered.append(key)
+
+    def which(outcome: Outcome, present: bool) -> tuple[Id, ...]:
+        return tuple(sorted(k for k, a in attempts.items() if a.outcome is outcome and (k in copies) is present))
+
+    failed = [a for a in attempts.values() if a.outcome is not Outcome.ACKNOWLEDGED]
+    later = sum(a.start_ms > fault_at_ms + IN_FLIGHT_GRACE_MS for a in failed)
+    acknowledged_at_ms = history.acknowledged_at_ms()
+    rto_ms, recovered = longest_gap_ms(acknowledged_at_ms, fault_at_ms, stopped_at_ms)
+    return Verdict(
+        acknowledged=history.acknowledged,
+        errors=history.errors,
+        unknown=history.unknown,
+        lost=which(Outcome.ACKNOWLEDGED, present=False),
+        duplicated=tuple(sorted(k for k, n in copies.items() if n > 1)),
+        altered=tuple(sorted(set(altered))),
+        wrong_errors=which(Outcome.ERROR, present=True),
+        strangers=tuple(sorted(k for k in copies if k not in attempts)),
+        seen_then_gone=tuple(sorted(k for k in history.observed if k not in copies)),
+        unknown_committed=which(Outcome.UNKNOWN, present=True),
+        unknown_absent=which(Outcome.UNKNOWN, present=False),
+        failed_in_flight=sum(a.end_ms >= fault_at_ms for a in failed) - later,
+        failed_later=later,
+        rto_ms=rto_ms,
+        availability=availability(acknowledged_at_ms, stopped_at_ms),
+        recovered=recovered,
+    )
+
+
+def longest_gap_ms(acknowledged_at_ms: Sequence[float], fault_at_ms: float, stopped_at_ms: float) -> tuple[float, bool]:
+    """The longest interval, over all clients together, without an acknowledged write after the fault.
+
+    Intervals lie between consecutive acknowledgements. The first one begins at the fault itself, not at the last
+    acknowledgement before it; the last one ends when the load was stopped. The flag says whether an acknowledgement
+    ended the longest one: if not, writing had not resumed and the true figure is greater. ``acknowledged_at_ms`` is
+    in order.
+    """
+    longest_ms, recovered, begin_ms = 0.0, True, fault_at_ms
+    for at_ms in acknowledged_at_ms:
+        if at_ms <= fault_at_ms:
+            continue
+        if at_ms - begin_ms > longest_ms:
+            longest_ms = at_ms - begin_ms
+        begin_ms = at_ms
+    if stopped_at_ms - begin_ms > longest_ms:
+        longest_ms, recovered = stopped_at_ms - begin_ms, False
+    return longest_ms, recovered
+
+
+def availability(acknowledged_at_ms: Sequence[float], stopped_at_ms: float) -> float:
+    """The share of the time from the first acknowledgement to the stop that lies in no stall (above STALL_MS)."""
+    if not acknowledged_at_ms or stopped_at_ms <= acknowledged_at_ms[0]:
+        return 0.0
+    ends_ms = [*acknowledged_at_ms[1:], max(stopped_at_ms, acknowledged_at_ms[-1])]
+    gaps_ms = (end - begin for begin, end in zip(acknowledged_at_ms, ends_ms, strict=True))
+    stalled_ms = sum(gap for gap in gaps_ms if gap > STALL_MS)
+    return 1.0 - stalled_ms / (ends_ms[-1] - acknowledged_at_ms[0])
+
+
+def _by_id(history: History) -> dict[Id, Attempt]:
+    attempts: dict[Id, Attempt] = {}
+    for attempt in history:
+        key = (attempt.writer, attempt.sequence)
+        if key in attempts:
+            raise ValueError(f"writer {key[0]} tried sequence {key[1]} twice: this history proves nothing")
+        if attempt.end_ms < attempt.start_ms:
+            raise ValueError(f"writer {key[0]}, sequence {key[1]} ended before it started")
+        attempts[key] = attempt
+    return attempts

@@ -1,0 +1,48 @@
+"""What a drill needs of the cluster that it is let loose on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from holdfast.model.event import Event
+from holdfast.model.register import NodeRecord, Register
+
+
+class ClusterUnderTest(Protocol):
+    """A cluster whose processes a drill may harm. DSNs carry their secrets in memory or by passfile only.
+
+    ``settings_hash`` is ``sha256:…`` over all settings in effect; two runs are comparable only if it is the same.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    settings_hash: str
+    postgresql_version: str
+    etcd_version: str
+    write_dsn: str
+    read_dsn: str
+
+    async def register(self) -> Register | None:
+        """The register as the store has it; raises StoreUnavailable."""
+        ...
+
+    async def node_records(self) -> Mapping[str, NodeRecord]:
+        """What each node says of itself; raises StoreUnavailable."""
+        ...
+
+    async def events(self) -> tuple[Event, ...]:
+        """The whole journal, oldest first; raises StoreUnavailable."""
+        ...
+
+    async def wait_until_whole(self, deadline_s: float) -> bool:
+        """Whether within ``deadline_s`` a primary serves, and every other node streams from it and is a member."""
+        ...
+
+    async def kill_postgres(self, node: str) -> float:
+        """SIGKILL the whole PostgreSQL process tree of ``node``; returns when (Unix milliseconds)."""
+        ...
+
+    async def direct_dsn(self, node: str) -> str:
+        """Past the proxy, straight to that node's PostgreSQL, as a role that may CHECKPOINT."""
+        ...

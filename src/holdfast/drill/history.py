@@ -1,0 +1,129 @@
+"""What the clients of a drill saw, and nothing else: the checker's only evidence besides the rows found at the end."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Outcome(IntEnum):
+    """What a client knows about one write."""
+
+    ACKNOWLEDGED = 0
+    """The server said that it is committed."""
+
+    ERROR = 1
+    """It surely did not commit: an ERROR whose SQLSTATE proves it, or it was never sent."""
+
+    UNKNOWN = 2
+    """It was sent, and no answer says what became of it. Normal in a failover; never guessed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One write, tried once under its own id; times are Unix milliseconds on one steady clock."""
+
+    writer: int
+    sequence: int
+    outcome: Outcome
+    start_ms: float
+    end_ms: float
+    sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row found in the table at the end."""
+
+    writer: int
+    sequence: int
+    payload: str
+
+
+class History:
+    """Every attempt of every client, kept in columns (about 30 bytes a write).
+
+    ``observed`` holds the ids of rows that readers saw, ``read_end_ms`` and ``read_latency_ms`` the reads that were
+    answered, ``read_error_ms`` those that were not.
+    """
+
+    def __init__(self, attempts: Iterable[Attempt] = ()) -> None:
+        self._writer = array("H")
+        self._sequence = array("Q")
+        self._outcome = array("B")
+        self._start_ms = array("d")
+        self._end_ms = array("d")
+        self._sqlstate: dict[int, str] = {}
+        self.counts = [0, 0, 0]
+        self.observed: set[tuple[int, int]] = set()
+        self.read_end_ms = array("d")
+        self.read_latency_ms = array("d")
+        self.read_error_ms = array("d")
+        for attempt in attempts:
+            self.record(attempt)
+
+    def record(self, attempt: Attempt) -> None:
+        """Keep one attempt."""
+        if attempt.sqlstate is not None:
+            self._sqlstate[len(self._writer)] = attempt.sqlstate
+        self._writer.append(attempt.writer)
+        self._sequence.append(attempt.sequence)
+        self._outcome.append(attempt.outcome)
+        self._start_ms.append(attempt.start_ms)
+        self._end_ms.append(attempt.end_ms)
+        self.counts[attempt.outcome] += 1
+
+    def record_read(self, start_ms: float, end_ms: float, seen: tuple[int, int] | None) -> None:
+        """Keep one answered read; ``seen`` is the id of the row that it returned, if it returned one."""
+        self.read_end_ms.append(end_ms)
+        self.read_latency_ms.append(end_ms - start_ms)
+        if seen is not None:
+            self.observed.add(seen)
+
+    def record_read_error(self, end_ms: float) -> None:
+        """Keep one read that was not answered."""
+        self.read_error_ms.append(end_ms)
+
+    def __len__(self) -> int:
+        return len(self._writer)
+
+    def __iter__(self) -> Iterator[Attempt]:
+        for i in range(len(self._writer)):
+            yield Attempt(
+                self._writer[i],
+                self._sequence[i],
+                Outcome(self._outcome[i]),
+                self._start_ms[i],
+                self._end_ms[i],
+                self._sqlstate.get(i),
+            )
+
+    @property
+    def acknowledged(self) -> int:
+        """How many writes were acknowledged so far."""
+        return self.counts[Outcome.ACKNOWLEDGED]
+
+    @property
+    def errors(self) -> int:
+        """How many writes surely failed so far."""
+        return self.counts[Outcome.ERROR]
+
+    @property
+    def unknown(self) -> int:
+        """How many writes have an unknown outcome so far."""
+        return self.counts[Outcome.UNKNOWN]
+
+    def acknowledged_at_ms(self) -> array[float]:
+        """When each acknowledgement arrived, in order of time."""
+        return array("d", sorted(e for e, o in zip(self._end_ms, self._outcome, strict=True) if o == 0))
+
+    def sqlstates(self) -> dict[str, int]:
+        """How often each SQLSTATE ended a write; a lost connection has none and counts as ``connection lost``."""
+        named = Counter(self._sqlstate.values())
+        nameless = len(self) - self.acknowledged - named.total()
+        if nameless:
+            named["connection lost"] = nameless
+        return dict(named.most_common())
