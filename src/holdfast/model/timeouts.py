@@ -139,6 +139,12 @@ class DrillTimeouts(BaseModel):
     sample_interval_ms: int = Field(100, ge=20)
     """Between two samples for the display, and two looks at the journal while the drill runs."""
 
+
+class LocalTimeouts(BaseModel):
+    """Times of a cluster on one machine (`holdfast up`, `holdfast demo`) and of its supervisor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     supervisor_restart_min_ms: int = Field(200, ge=10, le=60_000)
     """A local process that ends is started again at once, then after this long, doubled while it keeps ending."""
 
