@@ -10,13 +10,14 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from holdfast.model.errors import RegisterError
-from holdfast.model.lsn import Position
+from holdfast.model.lsn import History, Position
 
 REGISTER_FORMAT = 1
 BARRIER_NAME = "holdfast_barrier"
 """A synchronous standby that nobody may be named: while PostgreSQL waits for it, nothing is acknowledged."""
 
 NODE_NAME = re.compile(r"\A[a-z][a-z0-9]{0,15}\Z")
+_ANY = re.compile(r"\AANY (\d+) \(([^()]+)\)\Z")
 INCARNATION = re.compile(r"\A[0-9a-f]{8}\Z")
 
 
@@ -75,6 +76,16 @@ class Quorum:
     def __str__(self) -> str:
         return f"ANY {self.k} ({', '.join(sorted(m.application_name for m in self.members))})"
 
+    @classmethod
+    def parse(cls, text: str) -> Quorum | None:
+        """The quorum that ``synchronous_standby_names`` spells, or None if it is none of ours (the barrier, say)."""
+        match = _ANY.match(text)
+        if match is None:
+            return None
+        members = [Member.parse(name.strip()) for name in match[2].split(",")]
+        known = frozenset(m for m in members if m is not None)
+        return cls(known, int(match[1])) if len(known) == len(members) and int(match[1]) <= len(known) else None
+
 
 NO_QUORUM = Quorum(frozenset(), 0)
 
@@ -128,8 +139,8 @@ class Register:
         return self.committed.leader if self.phase is Phase.SERVING else None
 
     def opened(self) -> Register:
-        """The next epoch, recruiting; the committed configuration stays in force."""
-        return replace(self, epoch=self.epoch + 1, phase=Phase.RECRUITING, candidate=None, handover=None)
+        """The next epoch, recruiting; the committed configuration stays in force, and so does a wish for a successor."""
+        return replace(self, epoch=self.epoch + 1, phase=Phase.RECRUITING, candidate=None)
 
     def chosen(self, candidate: Member) -> Register:
         """The same epoch, promoting ``candidate``."""
@@ -144,6 +155,10 @@ class Register:
             committed=Configuration(leader, self.epoch, quorum),
             handover=None,
         )
+
+    def handing_over(self, target: str | None) -> Register:
+        """The same leadership, about to be handed to ``target`` (None: no longer)."""
+        return replace(self, handover=target)
 
     def requorumed(self, quorum: Quorum) -> Register:
         """The same leadership under another quorum."""
@@ -170,11 +185,15 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Recruit:
-    """What a member wrote when it joined a new epoch: it streams from nobody any more, and its log ends here."""
+    """What a member wrote when it joined a new epoch: it streams from nobody any more, and its log ends here.
+
+    ``history`` lists the timelines before ``position.timeline``: others learn from it whether they can follow.
+    """
 
     member: Member
     epoch: int
     position: Position
+    history: History
 
     def to_json(self) -> bytes:
         """The stored form."""

@@ -1,0 +1,203 @@
+"""What any voter may do for the whole cluster: open an epoch, choose, take over (docs/protocol.md, "Failover")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from holdfast.core.actions import Action, AskPeers, ChooseCandidate, OpenEpoch
+from holdfast.core.choice import Choice, choose
+from holdfast.core.leadership import Situation
+from holdfast.core.observation import Observation
+from holdfast.core.quorum import recruits_suffice
+from holdfast.model.errors import ProtocolViolation
+from holdfast.model.register import Member, Phase, Register
+from holdfast.model.report import NodeReport
+from holdfast.model.server import ServerStatus
+
+
+class Signal(StrEnum):
+    """What calls for coordination."""
+
+    QUIET = "quiet"
+    SUSPECTED = "suspected"
+    """A majority of the voters, or the leader's own agent, holds that the one that leads is lost."""
+    ENOUGH = "enough"
+    """A safe candidate is among the recruits."""
+    STALLED = "stalled"
+    """The phase has not advanced for its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinationRule:
+    """One row of the second table."""
+
+    id: str
+    comment: str
+    act: Callable[[Observation, Register], tuple[Action, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Coordination:
+    """What to do now for the cluster, and the rule that says so."""
+
+    phase: Phase
+    signal: Signal
+    rule: CoordinationRule
+    actions: tuple[Action, ...]
+
+
+_UNFIT = (Situation.ABSENT.value, Situation.REBUILDING.value, Situation.SILENT.value)
+
+
+def willing_members(o: Observation, register: Register, since_ms: int) -> frozenset[Member]:
+    """The directories that would join an epoch now, by answers not older than ``since_ms``; the own one included."""
+    willing = {
+        p.report.member
+        for p in o.peers.values()
+        if p.report is not None
+        and p.report.member is not None
+        and p.answered_ms is not None
+        and p.answered_ms >= since_ms
+        and _would_join(p.report, register)
+    }
+    if o.member is not None and not o.rebuilding and o.server.status is not ServerStatus.UNRESPONSIVE:
+        willing.add(o.member)
+    return frozenset(willing) & (register.committed.quorum.members | {register.committed.leader})
+
+
+def _would_join(report: NodeReport, register: Register) -> bool:
+    return report.promised <= register.epoch and report.situation not in _UNFIT and report.alarm is None
+
+
+def prevote_passes(register: Register, willing: frozenset[Member]) -> bool:
+    """Whether an epoch opened now could be recruited, and its candidate pass the barrier with another's help."""
+    return recruits_suffice(register.committed, willing) and len(willing) >= 2
+
+
+def _open(o: Observation, register: Register, why: str) -> tuple[Action, ...]:
+    since_ms = o.suspected_since_ms if o.suspected_since_ms is not None else o.now_ms
+    if prevote_passes(register, willing_members(o, register, since_ms)):
+        return (OpenEpoch(why),)
+    asked_ms = [p.asked_ms or 0 for p in o.peers.values()]
+    return (AskPeers(),) if any(ms < since_ms for ms in asked_ms) else ()
+
+
+def _suspected(o: Observation, register: Register) -> tuple[Action, ...]:
+    return _open(o, register, o.verdict.evidence if o.verdict is not None else "suspected by the voters")
+
+
+def _stalled(o: Observation, register: Register) -> tuple[Action, ...]:
+    return _open(o, register, f"{register.phase.value} did not advance")
+
+
+def best_choice(o: Observation, register: Register) -> Choice | None:
+    """The candidate that the recruits of this epoch allow."""
+    recruits = [r for r in o.recruits if r.epoch == register.epoch]
+    may_lead = o.now_ms - o.phase_since_ms >= o.timeouts.leader_restart_grace_ms
+    return choose(register.committed, recruits, register.handover, may_lead)
+
+
+def _choose(o: Observation, register: Register) -> tuple[Action, ...]:
+    choice = best_choice(o, register)
+    if choice is None:
+        return ()
+    recent_ms = o.now_ms - 2 * o.timeouts.heartbeat_interval_ms
+    expected = willing_members(o, register, recent_ms) - {register.committed.leader}
+    missing = expected - {r.member for r in o.recruits}
+    waited_ms = o.now_ms - (o.enough_since_ms if o.enough_since_ms is not None else o.now_ms)
+    if missing and waited_ms < o.timeouts.recruit_grace_ms:
+        return ()
+    return (ChooseCandidate(choice.candidate, choice.reason),)
+
+
+def _nothing(o: Observation, register: Register) -> tuple[Action, ...]:
+    return ()
+
+
+_OPEN = CoordinationRule("epoch.suspect", "pre-vote; if the epoch could be recruited and barred, open it", _suspected)
+_REPLACE = CoordinationRule("epoch.replace", "pre-vote, then open the next epoch in place of a stalled one", _stalled)
+_QUIET = CoordinationRule("epoch.quiet", "nothing calls for the voters", _nothing)
+
+COORDINATION: dict[tuple[Phase, Signal], CoordinationRule] = {
+    (Phase.SERVING, Signal.QUIET): _QUIET,
+    (Phase.SERVING, Signal.SUSPECTED): _OPEN,
+    (Phase.RECRUITING, Signal.QUIET): _QUIET,
+    (Phase.RECRUITING, Signal.ENOUGH): CoordinationRule(
+        "epoch.choose", "after a short grace for more log, swap to promoting", _choose
+    ),
+    (Phase.RECRUITING, Signal.STALLED): _REPLACE,
+    (Phase.PROMOTING, Signal.QUIET): _QUIET,
+    (Phase.PROMOTING, Signal.SUSPECTED): _REPLACE,
+    (Phase.PROMOTING, Signal.STALLED): _REPLACE,
+}
+
+
+def phase_timeout_ms(o: Observation, register: Register) -> int:
+    """How long the phase may stand still: doubled for each epoch replaced, apart by rank so that voters do not duel."""
+    recruiting = register.phase is Phase.RECRUITING
+    base_ms = o.timeouts.recruit_phase_ms if recruiting else o.timeouts.promote_phase_ms
+    replaced = min(register.epoch - register.committed.epoch - 1, 16)
+    rank = register.voters.index(o.node) if o.node in register.voters else len(register.voters)
+    return min(base_ms << max(replaced, 0), o.timeouts.phase_backoff_max_ms) + rank * base_ms // 8
+
+
+def suspected(o: Observation, register: Register) -> bool:
+    """Whether enough voters hold that the one that leads is lost."""
+    about = o.led_by
+    verdict = o.verdict
+    if about is None or verdict is None or verdict.about != about:
+        return False
+    if about == o.member:
+        return verdict.kind.calls_for_failover
+    if o.last_failover_ms is not None and o.now_ms - o.last_failover_ms < o.timeouts.cool_down_ms:
+        return False
+    fresh_ms = 2 * o.timeouts.heartbeat_interval_ms + o.timeouts.peer_timeout_ms
+    verdicts = {
+        name: peer.report.verdict
+        for name, peer in o.peers.items()
+        if peer.report is not None and peer.answered_ms is not None and o.now_ms - peer.answered_ms <= fresh_ms
+    }
+    verdicts[o.node] = verdict
+    against = [
+        name
+        for name, v in verdicts.items()
+        if name in register.voters
+        and v is not None
+        and (v.about, v.epoch) == (about, register.epoch)
+        and v.kind.calls_for_failover
+    ]
+    return len(against) > len(register.voters) // 2
+
+
+def signal_of(o: Observation, register: Register) -> Signal:
+    """What calls for coordination now."""
+    stalled = o.now_ms - o.progress_ms >= phase_timeout_ms(o, register)
+    match register.phase:
+        case Phase.SERVING:
+            if register.handover is not None and not stalled:
+                return Signal.QUIET  # the leader stops on purpose
+            return Signal.SUSPECTED if suspected(o, register) else Signal.QUIET
+        case Phase.RECRUITING:
+            if best_choice(o, register) is not None:
+                return Signal.ENOUGH
+            return Signal.STALLED if stalled else Signal.QUIET
+        case Phase.PROMOTING:
+            if register.epoch == 1:
+                return Signal.QUIET  # a new cluster: there is nobody else to promote
+            if o.led_by != o.member and suspected(o, register):
+                return Signal.SUSPECTED
+            return Signal.STALLED if stalled else Signal.QUIET
+
+
+def coordinate(o: Observation) -> Coordination | None:
+    """What this voter may do for the cluster now; None without a register to go by, or if it is no voter."""
+    register = o.register
+    if register is None or o.trouble is not None or o.node not in register.voters:
+        return None
+    signal = signal_of(o, register)
+    rule = COORDINATION.get((register.phase, signal))
+    if rule is None:
+        raise ProtocolViolation(f"no rule for phase {register.phase.value} when {signal.value}")
+    return Coordination(register.phase, signal, rule, rule.act(o, register))
