@@ -6,10 +6,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from holdfast.model.errors import StoreUnavailable
 from holdfast.model.event import Event
 
 ABSENT = 0
 """The revision of a key that is not there."""
+
+JOURNAL_ENTRIES_MAX = 10_000
+"""The journal's length, give or take what is appended between two looks at it."""
+
+TRIM_EVERY = 128
+"""Appends by one process between two looks at the journal's length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,13 @@ class Lease:
     ttl_s: int
 
 
+class LeaseEnded(StoreUnavailable):
+    """A key was to be bound to a lease that has ended: nothing was written, grant a new lease.
+
+    A StoreUnavailable, because who treats every failed write alike does the right thing.
+    """
+
+
 class Store(Protocol):
     """The store of one cluster. Every method raises StoreUnavailable when no endpoint answers in time."""
 
@@ -88,7 +102,7 @@ class Store(Protocol):
         ...
 
     async def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
-        """Write a key; returns its new revision."""
+        """Write a key; returns its new revision. Raises LeaseEnded if ``lease`` has ended."""
         ...
 
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
@@ -124,11 +138,12 @@ class Store(Protocol):
 
         Begins with a `Resync` of how it is now. Survives endpoints that die, restart or fall silent by resuming from
         the last revision seen; what cannot be resumed (compaction) is a `Resync` again. Never raises StoreUnavailable.
+        A store that is away from the start is told as `Disconnected` before the first `Resync`. Ends with `close`.
         """
         ...
 
     async def append_event(self, event: Event) -> None:
-        """Append to the journal; entries are never changed."""
+        """Append to the journal; entries are never changed. Beyond `JOURNAL_ENTRIES_MAX` the oldest leave."""
         ...
 
     async def read_events(self, limit: int = 1000) -> tuple[Event, ...]:

@@ -1,0 +1,417 @@
+"""etcd's JSON gateway over HTTP: endpoints tried in turn, deadlines, TLS, tokens. It knows no keys and no meanings.
+
+Two things about the gateway that shape this file:
+
+- A watch is one HTTP/1.1 exchange whose request body stays open, so that progress can be asked for on it. That needs
+  ``Connection: close`` in the request: otherwise Go's server wants the whole body before it sends the first answer.
+- The header ``Grpc-Metadata-Hasleader`` makes a member that has lost its leader refuse (and end its watches) instead
+  of waiting or, worse, staying silent on the minority's side of a cut network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import structlog
+
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, StoreUnavailable
+from holdfast.model.settings import StoreSettings
+from holdfast.model.timeouts import Timeouts
+from holdfast.store.etcd_version import is_supported, parse_version, survives_kill
+
+JsonObject = dict[str, Any]
+
+# gRPC status codes, as the gateway shows them
+NOT_FOUND = 5
+PERMISSION_DENIED = 7
+RESOURCE_EXHAUSTED = 8
+FAILED_PRECONDITION = 9
+OUT_OF_RANGE = 11
+_UNAUTHENTICATED = 16
+_NOT_DECIDED = frozenset({1, 2, 4, 10, 13, 14})
+"""Cancelled, unknown, deadline, aborted, internal, unavailable: the request may or may not have taken effect."""
+
+_STALE_TOKEN = ("invalid auth token", "revision of auth store is old")
+
+_log = structlog.get_logger(__name__)
+
+
+class EtcdRefusal(Exception):
+    """etcd answered that it will not do this: it has taken no effect. For this package only."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class StreamBroken(Exception):
+    """A watch's stream ended or fell silent. For this package only."""
+
+
+class _Unanswered(Exception):
+    """No usable answer from one endpoint.
+
+    ``reached``: whether the request may have arrived there. ``fault``: what to raise if it never worked anywhere.
+    """
+
+    def __init__(self, reason: str, *, reached: bool, fault: HoldfastError | None = None) -> None:
+        super().__init__(reason)
+        self.reached = reached
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What etcd answered, and which endpoint did."""
+
+    body: JsonObject
+    endpoint: str
+
+    @property
+    def revision(self) -> int:
+        """The store's revision when it answered."""
+        return int(self.body.get("header", {}).get("revision", 0))
+
+
+class EtcdGateway:
+    """Requests to etcd. Remembers the endpoint that answered last and begins with it."""
+
+    def __init__(self, settings: StoreSettings, timeouts: Timeouts) -> None:
+        """Raises ConfigurationError if certificates or the password cannot be used."""
+        self._settings = settings
+        self._timeouts = timeouts
+        self._endpoints = settings.endpoints
+        self._preferred = 0
+        self._ssl = tls_context(settings)
+        self._session: aiohttp.ClientSession | None = None
+        self._versions: dict[str, str] = {}
+        self._token: str | None = None
+        self._token_lock = asyncio.Lock()
+        self._proven = False
+        self.closed = False
+        if settings.user is not None:
+            self._password()
+        elif settings.password_file is not None:
+            raise ConfigurationError("store.password_file is set but store.user is not: set both, or neither")
+
+    async def call(self, path: str, body: JsonObject, *, repeatable: bool = True) -> Answer:
+        """POST ``body``; one endpoint after the other until one answers.
+
+        A request that is not ``repeatable`` goes to a second endpoint only if it cannot have reached the first one.
+        Raises EtcdRefusal; StoreUnavailable; ConfigurationError or EnvironmentFault if it has never worked so far and
+        that is why.
+        """
+        problems: list[_Unanswered] = []
+        for _ in self._endpoints:
+            endpoint = self._endpoints[self._preferred]
+            try:
+                async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
+                    answer = await self._ask_as_user(endpoint, path, body)
+            except (TimeoutError, aiohttp.ClientError, OSError, _Unanswered) as error:
+                problem = self._classify(endpoint, error)
+                problems.append(problem)
+                self.turn_away(endpoint)
+                if problem.reached and not repeatable:
+                    break
+            else:
+                self._proven = True
+                return Answer(answer, endpoint)
+        raise self._verdict(problems)
+
+    async def version(self) -> str:
+        """The version of the endpoint in use. Raises as `call`."""
+        answer = await self.call("/v3/maintenance/status", {})
+        return self._versions[answer.endpoint]
+
+    @asynccontextmanager
+    async def stream(self, path: str, first: JsonObject) -> AsyncIterator[GatewayStream]:
+        """Open a stream in both directions at the endpoint in use; raises StreamBroken."""
+        endpoint = self._endpoints[self._preferred]
+        stream = GatewayStream(endpoint)
+        stream.send(first)
+        try:
+            try:
+                async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
+                    response = await self._http().post(
+                        endpoint + path,
+                        data=stream.outgoing(),
+                        headers={**self._headers(), "Connection": "close"},
+                        timeout=aiohttp.ClientTimeout(total=None),
+                    )
+                    stream.response = response
+                    if response.status != 200:
+                        raise StreamBroken(f"{endpoint}: {_refusal(await response.read(), response.status).message}")
+                yield stream
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                raise StreamBroken(str(self._classify(endpoint, error))) from error
+        except StreamBroken:
+            self.turn_away(endpoint)
+            raise
+        finally:
+            if stream.response is not None:
+                stream.response.close()
+
+    def turn_away(self, endpoint: str) -> None:
+        """Begin with the next endpoint from now on, if ``endpoint`` is the one in use."""
+        if self._endpoints[self._preferred] == endpoint:
+            self._preferred = (self._preferred + 1) % len(self._endpoints)
+
+    async def close(self) -> None:
+        """Drop all connections. Idempotent."""
+        self.closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self.closed:
+            raise StoreUnavailable("this store was closed by its owner")
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._ssl if self._ssl is not None else True)
+            self._session = aiohttp.ClientSession(connector=connector)
+        return self._session
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Grpc-Metadata-Hasleader": "true"}
+        if self._token is not None:
+            headers["Authorization"] = self._token
+        return headers
+
+    async def _ask_as_user(self, endpoint: str, path: str, body: JsonObject) -> JsonObject:
+        if endpoint not in self._versions:
+            self._versions[endpoint] = await self._read_version(endpoint)
+        if self._settings.user is None:
+            return await self._ask(endpoint, path, body)
+        token = self._token or await self._new_token(endpoint, None)
+        try:
+            return await self._ask(endpoint, path, body)
+        except EtcdRefusal as refusal:
+            if refusal.code != _UNAUTHENTICATED and not any(text in refusal.message for text in _STALE_TOKEN):
+                raise
+            _log.debug("etcd_token_renewed", endpoint=endpoint, reason=refusal.message)
+        await self._new_token(endpoint, token)
+        return await self._ask(endpoint, path, body)
+
+    async def _ask(self, endpoint: str, path: str, body: JsonObject) -> JsonObject:
+        async with self._http().post(endpoint + path, json=body, headers=self._headers()) as response:
+            raw = await response.read()
+            if response.status != 200:
+                raise self._checked_refusal(endpoint, path, raw, response.status)
+        answer = _json_object(raw)
+        if answer is None:
+            raise _not_etcd(endpoint)
+        if "error" in answer:
+            raise self._checked_refusal(endpoint, path, raw, 200)
+        result = answer.get("result", answer)  # a streaming method wraps each of its answers
+        return result if isinstance(result, dict) else {}
+
+    def _checked_refusal(self, endpoint: str, path: str, raw: bytes, status: int) -> EtcdRefusal | _Unanswered:
+        """What an error answer means: refused (no effect), or no answer at all."""
+        if status == 404 and _json_object(raw) is None:
+            absent = ConfigurationError(
+                f"{endpoint} (store.endpoints) is etcd without its JSON gateway ({path} is not there): "
+                "start it with --enable-grpc-gateway=true"
+            )
+            return _Unanswered(f"{endpoint}: no JSON gateway", reached=False, fault=absent)
+        refusal = _refusal(raw, status)
+        if refusal.code in _NOT_DECIDED:
+            return _Unanswered(f"{endpoint}: {refusal.message}", reached=True)
+        fault = self._access_fault(refusal)
+        if fault is not None:
+            return _Unanswered(f"{endpoint}: {refusal.message}", reached=False, fault=fault)
+        return refusal
+
+    def _access_fault(self, refusal: EtcdRefusal) -> ConfigurationError | None:
+        user = self._settings.user
+        if "invalid user ID or password" in refusal.message:
+            return ConfigurationError(
+                f"etcd refuses the password of user {user!r}: put the right one into store.password_file "
+                f"({self._settings.password_file}), or correct store.user"
+            )
+        if "user name is empty" in refusal.message:
+            return ConfigurationError("etcd asks for a user: set store.user and store.password_file")
+        if "authentication is not enabled" in refusal.message:
+            return ConfigurationError(
+                "store.user is set but etcd has no authentication: "
+                "remove store.user and store.password_file, or run `etcdctl auth enable`"
+            )
+        if refusal.code == PERMISSION_DENIED:
+            return ConfigurationError(
+                f"etcd denies user {user!r} (store.user) this: grant it a role with readwrite on the prefix /holdfast/"
+            )
+        return None
+
+    async def _read_version(self, endpoint: str) -> str:
+        async with self._http().get(f"{endpoint}/version") as response:
+            answer = _json_object(await response.read())
+        text = str(answer["etcdserver"]) if answer is not None and "etcdserver" in answer else ""
+        version = parse_version(text)
+        if version is None:
+            raise _not_etcd(endpoint)
+        if not is_supported(version):
+            fault = EnvironmentFault(f"etcd at {endpoint} (store.endpoints) is {text}: Holdfast needs 3.4 or newer")
+            raise _Unanswered(str(fault), reached=False, fault=fault)
+        if not survives_kill(version):
+            _log.warning(
+                "etcd_version_can_lose_data",
+                endpoint=endpoint,
+                version=text,
+                fix="run 3.4.22, 3.5.6 or newer: this one can lose consistency when it is killed",
+            )
+        return text
+
+    async def _new_token(self, endpoint: str, stale: str | None) -> str:
+        async with self._token_lock:
+            if self._token is None or self._token == stale:
+                self._token = None  # an expired one makes etcd refuse even this request
+                body = {"name": self._settings.user, "password": self._password()}
+                self._token = str((await self._ask(endpoint, "/v3/auth/authenticate", body))["token"])
+            return self._token
+
+    def _password(self) -> str:
+        """Read anew for every token, so that a changed password needs no restart."""
+        path = self._settings.password_file
+        if path is None:
+            raise ConfigurationError("store.user is set but store.password_file is not: set both, or neither")
+        try:
+            password = path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"store.password_file cannot be read: {error}") from error
+        if not password:
+            raise ConfigurationError(f"store.password_file ({path}) is empty: write the password into it")
+        return password
+
+    def _classify(self, endpoint: str, error: Exception) -> _Unanswered:
+        if isinstance(error, _Unanswered):
+            return error
+        if isinstance(error, TimeoutError):
+            return _Unanswered(f"{endpoint}: no answer in {self._timeouts.store_request_ms} ms", reached=True)
+        if isinstance(error, aiohttp.ClientResponseError):  # it speaks, but not HTTP
+            return _not_etcd(endpoint)
+        reason = f"{endpoint}: {error or type(error).__name__}"
+        return _Unanswered(
+            reason,
+            reached=not isinstance(error, aiohttp.ClientConnectorError),
+            fault=_tls_fault(endpoint, error),
+        )
+
+    def _verdict(self, problems: list[_Unanswered]) -> HoldfastError:
+        """A wrong setting is one only as long as nothing has worked; later the world has changed, not the setting."""
+        faults = [problem.fault for problem in problems if problem.fault is not None]
+        if faults and not self._proven:
+            return faults[0]
+        reasons = "; ".join(str(problem) for problem in problems)
+        return StoreUnavailable(f"no etcd endpoint answers (store.endpoints): {reasons}")
+
+
+class GatewayStream:
+    """One open exchange: JSON objects out and in."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.response: aiohttp.ClientResponse | None = None
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._pending = bytearray()
+
+    def send(self, message: JsonObject) -> None:
+        """Send one object; does not wait."""
+        self._outgoing.put_nowait(json.dumps(message).encode() + b"\n")
+
+    async def outgoing(self) -> AsyncIterator[bytes]:
+        """The request's body, without an end."""
+        while True:
+            yield await self._outgoing.get()
+
+    async def receive(self, within_s: float) -> JsonObject | None:
+        """The next object, or None if none came in time; raises StreamBroken."""
+        assert self.response is not None
+        try:
+            async with asyncio.timeout(within_s):
+                while (end := self._pending.find(b"\n")) < 0:
+                    chunk = await self.response.content.readany()
+                    if not chunk:
+                        raise StreamBroken(f"{self.endpoint}: etcd ended the watch")
+                    self._pending += chunk
+        except TimeoutError:
+            return None
+        except (aiohttp.ClientError, OSError) as error:
+            raise StreamBroken(f"{self.endpoint}: {error or type(error).__name__}") from error
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        message = _json_object(line) if line else {}
+        if message is None:
+            raise StreamBroken(f"{self.endpoint}: not JSON on a watch")
+        if "error" in message:
+            raise StreamBroken(f"{self.endpoint}: {_refusal(line, 200).message}")
+        result = message.get("result", {})
+        return result if isinstance(result, dict) else {}
+
+
+def tls_context(settings: StoreSettings) -> ssl.SSLContext | None:
+    """TLS as the settings want it, None without an https endpoint; raises ConfigurationError."""
+    if (settings.cert_file is None) != (settings.key_file is None):
+        absent = "store.key_file" if settings.key_file is None else "store.cert_file"
+        raise ConfigurationError(f"{absent} is missing: a client certificate needs store.cert_file and store.key_file")
+    if not any(endpoint.startswith("https://") for endpoint in settings.endpoints):
+        for name in ("ca_file", "cert_file"):
+            if getattr(settings, name) is not None:
+                raise ConfigurationError(f"store.{name} is set but no URL in store.endpoints begins with https://")
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(f"store.ca_file ({settings.ca_file}) cannot be used: {error}") from error
+    if settings.cert_file is not None:
+        try:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"store.cert_file ({settings.cert_file}) with store.key_file ({settings.key_file}) "
+                f"cannot be used: {error}"
+            ) from error
+    return context
+
+
+def _tls_fault(endpoint: str, error: Exception) -> ConfigurationError | None:
+    text = str(error).lower()
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return ConfigurationError(
+            f"the certificate of {endpoint} is not trusted: set store.ca_file to the authority that signed it ({error})"
+        )
+    if "certificate required" in text or "bad certificate" in text or "unknown ca" in text:
+        return ConfigurationError(
+            f"{endpoint} does not accept our client certificate: set store.cert_file and store.key_file "
+            f"to one that etcd's --trusted-ca-file signed ({error})"
+        )
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return ConfigurationError(f"no TLS with {endpoint}: is it https at all? Correct store.endpoints ({error})")
+    return None
+
+
+def _not_etcd(endpoint: str) -> _Unanswered:
+    fault = ConfigurationError(f"{endpoint} is not etcd: correct store.endpoints (and use https:// if it wants TLS)")
+    return _Unanswered(str(fault), reached=False, fault=fault)
+
+
+def _refusal(raw: bytes, status: int) -> EtcdRefusal:
+    answer = _json_object(raw) or {}
+    error = answer.get("error")
+    if isinstance(error, dict):  # how streaming methods say it
+        return EtcdRefusal(int(error.get("grpc_code", 2)), str(error.get("message", "")))
+    message = str(answer.get("message") or error or f"HTTP status {status}")
+    return EtcdRefusal(int(answer.get("code", 14 if status >= 500 else 2)), message)
+
+
+def _json_object(raw: bytes) -> JsonObject | None:
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
