@@ -19,6 +19,7 @@ class ProcessSpec:
 
     ``stage``: processes of a lower stage are stopped first. ``data_dir`` is the PostgreSQL that an agent owns.
     ``may_kill``: whether SIGKILL is allowed when it does not stop in ``stop_ms`` although its data are to be kept.
+    Variables whose name begins with ``hidden_environment`` are not passed on.
     """
 
     name: str
@@ -29,7 +30,7 @@ class ProcessSpec:
     user: str | None = None
     data_dir: str | None = None
     may_kill: bool = True
-    environment: dict[str, str] = field(default_factory=dict)
+    hidden_environment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

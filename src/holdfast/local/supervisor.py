@@ -178,11 +178,12 @@ class Supervisor:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd="/",
-                    env={**os.environ, **spec.environment},
+                    env=_environment(spec),
                     start_new_session=True,
                     user=spec.user,
                     group=_group_of(spec.user),
                     extra_groups=[] if spec.user else None,
+                    umask=0o077,
                 )
         except (OSError, KeyError) as error:
             with contextlib.suppress(OSError), Path(spec.log_file).open("a") as log:
@@ -277,6 +278,11 @@ async def _kill_postgres(data_dir: Path, log: Callable[..., Any]) -> None:
     if postmaster is not None:
         log("postgres.killed", data_dir=str(data_dir), processes=kill_postgres(data_dir))
         await wait_until_ended(postmaster)
+
+
+def _environment(spec: ProcessSpec) -> dict[str, str]:
+    hidden = spec.hidden_environment
+    return {name: value for name, value in os.environ.items() if not (hidden and name.startswith(hidden))}
 
 
 def _group_of(user: str | None) -> int | None:

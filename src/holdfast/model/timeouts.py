@@ -67,6 +67,27 @@ class Timeouts(BaseModel):
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
     """A rewound node that does not stream by then is cloned afresh."""
 
+    probe_interval_ms: int = Field(1000, ge=100, le=60_000)
+    """Between two fresh sessions that each observer opens on the primary; each costs it a process and a handshake."""
+
+    probe_timeout_ms: int = Field(1000, ge=50, le=60_000)
+    """For one such session; below `silence_ms`, so that one that hangs does not hide the next."""
+
+    slot_interval_ms: int = Field(2000, ge=100, le=600_000)
+    """Between two moves of the slots that keep log for other members."""
+
+    retry_min_ms: int = Field(250, ge=1, le=60_000)
+    """After an action failed, before it is tried again; doubled for each failure in a row."""
+
+    retry_max_ms: int = Field(10_000, ge=10, le=600_000)
+    """The longest such pause."""
+
+    stop_ms: int = Field(10_000, ge=100, le=600_000)
+    """For a fast stop outside of a switchover; past it everything is killed (crash recovery is safe, waiting is not)."""
+
+    fence_ms: int = Field(1000, ge=10, le=60_000)
+    """For an immediate stop; past it everything is killed."""
+
     store_request_ms: int = Field(2000, ge=50, le=60_000)
     """For one request to the store before the next endpoint is tried."""
 
@@ -159,3 +180,6 @@ class LocalTimeouts(BaseModel):
 
     local_poll_ms: int = Field(50, ge=5, le=5000)
     """Between two looks at a local cluster that is starting: below what a person notices."""
+
+    local_watch_ms: int = Field(500, ge=50, le=60_000)
+    """Between two pictures of `holdfast status --watch`."""

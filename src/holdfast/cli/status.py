@@ -1,0 +1,108 @@
+"""``holdfast status``: how the cluster does, and what it could lose now."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.failures import FAILED, run
+from holdfast.cli.output import directory_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from holdfast.local.cluster import LocalCluster
+    from holdfast.local.status import ClusterStatus
+
+
+@click.command()
+@directory_option
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@json_option
+@click.pass_context
+def status(ctx: click.Context, directory: Path, watch: bool, as_json: bool) -> None:
+    """Show every node, the quorum, and which losses are tolerated now; exit status 1 if it is not healthy."""
+    from holdfast.cli.logs import configure_quiet_logs
+    from holdfast.local.cluster import LocalCluster
+
+    configure_quiet_logs()
+    cluster = LocalCluster.open(directory)
+    healthy = run(_watch(cluster, as_json) if watch else _once(cluster, as_json))
+    ctx.exit(0 if healthy else FAILED)
+
+
+async def _once(cluster: LocalCluster, as_json: bool) -> bool:
+    from holdfast.local.status import read_status
+
+    try:
+        now = await read_status(cluster)
+    finally:
+        await cluster.close()
+    _show(now, as_json)
+    return now.healthy
+
+
+async def _watch(cluster: LocalCluster, as_json: bool) -> bool:
+    from rich.console import Console
+    from rich.live import Live
+
+    from holdfast.local.status import read_status
+
+    interval_s = cluster.timeouts.local_watch_ms / 1000
+    console = Console()
+    try:
+        if as_json or not console.is_terminal:
+            while True:
+                _show(await read_status(cluster), as_json)
+                await asyncio.sleep(interval_s)
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(_picture(await read_status(cluster)), refresh=True)
+                await asyncio.sleep(interval_s)
+    finally:
+        await cluster.close()
+
+
+def _show(now: ClusterStatus, as_json: bool) -> None:
+    if as_json:
+        print_json(now.to_dict())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(_picture(now))
+
+
+def _picture(now: ClusterStatus) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("node", "role", "epoch", "position", "lag", "streams", "in quorum", "agent", "port"):
+        table.add_column(heading, justify="right" if heading in ("epoch", "lag", "port") else "left")
+    for node in now.nodes:
+        is_primary = node.name == now.primary
+        table.add_row(
+            node.name,
+            Text(node.role, style="bold green" if is_primary else "" if node.streaming else "yellow"),
+            "-" if node.epoch is None else str(node.epoch),
+            node.position or "-",
+            "-" if node.lag_bytes is None else f"{node.lag_bytes:,} B",
+            "" if is_primary else "yes" if node.streaming else "no",
+            "leads" if is_primary else "yes" if node.member else "no",
+            "alive" if node.agent_alive else Text("silent", style="red"),
+            str(node.postgres_port),
+        )
+    state = "stopped" if not now.running else f"epoch {now.epoch}, {now.phase}"
+    alarms = [Text(f"ALARM {n.name}: {n.alarm}", style="bold red") for n in now.nodes if n.alarm]
+    return Group(
+        f"{now.directory}: {state}",
+        table,
+        *alarms,
+        f"durability  {now.durability or '-'}",
+        f"tolerates   {now.tolerates}",
+        f"write       {now.write_address}    read  {now.read_address}",
+    )

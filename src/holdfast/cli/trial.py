@@ -1,0 +1,140 @@
+"""What ``demo`` and ``drill run`` share: the options, the cluster, the watching, the report."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from holdfast.cli.output import Steps
+
+if TYPE_CHECKING:
+    from holdfast.drill.result import DrillResult
+    from holdfast.local.cluster import LocalCluster
+
+DRILLS = {"primary-crash": "the primary's PostgreSQL is killed under load"}
+STANDARD_OUTPUT = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was asked for on the command line."""
+
+    seed: int
+    plain: bool
+    hard: bool
+    json_file: Path | None
+    report_dir: Path
+
+
+def drill_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a drill to a command, which takes them as one `Trial`."""
+
+    @functools.wraps(command)
+    def with_trial(
+        *args: Any, seed: int, plain: bool, hard: bool, json_file: Path | None, report_dir: Path, **rest: Any
+    ) -> Any:
+        return command(*args, trial=Trial(seed, plain, hard, json_file, report_dir), **rest)
+
+    options = (
+        click.option(
+            "--json", "json_file", type=click.Path(path_type=Path), help="Write the result to FILE (- prints)."
+        ),
+        click.option(
+            "--seed", type=int, default=1, show_default=True, help="Seed of the load and of the fault's moment."
+        ),
+        click.option("--plain", is_flag=True, help="Print lines instead of a moving picture."),
+        click.option(
+            "--report",
+            "report_dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path("holdfast-report"),
+            show_default=True,
+            help="Directory of the report page.",
+        ),
+        click.option(
+            "--hard", is_flag=True, help="With much data, a long reader on each standby and a checkpoint under way."
+        ),
+    )
+    for option in reversed(options):
+        with_trial = option(with_trial)
+    return with_trial
+
+
+async def try_on_own_cluster(trial: Trial, *, nodes: int, keep: bool = False, directory: Path | None = None) -> bool:
+    """Run the drill on a cluster that is made for it; True if it passed."""
+    from holdfast.cli.logs import configure_quiet_logs
+    from holdfast.local.bringup import temporary_cluster
+
+    configure_quiet_logs()
+    _check_places(trial)
+    steps = Steps(err=trial.json_file == STANDARD_OUTPUT)
+    async with temporary_cluster(nodes=nodes, progress=steps, directory=directory) as cluster:
+        result = await _drill(trial, cluster, steps)
+        if keep:
+            cluster.keep()
+    if keep:
+        root = cluster.layout.root
+        steps(f"the cluster runs on in {root}: writes at port {cluster.file.ports.write}")
+        steps(f"look with `holdfast status --dir {root}`, stop with `holdfast down --dir {root}`")
+    return result.passed
+
+
+async def try_on_running_cluster(trial: Trial, directory: Path) -> bool:
+    """Run the drill on the cluster of a directory, which must run; True if it passed."""
+    from holdfast.cli.logs import configure_quiet_logs
+    from holdfast.local.cluster import LocalCluster
+    from holdfast.model.errors import ConfigurationError
+
+    configure_quiet_logs()
+    _check_places(trial)
+    cluster = LocalCluster.open(directory)
+    if not cluster.state().is_alive:
+        raise ConfigurationError(
+            f"--dir {directory}: the cluster does not run; `holdfast up --dir {directory}` starts it"
+        )
+    try:
+        result = await _drill(trial, cluster, Steps(err=trial.json_file == STANDARD_OUTPUT))
+    finally:
+        await cluster.close()
+    return result.passed
+
+
+async def _drill(trial: Trial, cluster: LocalCluster, steps: Steps) -> DrillResult:
+    from holdfast.drill.primary_crash import DrillOptions, run_primary_crash
+    from holdfast.drill.progress import make_observer
+
+    options = DrillOptions(
+        seed=trial.seed,
+        large_data=trial.hard,
+        long_readers=trial.hard,
+        checkpoint=trial.hard,
+        report_path=trial.report_dir.absolute() / "report.html",
+    )
+    observer = make_observer(plain=trial.plain, err=trial.json_file == STANDARD_OUTPUT)
+    result = await run_primary_crash(cluster, options, observer)
+    if trial.json_file == STANDARD_OUTPUT:
+        click.echo(result.to_json(), nl=False)
+    elif trial.json_file is not None:
+        trial.json_file.write_text(result.to_json())
+    return result
+
+
+def _check_places(trial: Trial) -> None:
+    """Say now, not after the drill, that its result could not be written."""
+    from holdfast.model.errors import ConfigurationError
+
+    if trial.json_file is not None and trial.json_file != STANDARD_OUTPUT:
+        parent = trial.json_file.absolute().parent
+        if trial.json_file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise ConfigurationError(f"--json {trial.json_file}: not a file that can be written")
+    place = trial.report_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ConfigurationError(f"--report {trial.report_dir}: {place} is not a directory that can be written to")

@@ -1,0 +1,452 @@
+"""A whole cluster on one machine, as ``up``, ``down``, ``status``, ``demo`` and the drills see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.local import layout as rooms
+from holdfast.local import machine
+from holdfast.local.configs import settings_hash, store_settings, write_configs
+from holdfast.local.layout import APP_DATABASE, APP_USER, ClusterFile, Layout
+from holdfast.local.plan import RunFiles, SupervisorState
+from holdfast.local.processes import kill_postgres, postmaster_of
+from holdfast.local.servers import find_servers, make_plan
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
+from holdfast.model.event import Event
+from holdfast.model.keys import Keys
+from holdfast.model.register import NodeRecord, NodeState, Phase, Register
+from holdfast.model.report import NodeReport
+from holdfast.model.server import ServerStatus
+from holdfast.model.timeouts import LocalTimeouts, Timeouts
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+    from holdfast.store.contract import Store
+
+Progress = Callable[[str], None]
+CRASH_LOOP_RESTARTS = 3
+"""A process that ended this often while the cluster starts will not come up by itself."""
+
+
+class LocalCluster:
+    """One directory's cluster. Satisfies ``holdfast.drill.cluster.ClusterUnderTest``."""
+
+    def __init__(self, layout: Layout, file: ClusterFile) -> None:
+        self.layout = layout
+        self.file = file
+        self.timeouts = LocalTimeouts()
+        self._files = RunFiles(layout.run)
+        self._keys = Keys(file.cluster)
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self.kept = False
+        self._store: Store | None = None
+        self._http: ClientSession | None = None
+
+    # -- making, opening ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        nodes: int,
+        port: int | None = None,
+        temporary: bool = False,
+        parameters: Mapping[str, str] | None = None,
+    ) -> LocalCluster:
+        """Make the directory of a new cluster; nothing runs yet.
+
+        ``temporary`` takes any free ports. Raises ConfigurationError, EnvironmentFault, and leaves nothing then.
+        """
+        layout = Layout.at(directory)
+        names = rooms.node_names(nodes)
+        rooms.check_new(layout)
+        os_user = machine.server_user()
+        machine.check_place(layout.root, nodes, os_user)
+        ports = rooms.draw_ports(names, port, anywhere=temporary)
+        with rooms.removed_on_failure(layout):
+            postgresql, etcd = find_servers(machine.private_copy_dir(layout), os_user)
+            file = ClusterFile("main", names, ports, postgresql, etcd, os_user, parameters=dict(parameters or {}))
+            file = rooms.make_directories(layout, file, machine.owner_ids(os_user))
+            write_configs(layout, file)
+        return cls(layout, file)
+
+    @classmethod
+    def open(cls, directory: Path) -> LocalCluster:
+        """The cluster of a directory; raises ConfigurationError if there is none."""
+        layout = Layout.at(directory)
+        return cls(layout, layout.load())
+
+    # -- what a drill asks --------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The cluster's name in the store."""
+        return self.file.cluster
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the nodes."""
+        return self.file.nodes
+
+    @property
+    def settings_hash(self) -> str:
+        """``sha256:…`` over every effective setting."""
+        return settings_hash(self.layout, self.file)
+
+    @property
+    def postgresql_version(self) -> str:
+        """For people and reports."""
+        return self.file.postgresql.version
+
+    @property
+    def etcd_version(self) -> str:
+        """For people and reports."""
+        return self.file.etcd.version
+
+    def dsn(self, port: int, user: str, secret: str, database: str) -> str:
+        """A connection string with its password; never log it."""
+        password = self.layout.read_secret(secret)
+        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+
+    @property
+    def write_dsn(self) -> str:
+        """The application's way to the primary, through the proxy."""
+        return self.dsn(self.file.ports.write, APP_USER, "app", APP_DATABASE)
+
+    @property
+    def read_dsn(self) -> str:
+        """The application's way to a standby, through the proxy."""
+        return self.dsn(self.file.ports.read, APP_USER, "app", APP_DATABASE)
+
+    async def direct_dsn(self, node: str) -> str:
+        """Past the proxy, as the superuser, to the application's database."""
+        return self.dsn(self.file.ports.nodes[node].postgres, "postgres", "superuser", APP_DATABASE)
+
+    async def register(self) -> Register | None:
+        """The register as the store has it; raises StoreUnavailable."""
+        entry = await self.store().get(self._keys.register)
+        return Register.from_json(entry.value) if entry else None
+
+    async def node_records(self) -> dict[str, NodeRecord]:
+        """What each node says of itself in the store; raises StoreUnavailable."""
+        snapshot = await self.store().list(self._keys.nodes)
+        records = [NodeRecord.from_json(entry.value) for entry in snapshot.entries]
+        return {record.member.node: record for record in records}
+
+    async def events(self) -> tuple[Event, ...]:
+        """The journal, oldest first; raises StoreUnavailable."""
+        return await self.store().read_events(100_000)
+
+    async def kill_postgres(self, node: str) -> float:
+        """SIGKILL every process of a node's PostgreSQL; returns when (Unix milliseconds).
+
+        Raises EnvironmentFault if it does not run.
+        """
+        data_dir = self.layout.data_dir(node)
+        if postmaster_of(data_dir) is None:
+            raise EnvironmentFault(f"{node}: its PostgreSQL does not run, so it cannot be killed")
+        at_ms = time.time() * 1000
+        kill_postgres(data_dir)
+        return at_ms
+
+    async def wait_until_whole(self, deadline_s: float) -> bool:
+        """Whether within the deadline a primary serves and every other node streams from it and is a member."""
+        give_up_at = time.monotonic() + deadline_s
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                if await self._is_whole():
+                    return True
+            if time.monotonic() >= give_up_at:
+                return False
+            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
+
+    async def _is_whole(self) -> bool:
+        register = await self.register()
+        if register is None or register.phase is not Phase.SERVING:
+            return False
+        leader = register.committed.leader
+        if {m.node for m in register.committed.quorum.members} != set(self.nodes) - {leader.node}:
+            return False
+        if register.committed.quorum.k == 0:
+            return False
+        reports = await self.reports()
+        records = await self.node_records()
+        return (
+            all(
+                report is not None and report.status is ServerStatus.STANDBY and report.streaming
+                for name, report in reports.items()
+                if name != leader.node
+            )
+            and set(records) == set(self.nodes)
+            and all((r.state is NodeState.PRIMARY) == (n == leader.node) for n, r in records.items())
+        )
+
+    # -- asking the agents --------------------------------------------------------------------------------------
+
+    def store(self) -> Store:
+        """A client of the cluster's store."""
+        if self._store is None:
+            from holdfast.store.etcd import EtcdStore
+
+            self._store = EtcdStore(store_settings(self.file), self.file.cluster, Timeouts())
+        return self._store
+
+    def http(self) -> ClientSession:
+        """A client for the agents' API."""
+        if self._http is None:
+            from aiohttp import ClientSession, ClientTimeout
+
+            self._http = ClientSession(timeout=ClientTimeout(total=Timeouts().store_request_ms / 1000))
+        return self._http
+
+    async def reports(self) -> dict[str, NodeReport | None]:
+        """What each agent says now; None for one that does not answer."""
+        answers = await asyncio.gather(*(self._report(name) for name in self.nodes))
+        return dict(zip(self.nodes, answers, strict=True))
+
+    async def _report(self, name: str) -> NodeReport | None:
+        from aiohttp import ClientError
+
+        try:
+            async with self.http().get(f"http://127.0.0.1:{self.file.ports.nodes[name].api}/node") as answer:
+                return NodeReport.from_json(await answer.read()) if answer.status == 200 else None
+        except (ClientError, TimeoutError, RegisterError, OSError):
+            return None
+
+    async def switch_over(self, target: str | None) -> str:
+        """Ask the primary to hand over; returns what it says. Raises HoldfastError with its reason if it refuses."""
+        from aiohttp import ClientError, ClientTimeout
+
+        if target is not None and target not in self.nodes:
+            raise ConfigurationError(f"--to {target}: no such node (there are {', '.join(self.nodes)})")
+        register = await self.register()
+        if register is None or register.leader is None:
+            raise HoldfastError("no primary serves at the moment, so there is nobody to hand over: see `status`")
+        url = f"http://127.0.0.1:{self.file.ports.nodes[register.leader.node].api}/switchover"
+        headers = {"Authorization": f"Bearer {self.layout.read_secret('api-token')}"}
+        limit = ClientTimeout(total=self.timeouts.local_start_ms / 1000)
+        try:
+            async with self.http().post(url, json={"to": target}, headers=headers, timeout=limit) as answer:
+                body = await answer.json(content_type=None)
+        except (ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
+            raise HoldfastError(f"the agent of {register.leader.node} did not answer: {error}") from error
+        if not isinstance(body, dict) or not body.get("ok"):
+            said = body.get("message") if isinstance(body, dict) else body
+            raise HoldfastError(f"{register.leader.node} refused: {said}")
+        return str(body.get("message", "done"))
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> SupervisorState:
+        """What the supervisor says of itself and of its processes."""
+        return SupervisorState.load(self._files.state)
+
+    def start(self, *, remove_unless_kept: bool = False) -> None:
+        """Start the supervisor, tied to us until `keep`; raises EnvironmentFault if a port is taken.
+
+        With ``remove_unless_kept`` it removes the directory when we end without having called `keep`.
+        """
+        owner = machine.owner_ids(self.file.os_user)
+        self.file = rooms.ensure_socket_directories(self.layout, self.file, owner)
+        if not self._leftovers():
+            machine.check_ports(self.layout, self.file)
+        write_configs(self.layout, self.file)
+        self.layout.save(self.file)
+        self._write_plan()
+        command = [sys.executable, "-m", "holdfast.cli", "supervise", str(self.layout.root), "--tied"]
+        with self._files.log.open("ab") as log:
+            self._supervisor = subprocess.Popen(
+                command + (["--remove"] if remove_unless_kept else []),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def _write_plan(self) -> None:
+        plan = make_plan(self.layout, self.file, self.timeouts)
+        rooms.write_atomically(self._files.plan, plan.to_json(), 0o600)
+
+    def _leftovers(self) -> bool:
+        from holdfast.local.supervisor import find_by_command
+
+        plan = make_plan(self.layout, self.file, self.timeouts)
+        return bool(find_by_command(s.command for s in plan.processes)) or any(
+            postmaster_of(self.layout.data_dir(name)) for name in self.nodes
+        )
+
+    async def wait_until_serving(self, progress: Progress) -> None:
+        """Wait until clients can write, telling each step; then make the application's role and database once.
+
+        Raises EnvironmentFault if a process does not stay up, HoldfastError if it takes too long.
+        """
+        told: dict[str, str] = {}
+        give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
+        while True:
+            self._check_processes()
+            for name, report in (await self.reports()).items():
+                words = _describe(report)
+                if words and told.get(name) != words:
+                    told[name] = words
+                    progress(f"{name}: {words}")
+            with contextlib.suppress(StoreUnavailable):
+                register = await self.register()
+                if register is not None and register.leader is not None:
+                    break
+            if time.monotonic() > give_up_at:
+                raise HoldfastError(f"no primary serves yet; {self._where_to_look()}")
+            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
+        if not self.file.complete:
+            await self._make_application(register.leader.node)
+            progress(f"role {APP_USER} and database {APP_DATABASE} are made")
+            self.file = replace(self.file, complete=True)
+            self.layout.save(self.file)
+            self._write_plan()
+
+    async def wait_until_proxy_answers(self) -> None:
+        """Wait until the proxy's port takes connections; raises EnvironmentFault, HoldfastError."""
+        give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.file.ports.write)
+                writer.close()
+                return
+            self._check_processes()
+            if time.monotonic() > give_up_at:
+                raise HoldfastError(f"the proxy does not answer; {self._where_to_look()}")
+            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
+
+    def _where_to_look(self) -> str:
+        return f"the logs are {self.layout.proxy_log} and {self.layout.agent_log(self.nodes[0])}"
+
+    def _check_processes(self) -> None:
+        """Raise EnvironmentFault if the supervisor ended or one of its processes keeps ending."""
+        if self._supervisor is not None and self._supervisor.poll() is not None:
+            raise EnvironmentFault(f"the supervisor ended: {_last_words(self._files.log) or 'without a word'}")
+        plan = None
+        for name, process in self.state().processes.items():
+            if process.restarts >= CRASH_LOOP_RESTARTS:
+                plan = plan or make_plan(self.layout, self.file, self.timeouts)
+                spec = plan.spec(name)
+                words = _last_words(Path(spec.log_file)) if spec else ""
+                raise EnvironmentFault(f"{name} does not stay up (exit status {process.last_status}): {words}")
+
+    async def _make_application(self, primary: str) -> None:
+        """The role and the database that applications use; again is no error. Raises HoldfastError."""
+        import psycopg
+        from psycopg import sql
+
+        port = self.file.ports.nodes[primary].postgres
+        dsn = self.dsn(port, "postgres", "superuser", "postgres")
+        try:
+            async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+                verifier = connection.pgconn.encrypt_password(
+                    self.layout.read_secret("app").encode(), APP_USER.encode(), b"scram-sha-256"
+                ).decode()
+                role, database = sql.Identifier(APP_USER), sql.Identifier(APP_DATABASE)
+                cursor = await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (APP_USER,))
+                verb = "ALTER" if await cursor.fetchone() else "CREATE"
+                await connection.execute(
+                    sql.SQL(verb + " ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier))
+                )
+                cursor = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (APP_DATABASE,))
+                if not await cursor.fetchone():
+                    await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
+        except psycopg.Error as error:
+            raise HoldfastError(f"the application's database could not be made on {primary}: {error}") from error
+
+    def keep(self) -> None:
+        """Let the cluster run on without us."""
+        self.kept = True
+        if self._supervisor is not None and self._supervisor.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._supervisor.stdin.write(b"keep\n")
+                self._supervisor.stdin.close()
+            self._supervisor.stdin = None
+
+    async def stop(self) -> bool:
+        """Stop everything of the cluster, also what a killed supervisor left; False if nothing ran."""
+        from holdfast.local.plan import Plan
+        from holdfast.local.supervisor import stop_in_order, wait_until_ended
+
+        state = self.state()
+        ran = state.is_alive or self._supervisor is not None or self._leftovers()
+        if self._supervisor is not None:
+            self.keep_nothing()
+            await asyncio.to_thread(self._supervisor.wait)
+            self._supervisor = None
+        elif state.is_alive and state.supervisor is not None:
+            state.supervisor.send(signal.SIGTERM)
+            await wait_until_ended(state.supervisor)
+        if self._files.plan.exists() and self._leftovers():
+            await stop_in_order(Plan.load(self._files.plan), self.state(), lambda event, **detail: None)
+            self._files.state.unlink(missing_ok=True)
+        return ran
+
+    def keep_nothing(self) -> None:
+        """Tell our tied supervisor to stop; returns at once."""
+        if self._supervisor is not None:
+            if self._supervisor.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._supervisor.stdin.close()
+                self._supervisor.stdin = None
+            with contextlib.suppress(ProcessLookupError):
+                self._supervisor.terminate()
+
+    async def close(self) -> None:
+        """Release connections; the cluster goes on."""
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+
+def _describe(report: NodeReport | None) -> str:
+    """What a node does, for people who watch a cluster start."""
+    if report is None:
+        return ""
+    if report.alarm:
+        return f"ALARM: {report.alarm}"
+    if report.status is ServerStatus.PRIMARY:
+        return "is primary"
+    if report.status is ServerStatus.STANDBY:
+        return "streams" if report.streaming else "is a standby"
+    return {
+        ServerStatus.ABSENT: "is making its data directory",
+        ServerStatus.STOPPED: "is about to start",
+        ServerStatus.STARTING: "is starting",
+        ServerStatus.UNRESPONSIVE: "does not answer",
+    }[report.status]
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a log, as people read it."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    if not lines:
+        return ""
+    try:
+        entry: Any = json.loads(lines[-1])
+        return str(entry.get("error") or entry.get("event") or lines[-1])
+    except (json.JSONDecodeError, AttributeError):
+        return lines[-1].removeprefix("Error: ")

@@ -1,0 +1,99 @@
+"""The servers that a local cluster uses, and the plan by which its supervisor runs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from holdfast.local.layout import ClusterFile, Layout, Program
+from holdfast.local.plan import Plan, ProcessSpec
+from holdfast.model.timeouts import LocalTimeouts, Timeouts
+
+PROXY_STAGE, AGENT_STAGE, STORE_STAGE = 0, 1, 2
+
+
+def _dotted(version: object) -> str:
+    return ".".join(str(part) for part in version) if isinstance(version, tuple) else str(version)
+
+
+def find_servers(private_copy_dir: Path, os_user: str | None) -> tuple[Program, Program]:
+    """PostgreSQL and etcd, both looked for at once; raises ConfigurationError or EnvironmentFault with the fix."""
+    with ThreadPoolExecutor(2) as both:
+        postgresql = both.submit(find_postgresql, private_copy_dir, os_user)
+        etcd = both.submit(find_etcd, private_copy_dir, os_user)
+        return postgresql.result(), etcd.result()
+
+
+def find_postgresql(private_copy_dir: Path, os_user: str | None) -> Program:
+    """The PostgreSQL to use; raises ConfigurationError or EnvironmentFault with the fix."""
+    from holdfast.postgres.installation import find_installation
+
+    found = find_installation(None, private_copy_dir, os_user)
+    return Program(_dotted(found.version), found.source, str(found.bin_dir))
+
+
+def find_etcd(private_copy_dir: Path, os_user: str | None) -> Program:
+    """The etcd to use; raises ConfigurationError or EnvironmentFault with the fix."""
+    from holdfast.store.etcd_server import find_etcd as find
+
+    found = find(os_user=os_user, copy_dir=private_copy_dir)
+    return Program(_dotted(found.version), found.source, str(found.path))
+
+
+def make_plan(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> Plan:
+    """What has to run: the store, an agent for each node (the first creates the cluster), the proxy."""
+    bootstrap = () if file.complete else ("--bootstrap",)
+    agents = [
+        ProcessSpec(
+            name,
+            _holdfast("node", "--config", str(layout.node_config(name)), *(bootstrap if name == file.nodes[0] else ())),
+            log_file=str(layout.agent_log(name)),
+            stage=AGENT_STAGE,
+            stop_ms=timeouts.local_stop_ms,
+            data_dir=str(layout.data_dir(name)),
+        )
+        for name in file.nodes
+    ]
+    proxy = ProcessSpec(
+        "proxy",
+        _holdfast("proxy", "--config", str(layout.proxy_config)),
+        log_file=str(layout.proxy_log),
+        stage=PROXY_STAGE,
+        stop_ms=timeouts.local_stop_ms,
+    )
+    return Plan(
+        processes=(_etcd(layout, file, timeouts), *agents, proxy),
+        restart_min_ms=timeouts.supervisor_restart_min_ms,
+        restart_max_ms=timeouts.supervisor_restart_max_ms,
+        postgres_stop_ms=timeouts.local_stop_ms,
+    )
+
+
+def _holdfast(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "holdfast.cli", *arguments)
+
+
+def _etcd(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> ProcessSpec:
+    from holdfast.store.etcd_server import EtcdInstallation, PrivateEtcd
+
+    server = PrivateEtcd(
+        EtcdInstallation(Path(file.etcd.path), file.etcd.version, file.etcd.source),
+        layout.etcd_data,
+        file.ports.etcd_client,
+        file.ports.etcd_peer,
+        layout.etcd_log,
+        file.os_user,
+    )
+    return ProcessSpec(
+        "etcd",
+        tuple(server.command()),
+        log_file=str(layout.etcd_log),
+        stage=STORE_STAGE,
+        stop_ms=Timeouts().store_stop_ms,
+        user=file.os_user if os.geteuid() == 0 else None,
+        may_kill=False,
+        # Settings of somebody's etcdctl are not ours.
+        hidden_environment="ETCD_",
+    )

@@ -1,0 +1,149 @@
+"""How a local cluster does, as one value: for people, for ``--json``, and for the exit status."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from holdfast.core.quorum import Tolerance, tolerance
+from holdfast.local.cluster import LocalCluster
+from holdfast.model.errors import StoreUnavailable
+from holdfast.model.register import NodeRecord, Phase, Register
+from holdfast.model.report import NodeReport
+from holdfast.model.server import ServerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node. ``lag_bytes`` is how much of the primary's log it lacks; None if that cannot be told."""
+
+    name: str
+    role: str
+    epoch: int | None
+    position: str | None
+    lag_bytes: int | None
+    streaming: bool
+    member: bool
+    agent_alive: bool
+    postgres_port: int
+    alarm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """The whole cluster. ``healthy``: a primary serves, every node takes part, and the next loss is tolerated."""
+
+    directory: str
+    running: bool
+    store_reachable: bool
+    epoch: int | None
+    phase: str | None
+    primary: str | None
+    durability: str | None
+    tolerates_primary: bool
+    tolerates_standbys: int
+    tolerates: str
+    write_address: str
+    read_address: str
+    healthy: bool
+    nodes: tuple[NodeStatus, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``status --json`` prints."""
+        return asdict(self)
+
+
+async def read_status(cluster: LocalCluster) -> ClusterStatus:
+    """Ask the store and every agent; never raises because one of them does not answer."""
+    register: Register | None = None
+    records: dict[str, NodeRecord] = {}
+    reachable = True
+    running = cluster.state().is_alive
+    try:
+        if running:
+            register = await cluster.register()
+            records = await cluster.node_records()
+    except StoreUnavailable:
+        reachable = False
+    reports = await cluster.reports()
+    ports = cluster.file.ports
+    nodes = tuple(
+        _node(name, reports[name], records.get(name), register, reports, ports.nodes[name].postgres)
+        for name in cluster.nodes
+    )
+    leader = register.leader if register else None
+    tolerated = _tolerance(register, reports)
+    whole = leader is not None and all(n.streaming or n.name == leader.node for n in nodes)
+    return ClusterStatus(
+        directory=str(cluster.layout.root),
+        running=running,
+        store_reachable=running and reachable,
+        epoch=register.epoch if register else None,
+        phase=register.phase.value if register else None,
+        primary=leader.node if leader else None,
+        durability=str(register.committed.quorum) if register else None,
+        tolerates_primary=tolerated.primary,
+        tolerates_standbys=tolerated.standbys,
+        tolerates=in_words(tolerated, serving=leader is not None, running=running, store=reachable),
+        write_address=f"127.0.0.1:{ports.write}",
+        read_address=f"127.0.0.1:{ports.read}",
+        healthy=running and reachable and whole and tolerated.primary and tolerated.standbys >= 1,
+        nodes=nodes,
+    )
+
+
+def _tolerance(register: Register | None, reports: dict[str, NodeReport | None]) -> Tolerance:
+    if register is None or register.phase is not Phase.SERVING:
+        return Tolerance(primary=False, standbys=0)
+    streaming = [r.member for r in reports.values() if r is not None and r.streaming and r.member is not None]
+    return tolerance(register.committed.quorum, streaming)
+
+
+def in_words(tolerated: Tolerance, *, serving: bool, running: bool = True, store: bool = True) -> str:
+    """Which losses the cluster survives now, as a sentence."""
+    if not running:
+        return "nothing runs"
+    if not serving:
+        return "no primary serves at the moment: writes wait"
+    standbys = {
+        0: "no standby may be lost: writes would wait",
+        1: "one standby may be lost",
+    }.get(tolerated.standbys, f"{tolerated.standbys} standbys may be lost")
+    if not store:
+        return f"the store does not answer, so nobody can be promoted; {standbys}"
+    if tolerated.primary and tolerated.standbys >= 1:
+        return f"the primary or {standbys.removesuffix(' may be lost')} may be lost"
+    if tolerated.primary:
+        return f"the primary may be lost; {standbys}"
+    return f"the primary may not be lost: nobody could take over without risk; {standbys}"
+
+
+def _node(
+    name: str,
+    report: NodeReport | None,
+    record: NodeRecord | None,
+    register: Register | None,
+    reports: dict[str, NodeReport | None],
+    postgres_port: int,
+) -> NodeStatus:
+    members = {m.node for m in register.committed.quorum.members} if register else set()
+    if report is None:
+        role = record.state.value if record else "unknown"
+        epoch = record.epoch if record else None
+        return NodeStatus(name, role, epoch, None, None, False, name in members, False, postgres_port, None)
+    primary = reports.get(register.leader.node) if register and register.leader else None
+    lag: int | None = None
+    if report.status is ServerStatus.STANDBY and primary is not None and primary.position and report.position:
+        lag = max(0, int(primary.position.lsn) - int(report.position.lsn))
+    return NodeStatus(
+        name,
+        role=report.status.value,
+        epoch=record.epoch if record else report.register_epoch,
+        position=f"{report.position.timeline}:{report.position.lsn}" if report.position else None,
+        lag_bytes=lag,
+        streaming=report.streaming,
+        member=name in members,
+        agent_alive=True,
+        postgres_port=postgres_port,
+        alarm=report.alarm,
+    )
