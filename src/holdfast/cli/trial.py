@@ -42,12 +42,8 @@ def drill_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, trial=Trial(seed, plain, hard, json_file, report_dir), **rest)
 
     options = (
-        click.option(
-            "--json", "json_file", type=click.Path(path_type=Path), help="Write the result to FILE (- prints)."
-        ),
-        click.option(
-            "--seed", type=int, default=1, show_default=True, help="Seed of the load and of the fault's moment."
-        ),
+        click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result there (- prints)."),
+        click.option("--seed", type=int, default=1, show_default=True, help="Seed of load and fault."),
         click.option("--plain", is_flag=True, help="Print lines instead of a moving picture."),
         click.option(
             "--report",

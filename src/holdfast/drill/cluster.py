@@ -15,13 +15,40 @@ class ClusterUnderTest(Protocol):
     ``settings_hash`` is ``sha256:…`` over all settings in effect; two runs are comparable only if it is the same.
     """
 
-    name: str
-    nodes: tuple[str, ...]
-    settings_hash: str
-    postgresql_version: str
-    etcd_version: str
-    write_dsn: str
-    read_dsn: str
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        ...
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of its nodes."""
+        ...
+
+    @property
+    def settings_hash(self) -> str:
+        """``sha256:…`` over all settings in effect."""
+        ...
+
+    @property
+    def postgresql_version(self) -> str:
+        """Such as 17.10."""
+        ...
+
+    @property
+    def etcd_version(self) -> str:
+        """Such as 3.5.1."""
+        ...
+
+    @property
+    def write_dsn(self) -> str:
+        """Through the proxy, to the primary."""
+        ...
+
+    @property
+    def read_dsn(self) -> str:
+        """Through the proxy, to a standby."""
+        ...
 
     async def register(self) -> Register | None:
         """The register as the store has it; raises StoreUnavailable."""
