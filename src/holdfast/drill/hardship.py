@@ -64,8 +64,8 @@ class Hardship:
         # Incompressible, below the size at which a value is moved out of its table.
         await connection.execute(
             sql.SQL(
-                "INSERT INTO {} (n, filling) SELECT i, f.filling FROM generate_series(1, %s) AS i, LATERAL "
-                "(SELECT string_agg(md5(i::text || random()::text), '') AS filling FROM generate_series(1, 30)) AS f"
+                "INSERT INTO {} (n, filling) SELECT i, (SELECT string_agg(md5(random()::text || i || j), '') "
+                "FROM generate_series(1, 30) AS j) FROM generate_series(1, %s) AS i"
             ).format(self._table),
             (rows,),
         )

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.drill.servers import find_bin_dir
+
+
+@pytest.fixture
+def server_home() -> Iterator[Path]:
+    """A directory that the servers' user may enter (pytest's own is closed to others)."""
+    home = Path(tempfile.mkdtemp(prefix="holdfast-drill-"))
+    home.chmod(0o755)
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def bin_dir() -> Path:
+    found = find_bin_dir()
+    if found is None:
+        pytest.skip("no PostgreSQL on this machine and no wheel of it")
+    return found
