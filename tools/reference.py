@@ -46,8 +46,8 @@ def settings_page() -> str:
         NOTICE,
         "# Settings",
         "",
-        "`holdfast node` and `holdfast proxy` read one TOML file each (`--config FILE`). An unknown setting, a wrong type or",
-        "a value out of range is an error that names the setting. Passwords stand in files of their own.",
+        "`holdfast node` and `holdfast proxy` read one TOML file each (`--config FILE`). An unknown setting, a wrong",
+        "type or a value out of range is an error that names the setting. Passwords stand in files of their own.",
     ]
     for title, model in (("holdfast node", NodeSettings), ("holdfast proxy", ProxySettings)):
         lines += ["", f"## {title}"]

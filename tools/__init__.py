@@ -1,0 +1,1 @@
+"""What those who work on Holdfast run; nothing here is installed."""
