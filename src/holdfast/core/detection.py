@@ -32,6 +32,9 @@ def judge(
         if agent.report.member is not None and agent.report.member != about:
             return verdict(VerdictKind.DEAD, "its agent has another data directory")
         if agent.report.status in (ServerStatus.STOPPED, ServerStatus.ABSENT):
+            seen_alive = max(agent.primary_ms or 0, sql.answered_ms or 0) >= since_ms
+            if not seen_alive and now_ms - since_ms < timeouts.hung_ms:
+                return verdict(VerdictKind.UNKNOWN, "its PostgreSQL has not been started yet")
             return verdict(VerdictKind.DEAD, "its agent says that PostgreSQL is gone")
     if _closed(agent.refused_ms, agent.answered_ms) and _closed(sql.refused_ms, sql.answered_ms):
         return verdict(VerdictKind.DEAD, "its host refuses connections to PostgreSQL and to the agent")
@@ -46,8 +49,10 @@ def judge(
     return verdict(VerdictKind.HEALTHY, "answers")
 
 
-def judge_own(about: Member, epoch: int, status: ServerStatus) -> Verdict:
-    """The leader's own agent knows first when its process is gone."""
+def judge_own(about: Member, epoch: int, status: ServerStatus, seen_alive: bool) -> Verdict:
+    """The leader's own agent knows first when its process is gone. Not started yet is not gone."""
+    if status is ServerStatus.STOPPED and not seen_alive:
+        return Verdict(about, epoch, VerdictKind.UNKNOWN, "the own PostgreSQL has not been started yet")
     if status in (ServerStatus.STOPPED, ServerStatus.ABSENT):
         return Verdict(about, epoch, VerdictKind.DEAD, "the own PostgreSQL is gone")
     return Verdict(about, epoch, VerdictKind.HEALTHY, "the own PostgreSQL runs")

@@ -162,7 +162,7 @@ def _commit(o: Observation) -> tuple[Action, ...]:
 
 
 def _restart(o: Observation) -> tuple[Action, ...]:
-    grace_ms = o.timeouts.leader_restart_grace_ms
+    grace_ms = o.timeouts.leader_restart_grace_ms if o.seen_alive else 0
     if o.stopped_ms is not None and o.now_ms - o.stopped_ms < grace_ms:
         return ()
     return (Start(standby=False),)
@@ -213,6 +213,11 @@ def _silent_for_long(o: Observation) -> tuple[Action, ...]:
     if o.silent_since_ms is None or o.now_ms - o.silent_since_ms < o.timeouts.hung_ms:
         return ()
     return _silent(o)
+
+
+def _rejoin(o: Observation) -> tuple[Action, ...]:
+    source = _led_by(o)
+    return (*_promise(o), Clone(source) if o.condemned else Rewind(source))
 
 
 def _nothing(o: Observation) -> tuple[Action, ...]:
@@ -291,9 +296,7 @@ def _rules() -> dict[str, Rule]:
             "the log goes beyond the fork: stop before it is taken back",
             lambda o: (*_promise(o), Stop(immediate=False)),
         ),
-        Rule(
-            "rejoin.rewind", "take the log beyond the fork back, or clone", lambda o: (*_promise(o), Rewind(_led_by(o)))
-        ),
+        Rule("rejoin.rewind", "take the log beyond the fork back; clone what a rewind did not mend", _rejoin),
     ]
     return {rule.id: rule for rule in rules}
 
@@ -434,11 +437,11 @@ def _following_duty(o: Observation, register: Register, situation: Situation) ->
         return follow
     if situation is Situation.ATTACHED and o.server.streaming:
         return follow
-    match o.fits():
-        case None:
-            return Duty.EXAMINE
-        case True:
-            return follow
+    fits = o.fits()
+    if fits is None:
+        return Duty.EXAMINE
+    if fits and not o.condemned:
+        return follow
     counted_on = o.member in register.committed.quorum.members
     return Duty.LEAVE if counted_on or follow is Duty.SUPPORT else Duty.REJOIN
 

@@ -32,6 +32,8 @@ class Peer:
     answered_ms: int | None = None
     refused_ms: int | None = None
     asked_ms: int | None = None
+    primary_ms: int | None = None
+    """When it last said that its PostgreSQL runs as a primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,14 @@ class Observation:
     """End of log of a stopped directory, once it was read."""
     stopped_ms: int | None = None
     """Since when the own PostgreSQL is known to be stopped."""
+    seen_alive: bool = False
+    """Whether this agent has seen the own PostgreSQL run."""
     silent_since_ms: int | None = None
     """Since when the own PostgreSQL has not answered."""
     lead_address: str | None = None
     """``host:port`` of the one that the register wants followed."""
+    condemned: bool = False
+    """Whether the directory was rewound and yet did not stream within its time: only a clone helps."""
     marker: Lsn | None = None
     """End of the marker that this leadership wrote after the server's start; None until it is written."""
     settled_lsn: Lsn | None = None

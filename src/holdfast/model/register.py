@@ -82,7 +82,7 @@ class Quorum:
         match = _ANY.match(text)
         if match is None:
             return None
-        members = [Member.parse(name.strip()) for name in match[2].split(",")]
+        members = [Member.parse(name.strip().strip('"')) for name in match[2].split(",")]
         known = frozenset(m for m in members if m is not None)
         return cls(known, int(match[1])) if len(known) == len(members) and int(match[1]) <= len(known) else None
 
@@ -139,7 +139,7 @@ class Register:
         return self.committed.leader if self.phase is Phase.SERVING else None
 
     def opened(self) -> Register:
-        """The next epoch, recruiting; the committed configuration stays in force, and so does a wish for a successor."""
+        """The next epoch, recruiting; the committed configuration stays in force, also the wish for a successor."""
         return replace(self, epoch=self.epoch + 1, phase=Phase.RECRUITING, candidate=None)
 
     def chosen(self, candidate: Member) -> Register:

@@ -83,13 +83,16 @@ class Timeouts(BaseModel):
     """The longest such pause."""
 
     stop_ms: int = Field(10_000, ge=100, le=600_000)
-    """For a fast stop outside of a switchover; past it everything is killed (crash recovery is safe, waiting is not)."""
+    """For a fast stop outside of a switchover; past it everything is killed: crash recovery is safe."""
 
     fence_ms: int = Field(1000, ge=10, le=60_000)
     """For an immediate stop; past it everything is killed."""
 
     store_request_ms: int = Field(2000, ge=50, le=60_000)
     """For one request to the store before the next endpoint is tried."""
+
+    store_first_ms: int = Field(10_000, ge=100, le=600_000)
+    """For a process that starts to hear from the store for the first time, before it says so and ends."""
 
     store_silence_ms: int = Field(3000, ge=200, le=60_000)
     """A watch without an event or a progress notification for this long is taken as broken and resumed elsewhere."""
@@ -183,3 +186,27 @@ class LocalTimeouts(BaseModel):
 
     local_watch_ms: int = Field(500, ge=50, le=60_000)
     """Between two pictures of `holdfast status --watch`."""
+
+
+class ProxyTimeouts(BaseModel):
+    """Times of the proxy's connections, beside ``hold_max_ms`` and ``server_connect_ms``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    retry_first_ms: int = Field(10, ge=1, le=1000)
+    """First pause after a server refused a connection; doubled up to the next. A change of the register ends it at once."""
+
+    retry_last_ms: int = Field(200, ge=10, le=10_000)
+    """Longest such pause: part of the clients' stall when a server comes back without a change of the register."""
+
+    client_login_ms: int = Field(60_000, ge=1000, le=600_000)
+    """For a client to prove who it is (PostgreSQL's authentication_timeout)."""
+
+    replay_ms: int = Field(5000, ge=100, le=600_000)
+    """For a fresh server to take over a session's settings and prepared statements."""
+
+    server_silence_ms: int = Field(5000, ge=500, le=600_000)
+    """A server's host that acknowledges no bytes for this long is gone, should the register not say so before."""
+
+    retry_hint_ms: int = Field(1000, ge=100, le=600_000)
+    """What a refused client is told to wait before it tries again."""

@@ -1,0 +1,447 @@
+"""The agent: observe, decide, apply, record; at once when something happens, else every tick."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from holdfast import __version__
+from holdfast.core import actions as a
+from holdfast.core.coordination import Coordination, coordinate
+from holdfast.core.handover import successor
+from holdfast.core.leadership import Decision, Duty, Situation, decide
+from holdfast.core.membership import change_of
+from holdfast.core.observation import Observation
+from holdfast.model.errors import (
+    ConfigurationError,
+    EnvironmentFault,
+    HoldfastError,
+    PostgresError,
+    ProtocolViolation,
+    StoreUnavailable,
+)
+from holdfast.model.keys import Keys
+from holdfast.model.lsn import Lsn
+from holdfast.model.register import Member, NodeRecord, NodeState, Phase
+from holdfast.model.report import NodeReport, ReplicaReport
+from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
+from holdfast.model.settings import NodeSettings
+from holdfast.node.clock import monotonic_ms
+from holdfast.node.journal import Journal
+from holdfast.node.observer import Look, Observer
+from holdfast.node.peers import Peers, PrimaryProbe
+from holdfast.node.performer import Performer
+from holdfast.node.promise import PromiseFile, new_incarnation
+from holdfast.node.publisher import Publisher
+from holdfast.node.registry import Registry
+from holdfast.postgres.server import Server
+from holdfast.store.contract import Store
+
+log = structlog.get_logger(__name__)
+
+NO_INCARNATION = "00000000"
+
+
+@dataclass(slots=True)
+class Pause:
+    """An action that failed waits before it is tried again."""
+
+    until_ms: int
+    length_ms: int
+
+
+class Agent:
+    """The agent of one node; `run` returns when it was asked to stop, with PostgreSQL stopped."""
+
+    def __init__(self, settings: NodeSettings, server: Server, store: Store, *, bootstrap: bool) -> None:
+        name, timeouts = settings.node.name, settings.timeouts
+        self._settings = settings
+        self._timeouts = timeouts
+        self._server = server
+        self._store = store
+        self._wake = asyncio.Event()
+        self._stopping = False
+        keys = Keys(settings.cluster.name)
+        self._keys = keys
+        self._promise = PromiseFile(settings.node.state_dir)
+        self._observer = Observer(name, timeouts)
+        self._registry = Registry(store, keys, self._wake.set)
+        self._peers = Peers(name, timeouts, lambda: self._registry.nodes, self._wake.set)
+        self._probe = PrimaryProbe(settings.postgres.replication_password_file, timeouts)
+        self._journal = Journal(store, name, timeouts)
+        self._publisher = Publisher(store, keys, timeouts)
+        self._performer = Performer(
+            settings, server, store, self._registry, self._peers, self._promise, self._observer, self._journal,
+            self._wake.set,
+        )  # fmt: skip
+        self._performer.creating = bootstrap
+        self._last: Observation | None = None
+        self._decision: Decision | None = None
+        self._rule_noted: str | None = None
+        self._pauses: dict[type[a.Action], Pause] = {}
+        self._ever_started = False
+        self._streamed: Member | None = None
+        self._slots_ready = False
+
+    # ---- life -------------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Read the promise, pick up a server left running; raises ConfigurationError, EnvironmentFault."""
+        self._promise.load(self._settings.cluster.name)
+        self._ever_started = await self._server.adopt()
+        promise = self._promise.current
+        if promise is None or self._server.system_identifier() is None:
+            return
+        self._performer.creating = self._performer.creating and promise.epoch == 0
+        if promise.incarnation is None or self._server.incarnation() != promise.incarnation:
+            # The directory is not the one that the promise speaks for: to the cluster it is a stranger.
+            incarnation = new_incarnation()
+            self._promise.speak_for(incarnation)
+            self._server.set_incarnation(incarnation)
+
+    async def run(self) -> None:
+        """Observe, decide and apply until `stop`; raises ConfigurationError or EnvironmentFault before the start."""
+        async with asyncio.TaskGroup() as group:
+            helpers = [
+                group.create_task(self._registry.run()),
+                group.create_task(self._peers.run()),
+                group.create_task(self._probe.run(self._leading_record, self._wake.set)),
+                group.create_task(self._journal.run()),
+                group.create_task(self._publisher.run()),
+                group.create_task(self._beat()),
+                group.create_task(self._keep_slots()),
+            ]
+            try:
+                await self._reach_store()
+                while not self._stopping:
+                    await self._turn()
+                    await self._rest()
+            finally:
+                for helper in helpers:
+                    helper.cancel()
+        await self._leave()
+
+    async def _reach_store(self) -> None:
+        """Wait for the first word of the store; for ever only if there is a server to look after."""
+        limit_ms = None if self._ever_started else self._timeouts.store_first_ms
+        try:
+            async with asyncio.timeout(None if limit_ms is None else limit_ms / 1000):
+                await self._registry.synced.wait()
+        except TimeoutError:
+            endpoints = ", ".join(self._settings.store.endpoints)
+            raise EnvironmentFault(
+                f"store.endpoints: no etcd answers at {endpoints}: start it, or correct the setting"
+            ) from None
+
+    def stop(self) -> None:
+        """Ask `run` to stop PostgreSQL and return."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _leave(self) -> None:
+        await self._performer.cancel_job()
+        self._journal.record("agent.stopped", self._epoch())
+        try:
+            await self._server.stop("fast", self._timeouts.stop_ms)
+        finally:
+            await self._journal.flush()
+            await self._publisher.withdraw()
+            await self._peers.close()
+            await self._server.close()
+
+    # ---- one turn ---------------------------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        self._take_failure()
+        self._name_directory()
+        server = await self._look_at_server()
+        o = self._observer.observe(self._look(server))
+        self._last = o
+        try:
+            decision = decide(o)
+            coordination = coordinate(o)
+        except ProtocolViolation as violation:
+            await self._fence(o, violation)
+            return
+        self._decision = decision
+        self._note(decision, o)
+        if o.trouble is None:
+            self._performer.alarm = None
+        performed = await self._perform(decision.actions, decision.rule.id, o)
+        if coordination is not None:
+            performed |= await self._perform(coordination.actions, coordination.rule.id, o)
+            self._note_coordination(coordination, o)
+        if (decision.situation, decision.duty) == (Situation.OPEN, Duty.LEAD) and o.register is not None:
+            change = change_of(o, o.register)
+            if change is not None:
+                performed |= await self._perform((change.action,), change.rule.value, o)
+        if performed:
+            self._wake.set()
+        self._publisher.publish(self._record(decision))
+        if not self._slots_ready and o.server.status in (ServerStatus.STANDBY, ServerStatus.PRIMARY):
+            await self._ensure_slots(o)
+
+    async def _perform(self, actions: tuple[a.Action, ...], rule: str, o: Observation) -> bool:
+        performed = False
+        for action in actions:
+            kind = type(action)
+            pause = self._pauses.get(kind)
+            if pause is not None and o.now_ms < pause.until_ms:
+                break
+            try:
+                did = await self._performer.perform(action, rule, o)
+            except (ConfigurationError, EnvironmentFault) as error:
+                if not self._ever_started:
+                    raise
+                self._failed(kind, rule, error)
+                break
+            except (StoreUnavailable, PostgresError) as error:
+                self._failed(kind, rule, error)
+                break
+            self._pauses.pop(kind, None)
+            self._ever_started |= isinstance(action, a.Start)
+            if isinstance(action, a.Start):
+                self._slots_ready = False
+            performed |= did and not isinstance(action, (a.AskPeers, a.Alarm))
+        return performed
+
+    def _failed(self, kind: type[a.Action], rule: str, error: HoldfastError) -> None:
+        former = self._pauses.get(kind)
+        length_ms = min(former.length_ms * 2, self._timeouts.retry_max_ms) if former else self._timeouts.retry_min_ms
+        self._pauses[kind] = Pause(monotonic_ms() + length_ms, length_ms)
+        self._journal.record(
+            "action.failed", self._epoch(), rule, action=kind.__name__, error=str(error), again_in_ms=length_ms
+        )
+
+    def _take_failure(self) -> None:
+        failure, self._performer.failure = self._performer.failure, None
+        if failure is None:
+            return
+        if isinstance(failure, (ConfigurationError, EnvironmentFault)) and not self._ever_started:
+            raise failure
+        if not isinstance(failure, HoldfastError):
+            raise failure
+        for kind in (a.Clone, a.Rewind, a.ReadEndOfLog, a.Initialize, a.HandOver):
+            self._failed(kind, "job", failure)
+
+    async def _fence(self, o: Observation, violation: ProtocolViolation) -> None:
+        if self._performer.alarm != str(violation):
+            self._performer.alarm = str(violation)
+            self._journal.record("violation", o.promised, None, reason=str(violation))
+        if o.server.status in (ServerStatus.PRIMARY, ServerStatus.UNRESPONSIVE):
+            await self._server.stop("immediate", self._timeouts.fence_ms)
+
+    # ---- looking ----------------------------------------------------------------------------------------------
+
+    def _name_directory(self) -> None:
+        """A directory that no promise speaks for (it was lost, say) is a new member."""
+        promise = self._promise.current
+        if promise is None or promise.incarnation is not None or self._performer.busy:
+            return
+        if self._server.system_identifier() is not None:
+            incarnation = new_incarnation()
+            self._server.set_incarnation(incarnation)
+            self._promise.speak_for(incarnation)
+
+    async def _look_at_server(self) -> ServerView:
+        if self._performer.rebuilding:
+            return ABSENT_SERVER
+        return await self._server.view()
+
+    def _look(self, server: ServerView) -> Look:
+        return Look(
+            now_ms=monotonic_ms(),
+            server=server,
+            system_identifier=self._server.system_identifier() if not self._performer.rebuilding else None,
+            promise=self._promise.current,
+            creating=self._performer.creating,
+            rebuilding=self._performer.rebuilding,
+            register=self._registry.register,
+            unreadable=self._registry.unreadable is not None,
+            recruits=self._registry.recruits(),
+            nodes=self._registry.nodes,
+            peers=self._peers.known,
+            probe=self._probe.result,
+        )
+
+    def _leading_record(self) -> NodeRecord | None:
+        register = self._registry.register
+        if register is None:
+            return None
+        about = register.candidate if register.phase is Phase.PROMOTING else register.leader
+        if about is None or about.node == self._settings.node.name:
+            return None
+        return self._registry.nodes.get(about.node)
+
+    async def _rest(self) -> None:
+        """Until something happens, the server's end included; at most a tick."""
+        tick_ms = self._timeouts.busy_tick_interval_ms if self._is_busy() else self._timeouts.tick_interval_ms
+        waits = [asyncio.ensure_future(self._wake.wait())]
+        if self._last is not None and self._last.server.status not in (ServerStatus.STOPPED, ServerStatus.ABSENT):
+            waits.append(asyncio.ensure_future(self._server.exited.wait()))
+        await asyncio.wait(waits, timeout=tick_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        self._wake.clear()
+
+    def _is_busy(self) -> bool:
+        """Whether every tick is part of somebody's stall."""
+        o, decision = self._last, self._decision
+        if o is None or decision is None or o.register is None or self._performer.busy:
+            return False
+        if o.now_ms - o.progress_ms >= self._timeouts.promote_phase_ms:
+            return decision.situation is Situation.STARTING
+        moving = (Situation.STARTING, Situation.CLOSED, Situation.MARKED, Situation.COVERED)
+        urgent = decision.duty in (Duty.JOIN, Duty.PROMOTE, Duty.YIELD)
+        unattached = decision.duty is Duty.SUPPORT and decision.situation is not Situation.ATTACHED
+        choosing = o.register.phase is Phase.RECRUITING and o.enough_since_ms is not None
+        return decision.situation in moving or urgent or unattached or choosing
+
+    def _note(self, decision: Decision, o: Observation) -> None:
+        if decision.rule.id != self._rule_noted:
+            self._rule_noted = decision.rule.id
+            log.info("rule", rule=decision.rule.id, situation=decision.situation, duty=decision.duty, epoch=o.promised)
+        attached = decision.situation is Situation.ATTACHED and o.server.streaming
+        if attached and decision.duty is Duty.FOLLOW and self._streamed != o.led_by:
+            self._streamed = o.led_by
+            upstream = o.led_by.node if o.led_by else None
+            self._journal.record("node.rejoined", self._epoch(), decision.rule.id, upstream=upstream)
+        elif not attached and decision.situation is not Situation.SILENT:
+            self._streamed = None
+
+    def _note_coordination(self, coordination: Coordination, o: Observation) -> None:
+        if coordination.actions:
+            log.info("rule", rule=coordination.rule.id, phase=coordination.phase, signal=coordination.signal)
+
+    # ---- beside the turns -------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """The leader's heartbeat row: keeps log flowing while clients are idle."""
+        while True:
+            await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
+            if self.serves_writes():
+                try:
+                    await self._server.heartbeat(self._epoch())
+                except PostgresError as error:
+                    log.warning("heartbeat.failed", error=str(error))
+
+    async def _keep_slots(self) -> None:
+        """Slots keep log for every member on every node, so that whoever wins can feed the others."""
+        while True:
+            await asyncio.sleep(self._timeouts.slot_interval_ms / 1000)
+            o = self._last
+            if o is None or not self._slots_ready or o.server.status is not ServerStatus.STANDBY:
+                continue
+            try:
+                await self._server.advance_slots(self._peer_positions())
+            except PostgresError as error:
+                log.warning("slots.stuck", error=str(error))
+
+    async def _ensure_slots(self, o: Observation) -> None:
+        if o.register is None:
+            return
+        try:
+            await self._server.ensure_slots([n for n in o.register.voters if n != o.node])
+            self._slots_ready = True
+        except PostgresError as error:
+            log.warning("slots.failed", error=str(error))
+
+    def _peer_positions(self) -> dict[str, Lsn]:
+        return {
+            name: peer.report.position.lsn
+            for name, peer in self._peers.known.items()
+            if peer.report is not None and peer.report.position is not None
+        }
+
+    # ---- what others are told ---------------------------------------------------------------------------------
+
+    def _epoch(self) -> int:
+        return self._registry.register.epoch if self._registry.register is not None else 0
+
+    def serves_writes(self) -> bool:
+        """Whether this node is the primary and acknowledges."""
+        return self._is(Situation.OPEN, Duty.LEAD)
+
+    def serves_reads(self) -> bool:
+        """Whether this node is a standby that streams from the primary."""
+        streaming = self._last is not None and self._last.server.streaming
+        return streaming and self._is(Situation.ATTACHED, Duty.FOLLOW)
+
+    def is_healthy(self) -> bool:
+        """Whether PostgreSQL answers its agent."""
+        status = self._last.server.status if self._last is not None else ServerStatus.ABSENT
+        return status in (ServerStatus.PRIMARY, ServerStatus.STANDBY) and self._performer.alarm is None
+
+    def _is(self, situation: Situation, duty: Duty) -> bool:
+        return self._decision is not None and (self._decision.situation, self._decision.duty) == (situation, duty)
+
+    def _record(self, decision: Decision) -> NodeRecord:
+        states = {
+            ServerStatus.STANDBY: NodeState.STANDBY,
+            ServerStatus.PRIMARY: NodeState.PRIMARY,
+            ServerStatus.STARTING: NodeState.STARTING,
+        }
+        o = self._last
+        member = o.member if o is not None else None
+        state = NodeState.STOPPED
+        if o is not None:
+            state = NodeState.REBUILDING if o.rebuilding else states.get(o.server.status, NodeState.STOPPED)
+        return NodeRecord(
+            member=member or Member(self._settings.node.name, NO_INCARNATION),
+            state=state,
+            epoch=self._epoch() if self.serves_writes() or self.serves_reads() else 0,
+            postgres_host=self._settings.postgres.host,
+            postgres_port=self._settings.postgres.port,
+            api_url=f"http://{self._settings.api.host}:{self._settings.api.port}",
+        )
+
+    def report(self) -> NodeReport:
+        """The node now."""
+        o, decision = self._last, self._decision
+        server = o.server if o is not None else ABSENT_SERVER
+        own_end = o.own_end if o is not None else None
+        return NodeReport(
+            node=self._settings.node.name,
+            member=o.member if o is not None else None,
+            cluster_id=o.cluster_id if o is not None else None,
+            promised=o.promised if o is not None else 0,
+            status=server.status,
+            situation=decision.situation.value if decision is not None else Situation.ABSENT.value,
+            duty=decision.duty.value if decision is not None else Duty.AWAIT.value,
+            rule=decision.rule.id if decision is not None else "",
+            position=own_end or server.position,
+            replay_lsn=server.replay_lsn,
+            history=server.history,
+            upstream=server.upstream_host,
+            streaming=server.streaming,
+            synchronous_names=server.synchronous_names,
+            replicas=tuple(ReplicaReport(r.member, r.state, r.flush_lsn) for r in server.replicas),
+            register_epoch=self._epoch(),
+            store_connected=self._registry.connected,
+            verdict=o.verdict if o is not None else None,
+            alarm=self._performer.alarm,
+            version=__version__,
+        )
+
+    async def switchover(self, to: str | None) -> tuple[bool, str]:
+        """Begin a switchover; whether it was begun, and what to tell the person who asked."""
+        o = self._last
+        target, words = successor(o, to) if o is not None else (None, "the agent has only just started: try again")
+        if o is None or target is None or o.register is None:
+            return False, words
+        try:
+            await self._server.checkpoint()
+            register, revision = self._registry.register, self._registry.register_revision
+            if register is None or register != o.register:
+                return False, "the cluster changed meanwhile: look at `holdfast status` and try again"
+            new = register.handing_over(target)
+            swapped = await self._store.compare_and_swap(self._keys.register, new.to_json(), revision)
+        except (PostgresError, StoreUnavailable) as error:
+            return False, str(error)
+        if swapped is None:
+            return False, "the cluster changed meanwhile: look at `holdfast status` and try again"
+        self._journal.record("handover.begun", register.epoch, None, target=target)
+        self._registry.swapped(new, swapped)
+        return True, f"handing over to {target}: {words}"

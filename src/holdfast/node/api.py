@@ -1,0 +1,108 @@
+"""The agent's HTTP endpoint: for peers, for people, for load balancers."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from aiohttp import web
+
+from holdfast.model.errors import EnvironmentFault
+from holdfast.model.report import NodeReport
+from holdfast.model.settings import ApiSettings
+
+
+class Subject(Protocol):
+    """What the endpoint tells about and acts upon."""
+
+    def report(self) -> NodeReport:
+        """The node now."""
+        ...
+
+    def serves_writes(self) -> bool:
+        """Whether this node is the primary and acknowledges."""
+        ...
+
+    def serves_reads(self) -> bool:
+        """Whether this node is a standby that streams from the primary."""
+        ...
+
+    def is_healthy(self) -> bool:
+        """Whether PostgreSQL answers its agent."""
+        ...
+
+    async def switchover(self, to: str | None) -> tuple[bool, str]:
+        """Begin a switchover; whether it was begun, and what to tell the person who asked."""
+        ...
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Api:
+    """``/primary``, ``/replica`` and ``/health`` answer 200 or 503; ``/node`` tells all; control needs the token."""
+
+    def __init__(self, settings: ApiSettings, token: str, subject: Subject) -> None:
+        self._settings = settings
+        self._token = token
+        self._subject = subject
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen; raises EnvironmentFault if the address cannot be had."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/primary", self._status(self._subject.serves_writes)),
+                web.get("/replica", self._status(self._subject.serves_reads)),
+                web.get("/health", self._status(self._subject.is_healthy)),
+                web.get("/node", self._node),
+                web.post("/switchover", self._switchover),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self.stop()
+            raise EnvironmentFault(
+                f"api.host and api.port: cannot listen on {self._settings.host}:{self._settings.port} "
+                f"({error.strerror}): stop what uses it, or choose another api.port"
+            ) from error
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def _status(self, holds: Callable[[], bool]) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            report = self._subject.report()
+            body = {"node": report.node, "status": report.status.value, "epoch": report.register_epoch}
+            return web.json_response(body, status=200 if holds() else 503)
+
+        return handler
+
+    async def _node(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._subject.report().to_json(), content_type="application/json")
+
+    async def _switchover(self, request: web.Request) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            message = "the cluster's token is missing or wrong: send it as `Authorization: Bearer TOKEN`"
+            return web.json_response({"ok": False, "message": message}, status=401)
+        try:
+            wanted = json.loads(await request.text() or "{}")
+        except json.JSONDecodeError:
+            wanted = None
+        to = wanted.get("to") if isinstance(wanted, dict) else None
+        if not isinstance(wanted, dict) or set(wanted) - {"to"} or not (to is None or isinstance(to, str)):
+            message = 'the body must be JSON such as {"to": "n2"} or {}'
+            return web.json_response({"ok": False, "message": message}, status=400)
+        ok, message = await self._subject.switchover(to)
+        return web.json_response({"ok": ok, "message": message}, status=200 if ok else 409)

@@ -1,0 +1,216 @@
+"""From one look at server, store and peers to an `Observation`; remembers since when things are as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from holdfast.core.coordination import best_choice, suspected
+from holdfast.core.detection import Probe, judge, judge_own
+from holdfast.core.observation import Observation, Peer, RegisterTrouble
+from holdfast.model.lsn import Lsn, Position
+from holdfast.model.register import Member, NodeRecord, Phase, Recruit, Register
+from holdfast.model.report import Verdict
+from holdfast.model.server import ServerStatus, ServerView
+from holdfast.model.timeouts import Timeouts
+from holdfast.node.promise import Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The raw material of one observation."""
+
+    now_ms: int
+    server: ServerView
+    system_identifier: str | None
+    promise: Promise | None
+    creating: bool
+    rebuilding: bool
+    register: Register | None
+    unreadable: bool
+    recruits: tuple[Recruit, ...]
+    nodes: dict[str, NodeRecord]
+    peers: dict[str, Peer]
+    probe: Probe
+
+
+@dataclass(slots=True)
+class Observer:
+    """What an agent remembers from look to look. It is lost with the process: nothing here matters for safety."""
+
+    node: str
+    timeouts: Timeouts
+    own_end: Position | None = None
+    marker: Lsn | None = None
+    rewound_ms: int | None = None
+    _told_ms: int | None = None
+    _settled_lsn: Lsn | None = None
+    _seen_alive: bool = False
+    _stopped_ms: int | None = None
+    _silent_since_ms: int | None = None
+    _phase: tuple[int, Phase] | None = None
+    _phase_since_ms: int = 0
+    _progress_ms: int = 0
+    _progress_mark: object = None
+    _enough_since_ms: int | None = None
+    _suspected_since_ms: int | None = None
+    _last_failover_ms: int | None = None
+    _last_streamed_ms: dict[Member, int] = field(default_factory=dict)
+
+    def started(self) -> None:
+        """The server was started: what was known of the stopped directory is old."""
+        self.own_end = None
+        self.marker = None
+        self._settled_lsn = None
+
+    def told_postgres(self, now_ms: int) -> None:
+        """PostgreSQL was told a quorum; commits that began before may still use the former one for a moment."""
+        self._told_ms, self._settled_lsn = now_ms, None
+
+    def observe(self, look: Look) -> Observation:
+        """One look, with everything remembered brought up to date."""
+        self._remember_server(look)
+        self._remember_phase(look)
+        member = self._member(look)
+        o = Observation(
+            now_ms=look.now_ms,
+            node=self.node,
+            timeouts=self.timeouts,
+            member=member,
+            promised=look.promise.epoch if look.promise else 0,
+            cluster_id=look.promise.cluster_id if look.promise else None,
+            server=look.server,
+            rebuilding=look.rebuilding,
+            own_end=self.own_end,
+            stopped_ms=self._stopped_ms,
+            seen_alive=self._seen_alive,
+            silent_since_ms=self._silent_since_ms,
+            lead_address=_address(look),
+            condemned=self._condemned(look),
+            marker=self.marker,
+            settled_lsn=self._settled_lsn,
+            create=look.creating,
+            register=look.register,
+            trouble=_trouble(look),
+            recruits=look.recruits,
+            phase_since_ms=self._phase_since_ms,
+            progress_ms=self._progress_ms,
+            last_failover_ms=self._last_failover_ms,
+            peers=look.peers,
+            verdict=self._verdict(look, member),
+            last_streamed_ms=self._last_streamed_ms,
+        )
+        return self._with_onsets(o)
+
+    def _member(self, look: Look) -> Member | None:
+        if look.promise is None or look.promise.incarnation is None or look.server.status is ServerStatus.ABSENT:
+            return None
+        return Member(self.node, look.promise.incarnation)
+
+    def _remember_server(self, look: Look) -> None:
+        status, now_ms = look.server.status, look.now_ms
+        stopped = status is ServerStatus.STOPPED
+        self._stopped_ms = (self._stopped_ms or now_ms) if stopped else None
+        silent = status is ServerStatus.UNRESPONSIVE
+        self._silent_since_ms = (self._silent_since_ms or now_ms) if silent else None
+        if not stopped:
+            self.own_end = None
+        self._seen_alive |= status in (ServerStatus.PRIMARY, ServerStatus.STANDBY)
+        if status is not ServerStatus.PRIMARY:
+            if status is not ServerStatus.UNRESPONSIVE:
+                self.marker, self._settled_lsn = None, None
+            self._last_streamed_ms.clear()
+            return
+        for replica in look.server.replicas:
+            if replica.state == "streaming":
+                self._last_streamed_ms[replica.member] = now_ms
+        if look.register is not None:
+            for member in look.register.committed.quorum.members:
+                self._last_streamed_ms.setdefault(member, now_ms)
+        if self._told_ms is None:
+            self._told_ms = now_ms
+        if self._settled_lsn is None and now_ms - self._told_ms >= self.timeouts.reload_settle_ms:
+            self._settled_lsn = look.server.position.lsn if look.server.position else None
+
+    def _remember_phase(self, look: Look) -> None:
+        register = look.register
+        phase = (register.epoch, register.phase) if register is not None else None
+        if phase != self._phase:
+            if register is not None and self._phase is not None and register.phase is Phase.SERVING:
+                self._last_failover_ms = look.now_ms
+            self._phase, self._phase_since_ms = phase, look.now_ms
+            self._enough_since_ms = self._suspected_since_ms = None
+        mark = (phase, register.handover if register else None, len(look.recruits), _candidate_progress(look))
+        if mark != self._progress_mark:
+            self._progress_mark, self._progress_ms = mark, look.now_ms
+
+    def _condemned(self, look: Look) -> bool:
+        if look.server.streaming:
+            self.rewound_ms = None
+        return self.rewound_ms is not None and look.now_ms - self.rewound_ms >= self.timeouts.rejoin_stream_ms
+
+    def _verdict(self, look: Look, member: Member | None) -> Verdict | None:
+        about = _leading(look.register)
+        if about is None or look.register is None:
+            return None
+        if about.node == self.node:
+            if member != about:
+                return judge_own(about, look.register.epoch, ServerStatus.ABSENT, self._seen_alive)
+            return judge_own(about, look.register.epoch, look.server.status, self._seen_alive)
+        peer = look.peers.get(about.node, Peer())
+        epoch = look.register.epoch
+        return judge(about, epoch, look.now_ms, self._phase_since_ms, peer, look.probe, self.timeouts)
+
+    def _with_onsets(self, o: Observation) -> Observation:
+        if o.register is not None:
+            if suspected(o, o.register) or self._is_late(o):
+                self._suspected_since_ms = self._suspected_since_ms or o.now_ms
+            else:
+                self._suspected_since_ms = None
+            if o.register.phase is Phase.RECRUITING and best_choice(o, o.register) is not None:
+                self._enough_since_ms = self._enough_since_ms or o.now_ms
+        return replace(o, enough_since_ms=self._enough_since_ms, suspected_since_ms=self._suspected_since_ms)
+
+    def _is_late(self, o: Observation) -> bool:
+        if o.register is None or o.register.phase is Phase.SERVING:
+            return False
+        return o.now_ms - o.progress_ms >= min(o.timeouts.recruit_phase_ms, o.timeouts.promote_phase_ms)
+
+
+def _leading(register: Register | None) -> Member | None:
+    if register is None:
+        return None
+    return register.candidate if register.phase is Phase.PROMOTING else register.leader
+
+
+def _address(look: Look) -> str | None:
+    about = _leading(look.register)
+    record = look.nodes.get(about.node) if about is not None else None
+    return None if record is None else f"{record.postgres_host}:{record.postgres_port}"
+
+
+def _candidate_progress(look: Look) -> object:
+    if look.register is None or look.register.phase is not Phase.PROMOTING or look.register.candidate is None:
+        return None
+    peer = look.peers.get(look.register.candidate.node)
+    if peer is None or peer.report is None:
+        return (look.server.status, look.server.replay_lsn)
+    return (peer.report.situation, peer.report.replay_lsn)
+
+
+def _trouble(look: Look) -> RegisterTrouble | None:
+    promise, register = look.promise, look.register
+    if look.unreadable:
+        return RegisterTrouble.UNREADABLE
+    if register is None:
+        if look.creating:
+            return None
+        if promise is not None and promise.epoch > 0:
+            return RegisterTrouble.MISSING
+        return RegisterTrouble.STRANGER_DIRECTORY if look.system_identifier is not None else None
+    if promise is not None and promise.cluster_id != register.cluster_id:
+        return RegisterTrouble.FOREIGN
+    if look.system_identifier is not None and look.system_identifier != register.system_identifier:
+        return RegisterTrouble.OTHER_SYSTEM
+    if promise is not None and promise.epoch > register.epoch:
+        return RegisterTrouble.OLDER_THAN_PROMISE
+    return None

@@ -1,0 +1,140 @@
+"""What peers say of themselves, and what fresh sessions on the primary meet: the evidence of one observer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import psycopg
+import structlog
+
+from holdfast.core.detection import Probe
+from holdfast.core.observation import Peer
+from holdfast.model.errors import RegisterError
+from holdfast.model.register import Member, NodeRecord
+from holdfast.model.report import NodeReport
+from holdfast.model.server import ServerStatus
+from holdfast.model.timeouts import Timeouts
+from holdfast.node.clock import monotonic_ms
+
+log = structlog.get_logger(__name__)
+
+
+class Peers:
+    """Asks every other node's agent, every heartbeat and on demand."""
+
+    def __init__(
+        self, node: str, timeouts: Timeouts, records: Callable[[], dict[str, NodeRecord]], on_news: Callable[[], None]
+    ) -> None:
+        self._node = node
+        self._timeouts = timeouts
+        self._records = records
+        self._on_news = on_news
+        self._session: aiohttp.ClientSession | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self.known: dict[str, Peer] = {}
+
+    def ask_all(self) -> None:
+        """Ask every peer that is not being asked already; answers arrive in ``known``."""
+        for name, record in self._records().items():
+            if name != self._node and name not in self._asking:
+                task = asyncio.create_task(self._ask(name, record.api_url), name=f"ask-{name}")
+                self._asking[name] = task
+                task.add_done_callback(partial(self._asked, name))
+
+    def _asked(self, name: str, task: asyncio.Task[None]) -> None:
+        self._asking.pop(name, None)
+
+    async def run(self) -> None:
+        """Ask every heartbeat, for ever."""
+        while True:
+            self.ask_all()
+            await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
+
+    async def close(self) -> None:
+        """Release connections."""
+        for task in list(self._asking.values()):
+            task.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, name: str, api_url: str) -> None:
+        before = self.known.get(name, Peer())
+        try:
+            peer = await self._answer(before, api_url)
+        except aiohttp.ClientConnectorError as error:
+            refused = isinstance(error.os_error, ConnectionRefusedError)
+            peer = replace(before, refused_ms=monotonic_ms()) if refused else before
+        except (aiohttp.ClientError, TimeoutError, RegisterError):
+            peer = before
+        self.known[name] = replace(peer, asked_ms=monotonic_ms())
+        self._on_news()
+
+    async def _answer(self, before: Peer, api_url: str) -> Peer:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
+            )
+        async with self._session.get(f"{api_url}/node") as response:
+            report = NodeReport.from_json(await response.read())
+        now_ms = monotonic_ms()
+        primary_ms = now_ms if report.status is ServerStatus.PRIMARY else before.primary_ms
+        return replace(before, report=report, answered_ms=now_ms, primary_ms=primary_ms)
+
+
+class PrimaryProbe:
+    """Opens a fresh session on the one that leads: a held one may live on while nobody else gets in."""
+
+    def __init__(self, password_file: Path, timeouts: Timeouts) -> None:
+        self._password_file = password_file
+        self._timeouts = timeouts
+        self.about: Member | None = None
+        self.result = Probe()
+
+    async def run(self, leading: Callable[[], NodeRecord | None], on_news: Callable[[], None]) -> None:
+        """Probe whoever leads, for ever."""
+        while True:
+            record = leading()
+            if record is None:
+                self.about, self.result = None, Probe()
+            else:
+                if record.member != self.about:
+                    self.about, self.result = record.member, Probe()
+                self.result = await self._probe(record)
+                on_news()
+            await asyncio.sleep(self._timeouts.probe_interval_ms / 1000)
+
+    async def _probe(self, record: NodeRecord) -> Probe:
+        try:
+            async with asyncio.timeout(self._timeouts.probe_timeout_ms / 1000):
+                if await self._session_answers(record):
+                    return replace(self.result, answered_ms=monotonic_ms())
+                _, writer = await asyncio.open_connection(record.postgres_host, record.postgres_port)
+                writer.close()
+        except ConnectionRefusedError:
+            return replace(self.result, refused_ms=monotonic_ms())
+        except (TimeoutError, OSError):
+            pass
+        return self.result
+
+    async def _session_answers(self, record: NodeRecord) -> bool:
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                host=record.postgres_host,
+                port=record.postgres_port,
+                user="holdfast_replication",
+                password=self._password_file.read_text().strip(),
+                dbname="postgres",
+                application_name="holdfast_probe",
+                autocommit=True,
+            )
+        except psycopg.OperationalError as error:
+            # The server itself turned the session down (too many of them, say): it answers.
+            return "FATAL" in str(error)
+        async with connection:
+            await connection.execute("SELECT 1")
+        return True

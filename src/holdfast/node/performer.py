@@ -1,0 +1,354 @@
+"""Performs actions. Whatever takes long runs as a job beside the loop; whatever fails is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import ClassVar
+
+import structlog
+
+from holdfast.core import actions as a
+from holdfast.core.observation import Observation
+from holdfast.model.errors import PostgresError
+from holdfast.model.keys import Keys
+from holdfast.model.lsn import Position
+from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Recruit, Register
+from holdfast.model.server import Upstream
+from holdfast.model.settings import NodeSettings
+from holdfast.node.clock import monotonic_ms
+from holdfast.node.journal import Journal
+from holdfast.node.observer import Observer
+from holdfast.node.peers import Peers
+from holdfast.node.promise import Promise, PromiseFile, new_incarnation
+from holdfast.node.registry import Registry
+from holdfast.postgres.server import Server
+from holdfast.store.contract import ABSENT, Store
+
+log = structlog.get_logger(__name__)
+
+
+class Performer:
+    """The hands of an agent. Methods raise StoreUnavailable and PostgresError; the agent tries again later."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        server: Server,
+        store: Store,
+        registry: Registry,
+        peers: Peers,
+        promise: PromiseFile,
+        observer: Observer,
+        journal: Journal,
+        on_done: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._timeouts = settings.timeouts
+        self._node = settings.node.name
+        self._keys = Keys(settings.cluster.name)
+        self._server = server
+        self._store = store
+        self._registry = registry
+        self._peers = peers
+        self._promise = promise
+        self._observer = observer
+        self._journal = journal
+        self._on_done = on_done
+        self._job: asyncio.Task[None] | None = None
+        self._detached: Position | None = None
+        self._starts = 0
+        self._promoting: tuple[int, int] | None = None
+        """The epoch that the server was told to promote in, and at which of its starts: it is told once."""
+        self.rebuilding = False
+        self.creating = False
+        self.alarm: str | None = None
+        self.progress: str | None = None
+        self.failure: Exception | None = None
+        """What the last job failed with; the agent takes it from here."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way."""
+        return self._job is not None and not self._job.done()
+
+    async def perform(self, action: a.Action, rule: str, o: Observation) -> bool:
+        """Do one thing; False if there was nothing to do yet, or it is being done already."""
+        return await self._HANDS[type(action)](self, action, rule, o)
+
+    async def cancel_job(self) -> None:
+        """End the job under way; what it left half made is known to be so."""
+        if self._job is not None:
+            self._job.cancel()
+            await asyncio.gather(self._job, return_exceptions=True)
+
+    # ---- jobs -------------------------------------------------------------------------------------------------
+
+    def _start_job(self, work: Coroutine[None, None, None], *, rebuilding: bool) -> bool:
+        if self.busy:
+            work.close()
+            return False
+        self.rebuilding = rebuilding
+        self._job = asyncio.create_task(self._run_job(work))
+        return True
+
+    async def _run_job(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - handed to the agent, which knows what to do with each kind
+            self.failure = error
+        finally:
+            self.rebuilding = False
+            self.progress = None
+            self._on_done()
+
+    def _say(self, what: str, share: float | None) -> None:
+        self.progress = what if share is None else f"{what} {share:.0%}"
+
+    # ---- the data directory -----------------------------------------------------------------------------------
+
+    async def _initialize(self, action: a.Initialize, rule: str, o: Observation) -> bool:
+        async def work() -> None:
+            await self._server.initialize()
+            incarnation = new_incarnation()
+            self._promise.save(Promise(self._settings.cluster.name, str(uuid.uuid4()), 0, incarnation))
+            self._server.set_incarnation(incarnation)
+
+        return self._start_job(work(), rebuilding=True)
+
+    async def _read_end_of_log(self, action: a.ReadEndOfLog, rule: str, o: Observation) -> bool:
+        async def work() -> None:
+            self._observer.own_end = await self._server.end_of_log()
+
+        return self._start_job(work(), rebuilding=False)
+
+    async def _rewind(self, action: a.Rewind, rule: str, o: Observation) -> bool:
+        source, own_end = self._upstream(action.source), o.own_end
+        if source is None or own_end is None:
+            return False
+
+        async def work() -> None:
+            self._journal.record("rewind.begun", o.promised, rule, source=source.node, end=str(own_end.lsn))
+            incarnation = self._rename()
+            try:
+                await self._server.rewind(source, own_end, self._say)
+            except PostgresError as error:
+                self._journal.record("rewind.failed", o.promised, rule, reason=str(error))
+                await self._clone_from(source, rule)
+                return
+            self._server.set_incarnation(incarnation)
+            self._observer.own_end = None
+            self._observer.rewound_ms = monotonic_ms()
+            self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
+
+        return self._start_job(work(), rebuilding=True)
+
+    async def _clone(self, action: a.Clone, rule: str, o: Observation) -> bool:
+        source = self._upstream(action.source)
+        return source is not None and self._start_job(self._clone_from(source, rule), rebuilding=True)
+
+    async def _clone_from(self, source: Upstream, rule: str) -> None:
+        register = self._registry.register
+        if register is None:
+            return
+        incarnation = new_incarnation()
+        epoch = self._promise.current.epoch if self._promise.current else 0
+        name = self._settings.cluster.name
+        self._promise.save(Promise(name, register.cluster_id, max(epoch, register.epoch), incarnation))
+        self._journal.record("clone.begun", register.epoch, rule, source=source.node)
+        await self._server.clone(source, Member(self._node, incarnation), self._say)
+        self._server.set_incarnation(incarnation)
+        self._observer.own_end = None
+        self._observer.rewound_ms = None
+        self._journal.record("clone.done", register.epoch, rule, source=source.node, incarnation=incarnation)
+
+    def _rename(self) -> str:
+        incarnation = new_incarnation()
+        self._promise.speak_for(incarnation)
+        return incarnation
+
+    # ---- the process ------------------------------------------------------------------------------------------
+
+    async def _start(self, action: a.Start, rule: str, o: Observation) -> bool:
+        await self._server.start(standby=action.standby)
+        self._observer.started()
+        self._starts += 1
+        self._journal.record("postgres.started", o.promised, rule, standby=action.standby)
+        return True
+
+    async def _stop(self, action: a.Stop, rule: str, o: Observation) -> bool:
+        if action.immediate:
+            await self._server.stop("immediate", self._timeouts.fence_ms)
+        else:
+            await self._server.stop("fast", self._timeouts.stop_ms)
+        self._journal.record("postgres.stopped", o.promised, rule, immediate=action.immediate)
+        return True
+
+    async def _kill(self, action: a.Kill, rule: str, o: Observation) -> bool:
+        await self._server.kill()
+        self._journal.record("postgres.killed", o.promised, rule)
+        return True
+
+    async def _hand_over(self, action: a.HandOver, rule: str, o: Observation) -> bool:
+        async def work() -> None:
+            give_up_ms = monotonic_ms() + self._timeouts.handover_drain_ms
+            while monotonic_ms() < give_up_ms:
+                if await self._server.active_transactions() == 0:
+                    break
+                await asyncio.sleep(self._timeouts.busy_tick_interval_ms / 1000)
+            await self._server.stop("fast", self._timeouts.handover_stop_ms)
+            self._journal.record("postgres.stopped", o.promised, rule, immediate=False)
+
+        return self._start_job(work(), rebuilding=False)
+
+    # ---- following and leading --------------------------------------------------------------------------------
+
+    async def _persist_promise(self, action: a.PersistPromise, rule: str, o: Observation) -> bool:
+        if self._promise.current is None and o.register is not None:
+            self._promise.save(Promise(self._settings.cluster.name, o.register.cluster_id, action.epoch, None))
+        self._promise.raise_to(action.epoch)
+        return True
+
+    async def _detach(self, action: a.Detach, rule: str, o: Observation) -> bool:
+        self._detached = await self._server.detach()
+        return True
+
+    async def _report_recruit(self, action: a.ReportRecruit, rule: str, o: Observation) -> bool:
+        position = o.own_end if o.own_end is not None else self._detached
+        if position is None or o.member is None:
+            raise PostgresError("an epoch cannot be joined without knowing where the own log ends")
+        history = await self._server.history_of(position.timeline)
+        recruit = Recruit(o.member, action.epoch, position, history)
+        await self._store.put(self._keys.recruit(action.epoch, self._node), recruit.to_json())
+        self._journal.record(
+            "recruit.joined",
+            action.epoch,
+            rule,
+            node=self._node,
+            timeline=position.timeline,
+            position=str(position.lsn),
+        )
+        return True
+
+    async def _follow(self, action: a.Follow, rule: str, o: Observation) -> bool:
+        upstream = self._upstream(action.member)
+        if upstream is not None and o.member is not None:
+            await self._server.follow(upstream, o.member)
+            self._journal.record("upstream.set", o.promised, rule, upstream=action.member.node)
+        return True
+
+    async def _promote(self, action: a.Promote, rule: str, o: Observation) -> bool:
+        if self._promoting is not None and self._promoting == (action.epoch, self._starts):
+            return False
+        await self._server.promote(action.epoch)
+        self._promoting = (action.epoch, self._starts)
+        return True
+
+    async def _write_marker(self, action: a.WriteMarker, rule: str, o: Observation) -> bool:
+        if o.register is not None and o.register.phase is Phase.PROMOTING:
+            self._journal.record("primary.promoted", action.epoch, rule)
+        record = await self._server.write_epoch_record(action.epoch)
+        self._observer.marker = max(record, await self._server.flushed_lsn())
+        return True
+
+    async def _tell_postgres(self, action: a.TellPostgres, rule: str, o: Observation) -> bool:
+        await self._server.set_quorum(action.quorum)
+        self._observer.told_postgres(monotonic_ms())
+        self._journal.record("quorum.postgres", o.promised, rule, quorum=str(action.quorum))
+        return True
+
+    # ---- the register -----------------------------------------------------------------------------------------
+
+    async def _swap(self, new: Register, kind: str, rule: str, **detail: str) -> None:
+        revision = await self._store.compare_and_swap(
+            self._keys.register, new.to_json(), self._registry.register_revision
+        )
+        if revision is not None:
+            self._registry.swapped(new, revision)
+            self._journal.record(kind, new.epoch, rule, **detail)
+
+    async def _create_register(self, action: a.CreateRegister, rule: str, o: Observation) -> bool:
+        system_identifier = self._server.system_identifier()
+        if o.member is None or o.cluster_id is None or system_identifier is None:
+            raise PostgresError("the new data directory cannot be read")
+        voters = self._settings.cluster.nodes or (self._node,)
+        nobody = Configuration(o.member, 0, NO_QUORUM)
+        name = self._settings.cluster.name
+        new = Register(name, o.cluster_id, system_identifier, 1, Phase.PROMOTING, o.member, voters, nobody)
+        revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), ABSENT)
+        self.creating = False
+        if revision is not None:
+            self._promise.raise_to(1)
+            self._registry.swapped(new, revision)
+            self._journal.record("cluster.created", 1, rule, node=self._node)
+        return True
+
+    async def _commit(self, action: a.CommitConfiguration, rule: str, o: Observation) -> bool:
+        if o.register is not None and o.member is not None:
+            new = o.register.served_by(o.member, action.quorum)
+            await self._swap(new, "epoch.serving", rule, leader=self._node, quorum=str(action.quorum))
+        return True
+
+    async def _tell_register(self, action: a.TellRegister, rule: str, o: Observation) -> bool:
+        if o.register is not None:
+            await self._swap(o.register.requorumed(action.quorum), "quorum.register", rule, quorum=str(action.quorum))
+        return True
+
+    async def _open_epoch(self, action: a.OpenEpoch, rule: str, o: Observation) -> bool:
+        if o.register is not None:
+            await self._swap(o.register.opened(), "epoch.opened", rule, reason=action.reason)
+        return True
+
+    async def _choose(self, action: a.ChooseCandidate, rule: str, o: Observation) -> bool:
+        if o.register is not None:
+            new = o.register.chosen(action.candidate)
+            await self._swap(new, "candidate.chosen", rule, candidate=action.candidate.node, reason=action.reason.value)
+        return True
+
+    async def _cancel_hand_over(self, action: a.CancelHandOver, rule: str, o: Observation) -> bool:
+        if o.register is not None:
+            await self._swap(o.register.handing_over(None), "handover.cancelled", rule)
+        return True
+
+    # ---- others -----------------------------------------------------------------------------------------------
+
+    async def _ask_peers(self, action: a.AskPeers, rule: str, o: Observation) -> bool:
+        self._peers.ask_all()
+        return True
+
+    async def _raise_alarm(self, action: a.Alarm, rule: str, o: Observation) -> bool:
+        if self.alarm != action.reason:
+            self.alarm = action.reason
+            self._journal.record("alarm", o.promised, rule, reason=action.reason)
+        return True
+
+    def _upstream(self, member: Member) -> Upstream | None:
+        record = self._registry.nodes.get(member.node)
+        return None if record is None else Upstream(member.node, record.postgres_host, record.postgres_port)
+
+    _HANDS: ClassVar[dict[type[a.Action], Callable[..., Awaitable[bool]]]] = {
+        a.Initialize: _initialize,
+        a.CreateRegister: _create_register,
+        a.PersistPromise: _persist_promise,
+        a.Detach: _detach,
+        a.ReportRecruit: _report_recruit,
+        a.Start: _start,
+        a.Stop: _stop,
+        a.Kill: _kill,
+        a.Follow: _follow,
+        a.Promote: _promote,
+        a.WriteMarker: _write_marker,
+        a.CommitConfiguration: _commit,
+        a.TellPostgres: _tell_postgres,
+        a.TellRegister: _tell_register,
+        a.ReadEndOfLog: _read_end_of_log,
+        a.Rewind: _rewind,
+        a.Clone: _clone,
+        a.HandOver: _hand_over,
+        a.CancelHandOver: _cancel_hand_over,
+        a.AskPeers: _ask_peers,
+        a.OpenEpoch: _open_epoch,
+        a.ChooseCandidate: _choose,
+        a.Alarm: _raise_alarm,
+    }

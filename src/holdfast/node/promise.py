@@ -1,0 +1,83 @@
+"""The promise: what an agent must remember across anything but the loss of its disk (docs/protocol.md, "State")."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from holdfast.model.errors import ConfigurationError
+from holdfast.postgres.files import write_durably
+
+PROMISE_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """The highest epoch joined, the cluster it belongs to, and the incarnation of the data directory it speaks for.
+
+    ``incarnation`` is None while there is no directory to speak for (never cloned, or being rebuilt).
+    """
+
+    cluster: str
+    cluster_id: str
+    epoch: int
+    incarnation: str | None
+    format: int = PROMISE_FORMAT
+
+
+_PROMISE = TypeAdapter(Promise)
+
+
+def new_incarnation() -> str:
+    """The name of a data directory made anew; random, so that no two ever meet."""
+    return secrets.token_hex(4)
+
+
+class PromiseFile:
+    """The promise on disk: every change is fsynced before it is believed."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "promise.json"
+        self.current: Promise | None = None
+
+    def load(self, cluster: str) -> None:
+        """Read the file if there is one; raises ConfigurationError if it is another cluster's or cannot be read."""
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        try:
+            promise = _PROMISE.validate_json(raw)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"node.state_dir: {self._path} is damaged ({error.errors()[0]['msg']}); if it cannot be restored, "
+                "remove it together with the data directory, and the node is cloned afresh"
+            ) from error
+        if promise.format > PROMISE_FORMAT:
+            raise ConfigurationError(f"node.state_dir: {self._path} was written by a newer version: use that version")
+        if promise.cluster != cluster:
+            raise ConfigurationError(
+                f"node.state_dir: {self._path} belongs to cluster {promise.cluster!r}, cluster.name says {cluster!r}: "
+                "give this node a state_dir of its own"
+            )
+        self.current = promise
+
+    def save(self, promise: Promise) -> None:
+        """Write and fsync, then believe."""
+        write_durably(self._path, _PROMISE.dump_json(promise), owner=None)
+        self.current = promise
+
+    def raise_to(self, epoch: int) -> None:
+        """Promise never to follow a leader of a lower epoch again."""
+        if self.current is None:
+            raise ConfigurationError("node.state_dir: there is no promise to raise yet")
+        if epoch > self.current.epoch:
+            self.save(replace(self.current, epoch=epoch))
+
+    def speak_for(self, incarnation: str | None) -> None:
+        """Speak for another data directory, or for none."""
+        if self.current is not None and self.current.incarnation != incarnation:
+            self.save(replace(self.current, incarnation=incarnation))

@@ -1,0 +1,94 @@
+"""The store as one agent sees it: the register, the recruits and the nodes, kept true by one watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from holdfast.model.errors import RegisterError
+from holdfast.model.keys import Keys
+from holdfast.model.register import NodeRecord, Recruit, Register
+from holdfast.store.contract import ABSENT, Connected, Deleted, Disconnected, Entry, Put, Resync, Store
+
+log = structlog.get_logger(__name__)
+
+
+class Registry:
+    """Follows everything below the cluster's prefix; calls ``on_change`` after each change that matters."""
+
+    def __init__(self, store: Store, keys: Keys, on_change: Callable[[], None]) -> None:
+        self._store = store
+        self._keys = keys
+        self._on_change = on_change
+        self.synced = asyncio.Event()
+        self.connected = False
+        self.register: Register | None = None
+        self.register_revision = ABSENT
+        self.unreadable: str | None = None
+        self.nodes: dict[str, NodeRecord] = {}
+        """Addresses outlive the lease of a record: a node that fell silent is still asked."""
+        self._recruits: dict[str, Recruit] = {}
+
+    def recruits(self) -> tuple[Recruit, ...]:
+        """Who has joined the register's epoch."""
+        if self.register is None:
+            return ()
+        prefix = self._keys.recruits(self.register.epoch)
+        return tuple(r for key, r in sorted(self._recruits.items()) if key.startswith(prefix))
+
+    async def run(self) -> None:
+        """Watch for ever."""
+        async for change in self._store.watch(self._keys.prefix):
+            match change:
+                case Resync(snapshot):
+                    self._reset(snapshot.entries)
+                    self.connected = True
+                    self.synced.set()
+                case Put(entry):
+                    self._put(entry)
+                case Deleted(key):
+                    self._deleted(key)
+                case Connected():
+                    self.connected = True
+                case Disconnected(reason):
+                    self.connected = False
+                    log.warning("store.silent", reason=reason)
+            if not (isinstance(change, Put) and change.entry.key.startswith(self._keys.journal)):
+                self._on_change()
+
+    def swapped(self, register: Register, revision: int) -> None:
+        """The own swap succeeded; the watch will say so later."""
+        if revision > self.register_revision:
+            self.register, self.register_revision, self.unreadable = register, revision, None
+            self._on_change()
+
+    def _reset(self, entries: tuple[Entry, ...]) -> None:
+        self.register, self.register_revision, self.unreadable = None, ABSENT, None
+        self._recruits.clear()
+        for entry in entries:
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        try:
+            if entry.key == self._keys.register:
+                if entry.revision > self.register_revision:
+                    self.register_revision = entry.revision
+                    self.register = Register.from_json(entry.value)
+                    self.unreadable = None
+            elif entry.key.startswith(self._keys.nodes):
+                record = NodeRecord.from_json(entry.value)
+                self.nodes[record.member.node] = record
+            elif entry.key.startswith(self._keys.all_recruits):
+                self._recruits[entry.key] = Recruit.from_json(entry.value)
+        except RegisterError as error:
+            log.error("store.unreadable", key=entry.key, error=str(error))
+            if entry.key == self._keys.register:
+                self.register, self.unreadable = None, str(error)
+
+    def _deleted(self, key: str) -> None:
+        if key == self._keys.register:
+            self.register, self.register_revision = None, ABSENT
+        else:
+            self._recruits.pop(key, None)

@@ -1,0 +1,63 @@
+"""Compose one agent and let it live until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import structlog
+
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError
+from holdfast.model.settings import NodeSettings
+from holdfast.node.agent import Agent
+from holdfast.node.api import Api
+from holdfast.postgres.installation import find_installation
+from holdfast.postgres.server import Server
+from holdfast.store.contract import Store
+
+log = structlog.get_logger(__name__)
+
+
+async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> None:
+    """Run the agent of one node. Raises ConfigurationError and EnvironmentFault with a message for people.
+
+    ``bootstrap`` lets this node create the cluster if there is none; it never creates a second one.
+    """
+    token = _read_token(settings)
+    settings.node.state_dir.mkdir(parents=True, exist_ok=True)
+    installation = find_installation(settings.postgres.bin_dir, settings.node.state_dir / "postgresql")
+    server = Server(settings.postgres, settings.node.name, installation, settings.timeouts, settings.node.state_dir)
+    agent = Agent(settings, server, store, bootstrap=bootstrap)
+    await agent.prepare()
+    api = Api(settings.api, token, agent)
+    await api.start()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
+    try:
+        await agent.run()
+    except* HoldfastError as group:
+        raise _first(group) from group
+    finally:
+        await api.stop()
+
+
+def _first(group: BaseExceptionGroup[HoldfastError]) -> HoldfastError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, HoldfastError):
+        return error
+    raise error
+
+
+def _read_token(settings: NodeSettings) -> str:
+    path = settings.api.token_file
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"api.token_file: cannot read {path} ({error.strerror})") from error
+    if not token:
+        raise EnvironmentFault(f"api.token_file: {path} is empty: put the cluster's token there")
+    return token
