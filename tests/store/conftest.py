@@ -12,7 +12,7 @@ from holdfast.store.contract import Change
 from holdfast.store.etcd import EtcdStore
 from holdfast.store.etcd_server import EtcdInstallation, find_etcd
 
-from .running import EtcdProcess, EtcdWorld, MemoryWorld, Watcher, World
+from .running import EtcdProcess, EtcdWorld, MemoryWorld, Watcher, World, free_port
 
 _clusters = itertools.count(1)
 
@@ -42,6 +42,35 @@ def own_etcd(installation: EtcdInstallation, tmp_path: Path) -> Iterator[EtcdPro
         yield process
     finally:
         process.stop()
+
+
+@pytest.fixture
+def three_members(installation: EtcdInstallation, tmp_path: Path) -> Iterator[list[EtcdProcess]]:
+    """A cluster of three etcd members."""
+    ports = {f"m{i}": free_port() for i in range(3)}
+    members = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in ports.items())
+    processes = []
+    for name, port in ports.items():
+        peer = f"http://127.0.0.1:{port}"
+        directory = tmp_path / name
+        directory.mkdir()
+        extra = (
+            f"--name={name}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster={members}",
+            "--initial-cluster-token=three",
+        )
+        processes.append(EtcdProcess(installation, directory, extra=extra))
+    try:
+        for process in processes:
+            process.spawn()
+        for process in processes:
+            process.wait_until_healthy()
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ class EtcdProcess:
         self, installation: EtcdInstallation, directory: Path, *, extra: Sequence[str] = (), scheme: str = "http"
     ) -> None:
         client_port = free_port()
+        self.installation = installation
         self.url = f"{scheme}://127.0.0.1:{client_port}"
         overrides = (
             (f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}") if scheme != "http" else ()
@@ -58,15 +59,19 @@ class EtcdProcess:
         return self._server.data_dir
 
     def start(self) -> None:
+        self.spawn()
+        self.wait_until_healthy()
+
+    def spawn(self) -> None:
         self._server.prepare()
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._server.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        if self.url.startswith("http://"):
-            self._wait_until_healthy()
 
-    def _wait_until_healthy(self) -> None:
+    def wait_until_healthy(self) -> None:
+        if self.url.startswith("https://"):
+            return  # the client under test waits for itself
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             assert self._process is not None

@@ -296,6 +296,8 @@ class EtcdGateway:
         if isinstance(error, aiohttp.ClientResponseError):  # it speaks, but not HTTP
             return _not_etcd(endpoint)
         reason = f"{endpoint}: {error or type(error).__name__}"
+        if endpoint not in self._versions and _hung_up(error):
+            reason += " (is it http:// or https://?)"
         return _Unanswered(
             reason,
             reached=not isinstance(error, aiohttp.ClientConnectorError),
@@ -341,7 +343,7 @@ class GatewayStream:
                     self._pending += chunk
         except TimeoutError:
             return None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # RuntimeError: aiohttp's word for a closed one
             raise StreamBroken(f"{self.endpoint}: {error or type(error).__name__}") from error
         line = bytes(self._pending[:end])
         del self._pending[: end + 1]
@@ -393,6 +395,13 @@ def _tls_fault(endpoint: str, error: Exception) -> ConfigurationError | None:
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return ConfigurationError(f"no TLS with {endpoint}: is it https at all? Correct store.endpoints ({error})")
     return None
+
+
+def _hung_up(error: Exception) -> bool:
+    """Whether somebody was there and closed the connection, as a server does that wants TLS, or wants none."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.errno is None
+    return isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
 
 
 def _not_etcd(endpoint: str) -> _Unanswered:
