@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from holdfast.local.configs import node_settings, proxy_settings, settings_hash, to_toml, write_configs
 from holdfast.model.settings import NodeSettings, ProxySettings, parse_settings
-
-from .test_layout import made
+from tests.local.test_layout import made
 
 
 def test_what_is_written_is_what_is_read(place: Path) -> None:
@@ -53,7 +52,6 @@ def test_the_hash_is_the_same_on_another_machine_and_another_for_other_settings(
 
 def _somewhere() -> tuple:  # type: ignore[type-arg]
     from holdfast.local.layout import Layout
-
-    from .test_layout import cluster_file
+    from tests.local.test_layout import cluster_file
 
     return Layout(Path("/nowhere")), cluster_file()

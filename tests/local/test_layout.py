@@ -25,7 +25,7 @@ def cluster_file(count: int = 3) -> ClusterFile:
         rooms.draw_ports(names, None, anywhere=True),
         Program("17.10", "wheel", "/somewhere/bin"),
         Program("3.5.1", "wheel", "/somewhere/etcd"),
-        os_user=None,
+        os_user=machine.server_user(),
     )
 
 

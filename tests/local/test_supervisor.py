@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import processes_below
-from .supervision import DEADLINE_S, DEAF, SHORT_LIVED, Supervised, stand_in, until
+from tests.local.conftest import processes_below
+from tests.local.supervision import DEADLINE_S, DEAF, SHORT_LIVED, Supervised, stand_in, until
 
 
 def test_what_dies_is_started_again(place: Path) -> None:

@@ -18,6 +18,8 @@ from holdfast.model.errors import ConfigurationError, EnvironmentFault, Holdfast
 
 FAILED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 
+_PROCESSES = {"node", "proxy", "supervise"}
+
 T = TypeVar("T")
 
 
@@ -48,8 +50,13 @@ def reported(ctx: click.Context) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         ctx.exit(FAILED)
     except Exception as error:
-        path = _keep_traceback()
-        click.echo(f"Error: a bug in Holdfast: {type(error).__name__}: {error} (the details are in {path})", err=True)
+        what = f"Error: a bug in Holdfast: {type(error).__name__}: {error}"
+        if ctx.invoked_subcommand in _PROCESSES:
+            # Their standard error is a log already: the details belong there.
+            traceback.print_exc()
+            click.echo(what, err=True)
+        else:
+            click.echo(f"{what} (the details are in {_keep_traceback()})", err=True)
         raise click.exceptions.Exit(BUG) from error
 
 

@@ -29,9 +29,9 @@ def configure_process_logs(**context: Any) -> None:
 
 
 def configure_quiet_logs() -> None:
-    """For commands that talk to people: warnings and worse only, on standard error."""
+    """For commands that talk to people: they say themselves what is worth saying; only errors go to standard error."""
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -246,7 +246,24 @@ class LocalCluster:
         if not isinstance(body, dict) or not body.get("ok"):
             said = body.get("message") if isinstance(body, dict) else body
             raise HoldfastError(f"{register.leader.node} refused: {said}")
-        return str(body.get("message", "done"))
+        return await self._wait_until_handed_over(register)
+
+    async def _wait_until_handed_over(self, before: Register) -> str:
+        """Wait for the end of a switchover that has begun; raises HoldfastError if the former primary goes on."""
+        give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
+        began = False
+        while time.monotonic() < give_up_at:
+            with contextlib.suppress(StoreUnavailable):
+                register = await self.register()
+                if register is not None:
+                    began = began or register.handover is not None or register.epoch > before.epoch
+                    leader = register.leader
+                    if leader is not None and leader.node != before.committed.leader.node:
+                        return f"{leader.node} is primary of epoch {register.epoch}"
+                    if began and leader is not None and register.handover is None:
+                        raise HoldfastError(f"the switchover was given up, and {leader.node} goes on as primary")
+            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
+        raise HoldfastError(f"the switchover has not ended yet; {self._where_to_look()}")
 
     # -- life ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,3 @@
+from tests.local.conftest import place
+
+__all__ = ["place"]
