@@ -162,9 +162,11 @@ def walk(path: str, command: click.Command) -> Iterator[tuple[str, click.Command
     """Every command that is not hidden, with the words that lead to it."""
     yield path, command
     if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            if not command.commands[name].hidden:
-                yield from walk(f"{path} {name}", command.commands[name])
+        context = click.Context(command, info_name=path)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            if found is not None and not found.hidden:
+                yield from walk(f"{path} {name}", found)
 
 
 def command_lines(path: str, command: click.Command) -> Iterator[str]:

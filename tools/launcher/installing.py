@@ -8,6 +8,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -159,6 +160,7 @@ def run_step(what: str, command: "list[str]", lock_fd: int) -> None:
         env=install_environ(),
         cwd=ROOT,
         pass_fds=(lock_fd,),
+        start_new_session=True,  # pip starts a second pip: one signal ends both
     )
     assert child.stdout is not None
     output, started, told = b"", time.monotonic(), time.monotonic()
@@ -177,9 +179,19 @@ def run_step(what: str, command: "list[str]", lock_fd: int) -> None:
             raise InstallFailed(what, output.decode("utf-8", "replace"))
     finally:
         if child.poll() is None:
-            child.terminate()
+            os.killpg(child.pid, signal.SIGTERM)
             child.wait()
         child.stdout.close()
+
+
+def has_user_cache() -> bool:
+    """Whether pip and uv can keep their caches where they like."""
+    cache = os.environ.get("XDG_CACHE_HOME", "") or (os.path.join(home(), ".cache") if home() else "")
+    try:
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(cache, os.W_OK)
 
 
 def install_environ() -> "dict[str, str]":
@@ -187,7 +199,7 @@ def install_environ() -> "dict[str, str]":
     environ = clean_environ()
     environ.update(PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")
     environ.update(PYTHONNOUSERSITE="1", NO_COLOR="1", UV_NO_PROGRESS="1")
-    if not home() or not os.access(home(), os.W_OK):
+    if not has_user_cache():
         scratch = next((place for place in places() if is_trusted(place) and os.access(place, os.W_OK)), "")
         for name in ("UV_CACHE_DIR", "PIP_CACHE_DIR", "UV_PYTHON_INSTALL_DIR"):
             environ.setdefault(name, os.path.join(scratch, name.lower()))
