@@ -446,11 +446,17 @@ def _following_duty(o: Observation, register: Register, situation: Situation) ->
     return Duty.LEAVE if counted_on or follow is Duty.SUPPORT else Duty.REJOIN
 
 
-def decide(o: Observation) -> Decision:
-    """The rule for this node now; raises ProtocolViolation for a pair that must not happen."""
-    situation = situation_of(o)
-    duty = duty_of(o, situation)
+def rule_for(situation: Situation, duty: Duty) -> Rule:
+    """The row of the table; raises ProtocolViolation for a pair that must not happen."""
     rule = TABLE.get((situation, duty))
     if rule is None:
         raise ProtocolViolation(f"no rule for a node that is {situation.value} and asked to {duty.value}")
+    return rule
+
+
+def decide(o: Observation) -> Decision:
+    """What this node does now; raises ProtocolViolation as `rule_for` does."""
+    situation = situation_of(o)
+    duty = duty_of(o, situation)
+    rule = rule_for(situation, duty)
     return Decision(situation, duty, rule, rule.act(o))

@@ -1,0 +1,149 @@
+"""What the voters do for the whole cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from holdfast.core import actions as a
+from holdfast.core.choice import ChoiceReason
+from holdfast.core.coordination import COORDINATION, Signal, coordinate, phase_timeout_ms, prevote_passes, signal_of
+from holdfast.core.observation import Observation
+from holdfast.model.register import Phase
+from holdfast.model.report import VerdictKind
+from holdfast.model.server import ServerStatus, ServerView
+from tests.core.builders import N1, N2, N3, NOW_MS, observation, peer, recruit, register, verdict
+
+DEAD = verdict(VerdictKind.DEAD)
+
+
+def rule_and_actions(o: Observation) -> tuple[str, tuple[a.Action, ...]]:
+    coordination = coordinate(o)
+    assert coordination is not None
+    return coordination.rule.id, coordination.actions
+
+
+def suspicious(*others: str) -> Observation:
+    """N2 holds that N1 is dead, and so do the others named; all of them answer."""
+    answers = {m.node: peer(m, verdict=DEAD if m.node in others else None) for m in (N1, N3)}
+    return observation(verdict=DEAD, suspected_since_ms=NOW_MS, peers=answers)
+
+
+def test_signals_that_a_phase_cannot_have_are_illegal() -> None:
+    legal = set(COORDINATION)
+    illegal = set(product(Phase, Signal)) - legal
+    assert (Phase.SERVING, Signal.ENOUGH) in illegal
+    assert (Phase.PROMOTING, Signal.ENOUGH) in illegal
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_every_phase_gives_a_signal_that_its_row_knows(phase: Phase) -> None:
+    candidate = N3 if phase is Phase.PROMOTING else None
+    epoch = 1 if phase is Phase.SERVING else 2
+    for progress_ms, kind, joined in product(
+        (NOW_MS, NOW_MS - 10_000_000), VerdictKind, ((), (recruit(N2, 2, 1, 1), recruit(N3, 2, 1, 1)))
+    ):
+        o = observation(
+            register=register(epoch, phase, candidate), progress_ms=progress_ms, recruits=joined,
+            verdict=verdict(kind, candidate or N1, epoch),
+        )  # fmt: skip
+        assert o.register is not None
+        assert (phase, signal_of(o, o.register)) in COORDINATION
+        assert coordinate(o) is not None
+
+
+def test_one_voter_alone_opens_nothing() -> None:
+    assert rule_and_actions(suspicious())[0] == "epoch.quiet"
+
+
+def test_a_majority_opens_an_epoch_that_could_be_recruited() -> None:
+    rule, (opened,) = rule_and_actions(suspicious("n3"))
+    assert rule == "epoch.suspect"
+    assert isinstance(opened, a.OpenEpoch)
+
+
+def test_nobody_asks_for_an_epoch_on_stale_answers() -> None:
+    o = replace(suspicious("n3"), peers={"n3": peer(N3, answered_ms=NOW_MS - 500, verdict=DEAD)})
+    assert rule_and_actions(o) == ("epoch.suspect", (a.AskPeers(),))
+
+
+def test_the_own_agent_opens_at_once_without_a_majority() -> None:
+    o = observation(
+        N1, server=ServerView(ServerStatus.STOPPED), verdict=DEAD, suspected_since_ms=NOW_MS,
+        peers={"n2": peer(N2), "n3": peer(N3)},
+    )  # fmt: skip
+    rule, (opened,) = rule_and_actions(o)
+    assert (rule, type(opened)) == ("epoch.suspect", a.OpenEpoch)
+
+
+def test_a_limping_cluster_is_not_turned_into_a_blocked_one() -> None:
+    assert not prevote_passes(register(), frozenset({N2}))
+    assert prevote_passes(register(), frozenset({N2, N3}))
+    assert prevote_passes(register(), frozenset({N1, N2}))
+    assert not prevote_passes(register(), frozenset({N1}))
+    busy = peer(N3, situation="rebuilding", verdict=DEAD)
+    o = replace(suspicious("n3"), peers={"n3": busy, "n1": replace(peer(N1), answered_ms=None)})
+    assert rule_and_actions(o) == ("epoch.suspect", ())
+
+
+def test_votes_for_another_epoch_or_from_strangers_do_not_count() -> None:
+    old = peer(N3, verdict=verdict(VerdictKind.DEAD, N1, 0))
+    assert rule_and_actions(replace(suspicious(), peers={"n3": old}))[0] == "epoch.quiet"
+    stranger = {"n3": peer(N3), "n9": peer(replace(N3, node="n9"), verdict=DEAD)}
+    assert rule_and_actions(replace(suspicious(), peers=stranger))[0] == "epoch.quiet"
+
+
+def test_after_a_failover_suspicion_has_to_cool_down() -> None:
+    o = replace(suspicious("n3"), last_failover_ms=NOW_MS - 100)
+    assert rule_and_actions(o)[0] == "epoch.quiet"
+
+
+def test_a_leader_that_hands_over_is_not_suspected() -> None:
+    o = replace(suspicious("n3"), register=replace(register(), handover="n2"), progress_ms=NOW_MS - 100)
+    assert rule_and_actions(o)[0] == "epoch.quiet"
+    assert rule_and_actions(replace(o, progress_ms=NOW_MS - 60_000))[0] == "epoch.suspect"
+
+
+def recruiting(*joined: int, since_ms: int = 0) -> Observation:
+    members = {1: N1, 2: N2, 3: N3}
+    return observation(
+        register=register(2, Phase.RECRUITING), promised=2, phase_since_ms=NOW_MS - since_ms, progress_ms=NOW_MS,
+        recruits=tuple(recruit(members[i], 2, 1, 100) for i in joined), enough_since_ms=NOW_MS,
+        peers={"n1": peer(N1), "n3": peer(N3)},
+    )  # fmt: skip
+
+
+def test_the_choice_waits_a_moment_for_a_member_that_answers() -> None:
+    o = recruiting(1, 2)
+    assert rule_and_actions(o) == ("epoch.choose", ())
+    later = replace(o, now_ms=NOW_MS + 200)
+    rule, (chosen,) = rule_and_actions(later)
+    assert (rule, chosen) == ("epoch.choose", a.ChooseCandidate(N2, ChoiceReason.EQUALS_LEADER))
+
+
+def test_the_choice_is_made_at_once_when_everybody_joined() -> None:
+    rule, actions = rule_and_actions(recruiting(2, 3))
+    assert rule == "epoch.choose"
+    assert isinstance(actions[0], a.ChooseCandidate)
+
+
+def test_a_phase_that_stands_still_is_replaced_later_each_time_and_not_by_all_at_once() -> None:
+    o = replace(recruiting(2), progress_ms=NOW_MS - 60_000, suspected_since_ms=NOW_MS)
+    assert rule_and_actions(o)[0] == "epoch.replace"
+    second = register(2, Phase.RECRUITING)
+    fifth = register(5, Phase.RECRUITING)
+    assert phase_timeout_ms(o, fifth) > phase_timeout_ms(o, second)
+    ranks = {phase_timeout_ms(replace(o, node=n), second) for n in ("n1", "n2", "n3")}
+    assert len(ranks) == 3
+
+
+def test_a_new_cluster_has_nobody_else_to_promote() -> None:
+    new = replace(register(1, Phase.PROMOTING, N1), committed=replace(register().committed, epoch=0))
+    o = observation(register=new, progress_ms=NOW_MS - 10_000_000)
+    assert rule_and_actions(o)[0] == "epoch.quiet"
+
+
+def test_who_is_no_voter_coordinates_nothing() -> None:
+    assert coordinate(observation(node="n9")) is None

@@ -1,0 +1,80 @@
+"""How the leader keeps (S, k) true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from holdfast.core import actions as a
+from holdfast.core.handover import successor
+from holdfast.core.membership import change_of
+from holdfast.core.observation import Observation
+from holdfast.model.lsn import Lsn
+from holdfast.model.register import Member, Quorum, Register
+from tests.core.builders import BOTH, N1, N2, N3, NOW_MS, observation, peer, primary, register, streaming
+
+ONLY_N2 = Quorum(frozenset({N2}), 1)
+
+
+def leader(registered: Quorum, in_postgres: Quorum, *present: Member) -> tuple[Observation, Register]:
+    reg = register().requorumed(registered)
+    server = primary(1, 100, str(in_postgres), tuple(streaming(m, 100) for m in present))
+    o = observation(N1, server=server, register=reg, settled_lsn=Lsn(100), lead_address=None)
+    return replace(o, peers={m.node: peer(m) for m in present}), reg
+
+
+def action(o: Observation, reg: Register) -> a.Action | None:
+    change = change_of(o, reg)
+    return None if change is None else change.action
+
+
+def test_nothing_to_do() -> None:
+    assert action(*leader(BOTH, BOTH, N2, N3)) is None
+
+
+def test_a_newcomer_enters_the_register_then_postgresql() -> None:
+    assert action(*leader(ONLY_N2, ONLY_N2, N2, N3)) == a.TellRegister(BOTH)
+    assert action(*leader(BOTH, ONLY_N2, N2, N3)) == a.TellPostgres(BOTH)
+
+
+def test_a_newcomer_whose_agent_has_not_promised_the_epoch_waits() -> None:
+    o, reg = leader(ONLY_N2, ONLY_N2, N2, N3)
+    assert action(replace(o, peers={"n2": peer(N2), "n3": peer(N3, promised=0)}), reg) is None
+
+
+def test_a_silent_member_leaves_after_its_time() -> None:
+    o, reg = leader(BOTH, BOTH, N2)
+    assert action(replace(o, last_streamed_ms={N2: NOW_MS, N3: NOW_MS - 4999}), reg) is None
+    assert action(replace(o, last_streamed_ms={N2: NOW_MS, N3: NOW_MS - 5000}), reg) == a.TellPostgres(ONLY_N2)
+    o, reg = leader(BOTH, ONLY_N2, N2)
+    gone = replace(o, last_streamed_ms={N2: NOW_MS, N3: NOW_MS - 5000})
+    assert action(replace(gone, settled_lsn=None), reg) is None
+    assert action(gone, reg) == a.TellRegister(ONLY_N2)
+
+
+def test_a_directory_that_was_replaced_leaves_at_once() -> None:
+    o, reg = leader(BOTH, BOTH, N2)
+    renewed = replace(N3, incarnation="ffffffff")
+    assert action(replace(o, peers={"n2": peer(N2), "n3": peer(renewed)}), reg) == a.TellPostgres(ONLY_N2)
+
+
+def test_a_setting_that_is_none_of_ours_is_put_back() -> None:
+    o, reg = leader(BOTH, BOTH, N2, N3)
+    foreign = replace(o.server, synchronous_names="*")
+    assert action(replace(o, server=foreign), reg) == a.TellPostgres(BOTH)
+    emptied = replace(o.server, synchronous_names="")
+    assert action(replace(o, server=emptied), reg) == a.TellPostgres(BOTH)
+
+
+def test_a_switchover_needs_a_close_standby_and_another_to_confirm() -> None:
+    o, _ = leader(BOTH, BOTH, N2, N3)
+    assert successor(o, "n3")[0] == "n3"
+    assert successor(o, None)[0] == "n2"
+    assert successor(o, "n1") == (None, "n1 is the primary already")
+    assert "there is no node n7" in successor(o, "n7")[1]
+    far = replace(o.server, replicas=(streaming(N2, 100), replace(streaming(N3, 0), flush_lsn=Lsn(0))))
+    behind = replace(o, server=replace(far, position=replace(far.position, lsn=Lsn(1 << 30))))  # type: ignore[type-var]
+    assert "bytes behind" in successor(behind, "n3")[1]
+    alone, _ = leader(BOTH, BOTH, N2)
+    assert "nobody could confirm" in successor(alone, "n2")[1]
+    assert "not a member that streams" in successor(alone, "n3")[1]
+    assert "ask the primary's agent" in successor(observation(), None)[1]
