@@ -64,6 +64,12 @@ class Timeouts(BaseModel):
     start_ms: int = Field(60_000, ge=1000, le=3_600_000)
     """For PostgreSQL to accept connections after its start, while its log does not move."""
 
+    postmaster_ms: int = Field(10_000, ge=500, le=600_000)
+    """For a new postmaster to open its sockets; it only reads its settings before, but a slow disk may delay that."""
+
+    reload_confirm_ms: int = Field(2000, ge=50, le=60_000)
+    """For new sessions to use reloaded settings (3 ms when idle); later than that the server is not well."""
+
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
     """A rewound node that does not stream by then is cloned afresh."""
 
@@ -194,7 +200,7 @@ class ProxyTimeouts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     retry_first_ms: int = Field(10, ge=1, le=1000)
-    """First pause after a server refused a connection; doubled up to the next. A change of the register ends it at once."""
+    """First pause after a server refused a connection; doubled up to the next. A change of the register ends it."""
 
     retry_last_ms: int = Field(200, ge=10, le=10_000)
     """Longest such pause: part of the clients' stall when a server comes back without a change of the register."""

@@ -1,1 +1,11 @@
-"""The stable endpoint that clients connect to."""
+"""The stable endpoint: clients connect here and stay, whichever server is the primary.
+
+users      who may log in, and the keys to log in elsewhere as them
+routing    which server serves what, by the store's word
+server     one connection to a server: login, check, replay
+lane       one port's way to a server: choosing, holding, pacing
+client     one connection of a client: start-up, TLS, authentication
+relay      one session: every message in both directions, and what happens when its server is lost
+status     the proxy's own HTTP endpoint
+run        listeners and their life
+"""

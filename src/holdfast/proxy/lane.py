@@ -1,0 +1,244 @@
+"""One port's way to a server: choosing, holding, pacing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from holdfast.model.settings import ProxySettings
+from holdfast.model.timeouts import ProxyTimeouts
+from holdfast.proxy.limits import CONNECTS_AT_ONCE
+from holdfast.proxy.routing import Routing, Target
+from holdfast.proxy.server import ServerConnection, ServerUnavailable, open_server
+from holdfast.proxy.users import Users
+from holdfast.wire import messages as m
+from holdfast.wire.loss import CANNOT_SERVE
+from holdfast.wire.state import ReplayStep
+
+log = structlog.get_logger(__name__)
+
+
+class Purpose(StrEnum):
+    """What a port is for."""
+
+    WRITE = "write"
+    READ = "read"
+
+
+class HoldEnded(Exception):
+    """The statement waited long enough, or too many wait already; the report says which."""
+
+    def __init__(self, report: m.Report) -> None:
+        super().__init__(report.text)
+        self.report = report
+
+
+class Wanted(Protocol):
+    """A session that needs a server."""
+
+    @property
+    def server_parameters(self) -> dict[str, str]:
+        """What to log in with."""
+
+    @property
+    def current(self) -> ServerConnection | None:
+        """The server it has, if it waits only for leave to go on."""
+
+    def steps(self) -> list[ReplayStep]:
+        """What to tell a fresh server."""
+
+    def forget(self, names: set[bytes]) -> None:
+        """These prepared statements could not be made again."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened on a port since the start."""
+
+    statements_held: int = 0
+    holds_ended: int = 0
+    servers_opened: int = 0
+    servers_refused: int = 0
+    servers_lost: int = 0
+    outcomes_unknown: int = 0
+    transactions_lost: int = 0
+    cancels: int = 0
+
+
+@dataclass(slots=True)
+class Lane:
+    """One port. Waiting sessions go on in the order in which they came, at most `CONNECTS_AT_ONCE` at the same time."""
+
+    purpose: Purpose
+    routing: Routing
+    users: Users
+    settings: ProxySettings
+    counters: Counters = field(default_factory=Counters)
+    held: int = 0
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
+    _failing: bool = False
+    _last_refusal: str = ""
+
+    # rules
+
+    def must_drop(self, server: ServerConnection) -> str | None:
+        """Why a server connection must be closed now, by the register's last word."""
+        target = server.target
+        if target.is_primary and self.routing.epoch > target.epoch:
+            return f"epoch {self.routing.epoch} has begun"
+        if not target.is_primary and self.routing.is_rising(target.node):
+            return f"{target.node} becomes the primary"
+        return None
+
+    def must_hold(self, server: ServerConnection) -> bool:
+        """Whether new statements must wait although the server is there."""
+        return self.purpose is Purpose.WRITE and self.routing.is_handing_over() and server.target.is_primary
+
+    def has_better(self, server: ServerConnection) -> bool:
+        """Whether a read-only session sits on the primary while a standby could serve it."""
+        return self.purpose is Purpose.READ and server.target.is_primary and self.routing.has_standby()
+
+    def can_serve(self) -> bool:
+        """Whether a new session need not wait, as far as is known."""
+        return bool(self._targets()) and not self._failing
+
+    def _targets(self) -> list[Target]:
+        """Where to go now, the best first."""
+        primary = self.routing.primary()
+        if self.purpose is Purpose.WRITE:
+            return [primary] if primary is not None and not self.routing.is_handing_over() else []
+        return self.routing.standbys() + ([primary] if primary is not None else [])
+
+    # waiting
+
+    async def acquire(self, wanted: Wanted, *, once: bool = False) -> ServerConnection:
+        """A checked server connection with the session's state on it, to be attached before anything is awaited.
+
+        Raises HoldEnded, ServerRefused; with ``once`` ServerUnavailable instead of waiting.
+        """
+        hold_max_ms = self.settings.timeouts.hold_max_ms
+        hold = _Hold(self)
+        try:
+            async with asyncio.timeout(hold_max_ms / 1000):
+                with hold.counted():
+                    if not self.can_serve():
+                        hold.begin()
+                    async with self._slots:
+                        return await self._acquire(wanted, hold, once)
+        except TimeoutError:
+            self.counters.holds_ended += 1
+            raise HoldEnded(_waited_in_vain(self.purpose, hold_max_ms)) from None
+
+    async def _acquire(self, wanted: Wanted, hold: _Hold, once: bool) -> ServerConnection:
+        times = ProxyTimeouts()
+        delay_ms = times.retry_first_ms
+        while True:
+            version = self.routing.version
+            server = await self._try_all(wanted)
+            if server is not None:
+                return server
+            if once:
+                raise ServerUnavailable(self._last_refusal)
+            hold.begin()
+            if self.routing.version != version:
+                continue
+            pause_s = delay_ms / 1000 if self._targets() else None
+            try:
+                await asyncio.wait_for(self.routing.wait_changed(), pause_s)
+                delay_ms = times.retry_first_ms
+            except TimeoutError:
+                delay_ms = min(2 * delay_ms, times.retry_last_ms)
+
+    async def _try_all(self, wanted: Wanted) -> ServerConnection | None:
+        version = self.routing.version
+        for target in self._targets():
+            current = wanted.current
+            if current is not None and current.is_open and current.target == target and not self.must_hold(current):
+                return current
+            server = await self._try(target, wanted)
+            if server is not None:
+                return server
+            if self.routing.version != version:
+                break
+        return None
+
+    async def _try(self, target: Target, wanted: Wanted) -> ServerConnection | None:
+        parameters = wanted.server_parameters
+        if self.purpose is Purpose.READ and target.is_primary:
+            parameters = {**parameters, "default_transaction_read_only": "on"}
+        try:
+            server = await open_server(target, parameters, self.users, self.settings.timeouts.server_connect_ms)
+            try:
+                async with asyncio.timeout(ProxyTimeouts().replay_ms / 1000):
+                    wanted.forget(await server.replay(wanted.steps()))
+            except TimeoutError:
+                server.drop()
+                raise ServerUnavailable(f"{target.node} did not take over the session in time") from None
+            except BaseException:
+                server.drop()
+                raise
+        except ServerUnavailable as unavailable:
+            self._refused(target, str(unavailable))
+            return None
+        if not server.is_open or target not in self._targets():
+            server.drop()
+            self._refused(target, "the register moved meanwhile")
+            return None
+        self._failing = False
+        self.counters.servers_opened += 1
+        return server
+
+    def _refused(self, target: Target, reason: str) -> None:
+        self._failing = True
+        self.counters.servers_refused += 1
+        if reason != self._last_refusal:
+            log.info("server.refused", port=self.purpose, node=target.node, epoch=target.epoch, reason=reason)
+        self._last_refusal = reason
+
+
+class _Hold:
+    """Whether one statement counts as held."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._is_counted = False
+
+    def begin(self) -> None:
+        """From now on it is held; raises HoldEnded if too many are."""
+        if self._is_counted:
+            return
+        limit = self._lane.settings.proxy.hold_max_clients
+        if self._lane.held >= limit:
+            raise HoldEnded(_too_many_wait(limit))
+        self._is_counted = True
+        self._lane.held += 1
+        self._lane.counters.statements_held += 1
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count it for as long as the block runs."""
+        try:
+            yield
+        finally:
+            if self._is_counted:
+                self._lane.held -= 1
+
+
+def _retry_hint() -> str:
+    return f"Nothing was executed. Try again in {ProxyTimeouts().retry_hint_ms} ms."
+
+
+def _waited_in_vain(purpose: Purpose, hold_max_ms: int) -> m.Report:
+    what = "primary" if purpose is Purpose.WRITE else "server"
+    return m.error(CANNOT_SERVE, f"no {what} could be reached within {hold_max_ms} ms", hint=_retry_hint())
+
+
+def _too_many_wait(limit: int) -> m.Report:
+    text = f"no server can be reached now, and {limit} clients wait already"
+    return m.error(CANNOT_SERVE, text, hint=_retry_hint())

@@ -1,0 +1,438 @@
+"""One session: every message in both directions, and what happens when its server is lost.
+
+The client's messages are walked one by one, so that it is always known what the server owes. While there is no server,
+or a switchover asks for patience, the first message of a statement waits (`_wait_for_server`) and the rest behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from holdfast.model.errors import ProtocolViolation
+from holdfast.proxy.lane import HoldEnded, Lane
+from holdfast.proxy.limits import HELD_BYTES_MAX
+from holdfast.proxy.server import ServerConnection, ServerRefused
+from holdfast.wire import messages as m
+from holdfast.wire.frames import CONTINUED, FrameCutter
+from holdfast.wire.loss import SERVER_GONE, Loss, judge_loss
+from holdfast.wire.owed import Ledger, Step
+from holdfast.wire.requests import Requests
+from holdfast.wire.sql import Control, control_of, split_statements
+from holdfast.wire.startup import Login
+from holdfast.wire.state import ReplayStep, SessionState
+
+if TYPE_CHECKING:
+    from holdfast.proxy.client import Client
+
+log = structlog.get_logger(__name__)
+
+_FROM_CLIENT: Final = frozenset((m.COPY_DATA,))
+_FROM_SERVER: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
+_LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
+_IGNORED_WHEN_IDLE: Final = frozenset((m.FLUSH, m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL))
+_WHOLE_STATEMENTS: Final = frozenset((m.QUERY, m.FUNCTION_CALL))
+_ACK_HOLE: Final = "SyncRepWaitForLSN"
+"""The routine that warns when a commit stopped waiting for its standbys: the row is local only, yet success follows."""
+
+
+class _Fate(Enum):
+    """What becomes of one message of the client."""
+
+    FORWARD = auto()
+    DROP = auto()
+    WAIT = auto()
+
+
+class Relay:
+    """A session between a logged-in client and the server of the moment."""
+
+    def __init__(self, client: Client, lane: Lane, login: Login, process_id: int, secret: bytes) -> None:
+        self.process_id = process_id
+        self.secret = secret
+        self.current: ServerConnection | None = None
+        self._client = client
+        self.lane = lane
+        self._login = login
+        self._ledger = Ledger()
+        self._requests = Requests()
+        self._state = SessionState()
+        self._reported: dict[str, str] = {}
+        self._client_cutter = FrameCutter(_FROM_CLIENT)
+        self._server_cutter = FrameCutter(_FROM_SERVER)
+        self._attaching: asyncio.Task[None] | None = None
+        self._refusal: m.Report | None = None
+        self._is_over = False
+        self._is_client_busy = False
+        self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
+        self._is_forwarding = False  # the message that continues goes to the server
+        self._has_lost_transaction = False  # and its owner does not know yet
+
+    # Wanted
+
+    @property
+    def server_parameters(self) -> dict[str, str]:
+        """The client's own start-up parameters."""
+        return self._login.parameters
+
+    def steps(self) -> list[ReplayStep]:
+        """What a fresh server must be told."""
+        return self._state.replay(self._ledger.status)
+
+    def forget(self, names: set[bytes]) -> None:
+        """These prepared statements could not be made again."""
+        for name in names:
+            self._state.closed(name)
+
+    # beginning and end
+
+    def begin(self, server: ServerConnection | None, parameters: dict[str, str]) -> None:
+        """The client was told ``parameters`` and that it may go on."""
+        self._reported = parameters
+        if server is not None:
+            self._adopt(server)
+
+    def client_lost(self) -> None:
+        """The client is gone: end its server session. What was sent still runs, as on a direct connection."""
+        self._is_over = True
+        if self._attaching is not None:
+            self._attaching.cancel()
+        server, self.current = self.current, None
+        if server is not None:
+            server.close()
+
+    def end(self, report: m.Report) -> None:
+        """Close both sides, telling the client why."""
+        self.client_lost()
+        self._client.close(report)
+
+    def client_busy(self, busy: bool) -> None:
+        """The client reads slowly, or has caught up."""
+        self._is_client_busy = busy
+        if self.current is not None:
+            self.current.pause_reading(busy)
+
+    def server_busy(self, busy: bool) -> None:
+        """The server reads slowly, or has caught up."""
+        self._client.pause_reading(busy)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a statement waits for a server."""
+        return self._attaching is not None
+
+    # from the client
+
+    def from_client(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        if self._is_over:
+            return
+        if self._attaching is not None:
+            self._client_cutter.hold(data)
+            if self._client_cutter.waiting_bytes > HELD_BYTES_MAX:
+                self._client.pause_reading(True)
+            return
+        try:
+            self._pump(data)
+        except ProtocolViolation as violation:
+            log.info("client.malformed", port=self.lane.purpose, reason=str(violation))
+            self.end(m.fatal("08P01", str(violation)))
+
+    def _pump(self, data: bytes) -> None:
+        buffer, frames = self._client_cutter.feed(data)
+        begin = end = 0
+        for kind, start, end in frames:
+            fate = self._fate_of(kind, buffer, start, end)
+            if fate is _Fate.FORWARD:
+                continue
+            if begin < start:
+                self._to_server(buffer[begin:start])
+            begin = end
+            if fate is _Fate.WAIT:
+                self._client_cutter.push_back(buffer[start : frames[-1][2]])
+                self._wait_for_server()
+                return
+        if begin < end:
+            self._to_server(buffer[begin:end])
+
+    def _to_server(self, data: bytes) -> None:
+        if self.current is not None:
+            self.current.write(data)
+
+    def _fate_of(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+        if kind == CONTINUED:
+            return _Fate.FORWARD if self._is_forwarding and self.current is not None else _Fate.DROP
+        self._is_forwarding = False
+        if self._is_over:
+            return _Fate.DROP
+        if kind == m.TERMINATE:
+            self.client_lost()
+            self._client.close()
+            return _Fate.DROP
+        if self._is_discarding:
+            return self._discard(kind, buffer, start, end)
+        server = self.current
+        if server is None or self._must_ask_first(server):
+            fate = self._without_server(kind, buffer, start, end)
+            if fate is not _Fate.FORWARD:
+                return fate
+        self._ledger.sent(kind, self._requests.read(kind, buffer, start, end))
+        self._is_forwarding = True
+        return _Fate.FORWARD
+
+    def _must_ask_first(self, server: ServerConnection) -> bool:
+        """Whether a statement that begins now may not simply go to the server that is there."""
+        if not self._ledger.is_idle:
+            return False
+        return server.on_hold or (not self._state.pins and self.lane.has_better(server))
+
+    def _without_server(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+        """A message that finds no server, or one it must not use; nothing is owed to the client."""
+        if self.current is None and kind in _IGNORED_WHEN_IDLE:
+            return _Fate.DROP
+        if kind == m.SYNC or kind in _IGNORED_WHEN_IDLE:
+            if self.current is not None:
+                return _Fate.FORWARD
+            self._client.write(m.ready_for_query(self._ledger.status))
+            return _Fate.DROP
+        if self._has_lost_transaction:
+            return self._tell_of_lost_transaction(kind, buffer, start, end)
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            return self._fail(kind, refusal)
+        return _Fate.WAIT
+
+    def _fail(self, kind: int, report: m.Report) -> _Fate:
+        """Answer a statement with an error of our own; the session goes on."""
+        self._client.write(report.encode())
+        if kind in _WHOLE_STATEMENTS:
+            self._client.write(m.ready_for_query(self._ledger.status))
+        else:
+            self._is_discarding = True
+        return _Fate.DROP
+
+    def _tell_of_lost_transaction(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+        """The first statement after the server took an open transaction with it."""
+        self._has_lost_transaction = False
+        control = Control.OTHER
+        if kind == m.QUERY and (statements := split_statements(buffer[start + 5 : end - 1])):
+            control = control_of(statements[0])
+        if control is Control.ROLLBACK:
+            return _Fate.WAIT  # in the failed transaction that the next server is given
+        ends = control is Control.COMMIT
+        self._ledger.status = m.IDLE if ends else m.IN_FAILED_TRANSACTION
+        fate = self._fail(kind, _transaction_lost("the connection to the server was lost"))
+        if self._is_discarding:
+            self._discard(kind, buffer, start, end)
+        return fate
+
+    def _discard(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+        if kind == m.SYNC:
+            self._is_discarding = False
+            self._client.write(m.ready_for_query(self._ledger.status))
+            return _Fate.DROP
+        owed = self._requests.read(kind, buffer, start, end)
+        if kind in (m.PARSE, m.EXECUTE) and owed is not None and owed.sql is not None:
+            statements = split_statements(owed.sql)
+            if statements and control_of(statements[0]) in (Control.COMMIT, Control.ROLLBACK):
+                self._ledger.status = m.IDLE
+        return _Fate.DROP
+
+    # waiting for a server
+
+    def _wait_for_server(self) -> None:
+        self._attaching = asyncio.get_running_loop().create_task(self._attach())
+
+    async def _attach(self) -> None:
+        server: ServerConnection | None = None
+        try:
+            server = await self.lane.acquire(self)
+        except HoldEnded as ended:
+            self._refusal = ended.report
+        except ServerRefused as refused:
+            self._attaching = None
+            self.end(m.fatal(refused.report.sqlstate, refused.report.text, detail=refused.report.detail))
+            return
+        self._go_on(server)
+
+    def _go_on(self, server: ServerConnection | None) -> None:
+        self._attaching = None
+        if server is not None and server is not self.current:
+            if self.current is not None:
+                self.current.close()
+            self._adopt(server)
+        self._client.pause_reading(False)
+        self.from_client(b"")
+
+    def _adopt(self, server: ServerConnection) -> None:
+        changed = {k: v for k, v in server.parameters.items() if self._reported.get(k) != v}
+        self._reported |= changed
+        self._client.write(b"".join(m.parameter_status(name, value) for name, value in changed.items()))
+        self._ledger = Ledger(server.status)
+        self._server_cutter = FrameCutter(_FROM_SERVER)
+        self.current = server
+        server.attach(self)
+        if self._is_client_busy:
+            server.pause_reading(True)
+        self.reroute()
+
+    def reroute(self) -> None:
+        """The routing has changed: leave a server that must not be used any more, and hold or release."""
+        server = self.current
+        if server is None:
+            return
+        reason = self.lane.must_drop(server)
+        if reason is not None:
+            server.abort(reason)
+        else:
+            server.on_hold = self.lane.must_hold(server)
+
+    def cancel(self) -> ServerConnection | None:
+        """A cancel request: ends a wait here; otherwise returns the server to ask, if it may be asked.
+
+        A commit that may be waiting for its standbys is not cancelled: it would end in success without them.
+        """
+        if self._attaching is not None:
+            self._attaching.cancel()
+            self._refusal = m.error("57014", "canceling statement due to user request")
+            self._go_on(None)
+            return None
+        head = self._ledger.head
+        if head is None or self.current is None:
+            return None
+        statements = split_statements(head.sql) if head.sql is not None else ()
+        commits = len(statements) == 1 and control_of(statements[0]) is Control.COMMIT
+        return None if commits else self.current
+
+    # from the server
+
+    def from_server(self, data: bytes) -> None:
+        """Take bytes of the server."""
+        try:
+            self._answer(data)
+        except ProtocolViolation as violation:
+            log.error("server.malformed", port=self.lane.purpose, reason=str(violation))
+            if self.current is not None:
+                self.current.abort(f"protocol violation: {violation}")
+
+    def _answer(self, data: bytes) -> None:
+        buffer, frames = self._server_cutter.feed(data)
+        ledger = self._ledger
+        previous = CONTINUED
+        end = 0
+        for kind, start, end in frames:
+            if kind == CONTINUED or (kind == previous == m.DATA_ROW):
+                continue
+            previous = kind
+            if kind in _LOOKED_INTO and (reason := self._look_into(kind, buffer[start + 5 : end])) is not None:
+                self._client.write(buffer[:start])
+                self._lose(reason, commit_unconfirmed=kind == m.NOTICE)
+                return
+            head = ledger.head
+            step = ledger.received(kind)
+            if step is Step.GOES_ON:
+                continue
+            if step is Step.READY:
+                failed = ledger.batch_failed
+                ledger.ready(buffer[start + 5])
+                self._state.ended(ledger.status, failed)
+            elif head is not None:
+                self._requests.completed(self._state, kind, head, buffer, start, end)
+        if end:
+            self._client.write(buffer[:end])
+
+    def _look_into(self, kind: int, body: bytes) -> str | None:
+        """Read a message of `_LOOKED_INTO`; returns why the server must be given up, if it must."""
+        if kind == m.PARAMETER_STATUS:
+            name, value = m.read_parameter_status(body)
+            self._reported[name] = value
+        elif kind == m.ERROR:
+            report = m.read_report(body)
+            if report.is_fatal:
+                return f"{report.severity}: {report.text}"
+        elif kind == m.NOTICE and _ACK_HOLE.encode() in body and m.read_report(body).routine == _ACK_HOLE:
+            return "the server gave up waiting for its standbys to confirm the commit"
+        return None
+
+    # loss
+
+    def server_lost(self, server: ServerConnection, reason: str) -> None:
+        """The connection is gone."""
+        if server is self.current:
+            self._lose(reason)
+
+    def _lose(self, reason: str, *, commit_unconfirmed: bool = False) -> None:
+        server, self.current = self.current, None
+        if server is None:
+            return
+        server.drop()
+        self.lane.counters.servers_lost += 1
+        if self._server_cutter.inside_frame:
+            log.warning("client.cut", reason="half of a large row was already sent")
+            self._client.abort()
+            return
+        ledger = self._ledger
+        held_open = ledger.is_between_statements and ledger.status == m.IN_TRANSACTION
+        loss = judge_loss(ledger, commit_unconfirmed=commit_unconfirmed)
+        self._ledger = Ledger(loss.status)
+        self._state.lost()
+        self._requests.lost()
+        self._is_forwarding = False
+        self._count(loss, held_open)
+        if self._state.pins:
+            self.end(_cannot_move(loss, reason, sorted(self._state.pins)))
+            return
+        self._has_lost_transaction = held_open
+        self._is_discarding = loss.awaits_sync
+        self._client.write(_answers(loss, reason))
+        self._client.pause_reading(False)
+
+    def _count(self, loss: Loss, held_open: bool) -> None:
+        if any(answer.needs_error for answer in loss.answers):
+            self.lane.counters.outcomes_unknown += loss.unknown
+            self.lane.counters.transactions_lost += not loss.unknown
+        elif held_open:
+            self.lane.counters.transactions_lost += 1
+
+
+def _answers(loss: Loss, reason: str) -> bytes:
+    report = _outcome_unknown(reason) if loss.unknown else _transaction_lost(reason)
+    out = []
+    for answer in loss.answers:
+        if answer.needs_error:
+            out.append(report.encode())
+        if answer.status is not None:
+            out.append(m.ready_for_query(answer.status))
+    return b"".join(out)
+
+
+def _outcome_unknown(reason: str) -> m.Report:
+    return m.error(
+        "08007",
+        "the server was lost before it confirmed the statement: it may or may not have been committed",
+        detail=reason,
+        hint="Check whether the change is there before you repeat it.",
+    )
+
+
+def _transaction_lost(reason: str) -> m.Report:
+    return m.error(
+        SERVER_GONE,
+        "the server was lost and nothing of the transaction was committed",
+        detail=reason,
+        hint="Repeat the transaction; the connection can be used again.",
+    )
+
+
+def _cannot_move(loss: Loss, reason: str, pins: list[str]) -> m.Report:
+    unknown = loss.unknown and any(answer.needs_error for answer in loss.answers)
+    outcome = " The statement that was running may or may not have been committed." if unknown else ""
+    return m.fatal(
+        SERVER_GONE,
+        f"the server was lost, and this session cannot be moved to another: {'; '.join(pins)}",
+        detail=reason + "." + outcome,
+        hint="Connect again.",
+    )

@@ -1,0 +1,211 @@
+"""Listeners and their life."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import itertools
+import signal
+import ssl
+from collections import Counter
+from dataclasses import asdict
+
+import structlog
+from aiohttp import web
+
+from holdfast.model.errors import ConfigurationError, EnvironmentFault
+from holdfast.model.keys import Keys
+from holdfast.model.settings import ListenerSettings, ProxySettings
+from holdfast.proxy.client import Client
+from holdfast.proxy.lane import Lane, Purpose
+from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX
+from holdfast.proxy.relay import Relay
+from holdfast.proxy.routing import Routing
+from holdfast.proxy.server import send_cancel
+from holdfast.proxy.status import start_status_endpoint
+from holdfast.proxy.users import Users
+from holdfast.store.contract import Store
+from holdfast.wire import messages as m
+
+log = structlog.get_logger(__name__)
+
+
+class Proxy:
+    """Both ports, and everything their clients share."""
+
+    def __init__(self, settings: ProxySettings, store: Store, users: Users) -> None:
+        self.settings = settings
+        self.users = users
+        self.trust = settings.proxy.auth == "trust"
+        self.tls = _tls_context(settings.proxy)
+        self.routing = Routing(settings.cluster.name)
+        self.lanes = {purpose: Lane(purpose, self.routing, users, settings) for purpose in Purpose}
+        self._store = store
+        self._clients: set[Client] = set()
+        self._relays: dict[int, Relay] = {}
+        self._remembered: dict[tuple[str, str], dict[str, str]] = {}
+        self._process_ids = itertools.count(1)
+        self._servers: list[asyncio.Server] = []
+        self._status: web.AppRunner | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind the ports and begin to watch the store; raises EnvironmentFault that names the setting."""
+        proxy = self.settings.proxy
+        try:
+            await self._listen("write_port", proxy.write_port, Purpose.WRITE)
+            await self._listen("read_port", proxy.read_port, Purpose.READ)
+            if proxy.api_port is not None:
+                try:
+                    self._status = await start_status_endpoint(proxy.host, proxy.api_port, self.status)
+                except OSError as error:
+                    raise _cannot_listen("api_port", proxy.host, proxy.api_port, error) from error
+        except EnvironmentFault:
+            await self.stop()
+            raise
+        self._watch = asyncio.get_running_loop().create_task(self._follow_store())
+        log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
+
+    async def stop(self) -> None:
+        """Close the ports, tell every client, end every session. Idempotent."""
+        for server in self._servers:
+            server.close()
+        for client in list(self._clients):
+            goodbye = m.fatal("57P01", "the proxy is shutting down", hint="Connect again.")
+            if client.relay is not None:
+                client.relay.end(goodbye)
+            else:
+                client.close(goodbye)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        if self._status is not None:
+            await self._status.cleanup()
+            self._status = None
+        self._servers.clear()
+
+    async def _listen(self, setting: str, port: int, purpose: Purpose) -> None:
+        lane = self.lanes[purpose]
+        host = self.settings.proxy.host
+        loop = asyncio.get_running_loop()
+
+        def accept() -> Client:
+            client = Client(self, lane)
+            self._clients.add(client)
+            return client
+
+        try:
+            self._servers.append(await loop.create_server(accept, host, port, backlog=LISTEN_BACKLOG))
+        except OSError as error:
+            raise _cannot_listen(setting, host, port, error) from error
+
+    async def _follow_store(self) -> None:
+        async for change in self._store.watch(Keys(self.settings.cluster.name).prefix):
+            if self.routing.apply(change):
+                for relay in list(self._relays.values()):
+                    relay.reroute()
+
+    # Endpoint
+
+    def admit(self, client: Client) -> bool:
+        """Whether one more client may log in."""
+        return len(self._clients) <= self.settings.proxy.max_clients
+
+    def register(self, relay: Relay) -> None:
+        """Make a session's cancel key known."""
+        self._relays[relay.process_id] = relay
+
+    def forget(self, client: Client) -> None:
+        """A connection has ended."""
+        self._clients.discard(client)
+        if client.relay is not None:
+            self._relays.pop(client.relay.process_id, None)
+
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """Pass a cancel request on to the server that runs the session's statement now."""
+        relay = self._relays.get(process_id)
+        if relay is None or not hmac.compare_digest(relay.secret, secret):
+            return
+        server = relay.cancel()
+        if server is not None:
+            relay.lane.counters.cancels += 1
+            connect_ms = self.settings.timeouts.server_connect_ms
+            await send_cancel(server.target, server.process_id, server.secret, connect_ms)
+
+    def remembered(self, user: str, database: str) -> dict[str, str] | None:
+        """What a server last reported to this user in this database."""
+        return self._remembered.get((user, database))
+
+    def remember(self, user: str, database: str, parameters: dict[str, str]) -> None:
+        """Keep it, for clients that come while no primary serves."""
+        self._remembered.pop((user, database), None)
+        if len(self._remembered) >= STATUS_CACHE_MAX:
+            self._remembered.pop(next(iter(self._remembered)))
+        self._remembered[user, database] = parameters
+
+    def next_process_id(self) -> int:
+        """A number that no other session of this proxy has."""
+        while True:
+            process_id = next(self._process_ids) & 0x7FFFFFFF
+            if process_id and process_id not in self._relays:
+                return process_id
+
+    def status(self) -> dict[str, object]:
+        """What ``/status`` says."""
+        register = self.routing.register
+        servers = Counter(r.current.target.node for r in self._relays.values() if r.current is not None)
+        return {
+            "serving": self.lanes[Purpose.WRITE].can_serve(),
+            "store_connected": self.routing.connected,
+            "phase": register.phase.value if register is not None else None,
+            "epoch": self.routing.epoch,
+            "primary": register.leader.node if register is not None and register.leader is not None else None,
+            "handover": register.handover if register is not None else None,
+            "clients": len(self._clients),
+            "held": {purpose.value: lane.held for purpose, lane in self.lanes.items()},
+            "servers": dict(servers),
+            "counters": {purpose.value: asdict(lane.counters) for purpose, lane in self.lanes.items()},
+        }
+
+
+def _tls_context(proxy: ListenerSettings) -> ssl.SSLContext | None:
+    if proxy.tls_cert_file is None and proxy.tls_key_file is None:
+        return None
+    if proxy.tls_cert_file is None or proxy.tls_key_file is None:
+        raise ConfigurationError("settings proxy.tls_cert_file and proxy.tls_key_file belong together: set both")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(proxy.tls_cert_file, proxy.tls_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"settings proxy.tls_cert_file and proxy.tls_key_file: {proxy.tls_cert_file} and {proxy.tls_key_file} "
+            f"cannot be used: {error}"
+        ) from error
+    return context
+
+
+def _cannot_listen(setting: str, host: str, port: int, error: OSError) -> EnvironmentFault:
+    if error.errno == errno.EADDRINUSE:
+        fix = "it is in use; stop what listens there, or choose another port"
+    elif error.errno == errno.EACCES:
+        fix = "ports below 1024 need a right that this process lacks; choose another port"
+    else:
+        fix = f"{error.strerror or error}; check proxy.host and the port"
+    return EnvironmentFault(f"setting proxy.{setting}: cannot listen on {host}:{port}: {fix}")
+
+
+async def run_proxy(settings: ProxySettings, store: Store) -> None:
+    """Serve until SIGTERM or SIGINT; raises ConfigurationError or EnvironmentFault before anything is served."""
+    proxy = Proxy(settings, store, Users.load(settings.proxy.users_file))
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await proxy.start()
+    try:
+        await stopping.wait()
+    finally:
+        await proxy.stop()
