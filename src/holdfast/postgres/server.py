@@ -7,123 +7,237 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
+from holdfast.model.errors import HoldfastError, PostgresError
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
-from holdfast.model.server import ServerView, Upstream
+from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
+from holdfast.postgres import bootstrap, rejoin, replication
 from holdfast.postgres.installation import Installation
+from holdfast.postgres.instance import Instance
+from holdfast.postgres.look import position_of, take_look, view_of
+from holdfast.postgres.session import NotAccepting
+from holdfast.postgres.timelines import read_history
+
+_log = structlog.get_logger(__name__)
 
 
 class Server:
-    """The one server that an agent owns."""
+    """The one server that an agent owns. Made inside a running event loop; one task at a time changes it."""
 
     def __init__(
         self, settings: PostgresSettings, node: str, installation: Installation, timeouts: Timeouts, state_dir: Path
     ) -> None:
-        self._exited = asyncio.Event()
+        """Raises ConfigurationError for settings that cannot be, and EnvironmentFault if nobody can run PostgreSQL."""
+        self._instance = Instance(settings, node, installation, timeouts, state_dir)
+
+    # -- data directory ----------------------------------------------------------------------------------------------
 
     def incarnation(self) -> str | None:
-        """The incarnation of the data directory, or None if there is none or it cannot be read."""
-        raise NotImplementedError
+        """The incarnation of the data directory; None if there is none or it cannot be read."""
+        return self._instance.layout.incarnation()
 
     def set_incarnation(self, incarnation: str) -> None:
-        """Give the data directory a new incarnation, durably."""
-        raise NotImplementedError
+        """Give the data directory a new incarnation, durably; raises ValueError for what is none."""
+        self._instance.layout.set_incarnation(incarnation)
 
     def system_identifier(self) -> str | None:
-        """The system identifier in the control file, or None if there is no data directory."""
-        raise NotImplementedError
+        """The system identifier in the control file; None if there is no complete data directory."""
+        layout = self._instance.layout
+        return layout.system_identifier() if layout.complete() else None
 
     async def initialize(self) -> None:
-        """Make a new cluster in the data directory and leave it stopped; interrupted, it leaves ABSENT."""
-        raise NotImplementedError
+        """Make a new cluster and leave it stopped: roles postgres and holdfast_replication, schema holdfast.
+
+        Raises ConfigurationError if the data directory is not empty. Interrupted, it leaves nothing (ABSENT). The
+        new directory has no incarnation yet.
+        """
+        await bootstrap.initialize(self._instance)
+
+    # -- process -----------------------------------------------------------------------------------------------------
 
     async def start(self, *, standby: bool) -> None:
-        """Start the postmaster, closed by the barrier name and without an upstream; returns when it exists."""
-        raise NotImplementedError
+        """Start the postmaster, closed by the barrier name and without an upstream; returns when it exists.
+
+        Removes placeholders, writes or removes standby.signal, rewrites every setting that Holdfast owns. Raises
+        ConfigurationError or EnvironmentFault for what a person must correct, PostgresError for anything else.
+        """
+        await self._instance.start(standby=standby)
 
     async def adopt(self) -> bool:
-        """Pick up a postmaster that a former agent left running; False if there is none."""
-        raise NotImplementedError
+        """Pick up a postmaster that a former agent left running, with the settings it has; False if there is none."""
+        return await self._instance.adopt()
 
     async def stop(self, mode: Literal["fast", "immediate"], deadline_ms: int, *, escalate: bool = True) -> None:
-        """Stop the server; past the deadline kill everything, or raise PostgresError if not ``escalate``."""
-        raise NotImplementedError
+        """Stop the server; past the deadline kill everything, or raise PostgresError if not ``escalate``.
+
+        A fast shutdown that was not escalated goes on; the server can only be killed or end by itself then.
+        """
+        await self._instance.stop(mode, deadline_ms, escalate=escalate)
 
     async def kill(self) -> None:
-        """SIGKILL the postmaster and all its children; returns when none is left."""
-        raise NotImplementedError
+        """SIGKILL the postmaster and every process of it; returns when none is left. Raises PostgresError."""
+        await self._instance.kill()
 
     @property
     def exited(self) -> asyncio.Event:
-        """Set at once when the postmaster ends; cleared by ``start`` and ``adopt``."""
-        return self._exited
+        """Set at once when the postmaster ends; cleared by ``start`` and ``adopt``. Set before the first start."""
+        return self._instance.exited
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id; None while there is none."""
+        return self._instance.postmaster_pid
+
+    def why_it_ended(self) -> HoldfastError | None:
+        """What the server complained of in its log since its start, translated; None if it did not complain."""
+        return self._instance.why_it_ended()
+
+    async def allow_peers(self, addresses: Collection[str]) -> None:
+        """Let the replication role in from these addresses too (pg_hba.conf), beside the server's own subnets."""
+        self._instance.configuration.peer_addresses = tuple(addresses)
+        if self._instance.running:
+            await self._instance.change()
+
+    # -- looking -----------------------------------------------------------------------------------------------------
 
     async def view(self, deadline_ms: int = 1000) -> ServerView:
-        """Look at the server; never raises for a sick one, the status says it."""
-        raise NotImplementedError
+        """Look at the server in one statement; never raises for a sick one, the status says it."""
+        instance = self._instance
+        if not instance.running:
+            return ServerView(ServerStatus.STOPPED) if instance.layout.complete() else ABSENT_SERVER
+        try:
+            return await asyncio.wait_for(self._look(deadline_ms), deadline_ms / 1000 + 0.1)
+        except NotAccepting as refusal:
+            first = refusal.starting or not instance.accepted
+            status = ServerStatus.STARTING if first else ServerStatus.UNRESPONSIVE
+        except (PostgresError, TimeoutError) as error:
+            _log.debug("the server does not answer", node=instance.node, reason=str(error))
+            status = ServerStatus.UNRESPONSIVE
+        return ServerView(status if instance.running else ServerStatus.STOPPED)
+
+    async def accepts_sessions(self, deadline_ms: int) -> bool:
+        """Whether a fresh session gets an answer: with only the postmaster frozen, the held one still does."""
+        session = self._instance.new_session()
+        try:
+            await session.fetch("SELECT 1", deadline_ms=deadline_ms)
+        except PostgresError:
+            return False
+        finally:
+            await session.close()
+        return True
 
     async def end_of_log(self) -> Position:
-        """Where the log of a stopped data directory ends; raises PostgresError if it cannot be told."""
-        raise NotImplementedError
+        """Where the log of a stopped directory ends, the way a start would find it, brought to the disk.
+
+        Raises PostgresError if the server runs or it cannot be told.
+        """
+        return await self._instance.end_of_log()
+
+    # -- leading and following ---------------------------------------------------------------------------------------
 
     async def detach(self) -> Position:
-        """The recruit step: stop streaming for certain, then read the position. Idempotent; raises PostgresError."""
-        raise NotImplementedError
+        """The recruit step: stop streaming for certain, resume replay, then read where the log ends.
+
+        Idempotent. Raises PostgresError if the server is no standby, a walreceiver stays, or the end is not known.
+        """
+        return await replication.detach(self._instance)
 
     async def follow(self, upstream: Upstream, member: Member) -> None:
-        """Point a running standby at ``upstream``, streaming as ``member``."""
-        raise NotImplementedError
+        """Point a running standby at ``upstream``, streaming as ``member``. Raises PostgresError."""
+        await replication.follow(self._instance, upstream, member)
 
     async def promote(self, epoch: int) -> None:
-        """Promote a standby so that its new timeline is ``epoch``; returns at once."""
-        raise NotImplementedError
+        """Promote a standby so that its new timeline is ``epoch``; returns at once, poll ``view``. Idempotent.
+
+        Raises PostgresError if the timeline exists already or the barrier name is not in force.
+        """
+        await replication.promote(self._instance, epoch)
 
     async def set_quorum(self, quorum: Quorum | None) -> None:
-        """Set the synchronous names, None for the barrier; returns when new sessions use them."""
-        raise NotImplementedError
+        """Set the synchronous names: None is the barrier, k = 0 none at all; returns when new sessions use them.
+
+        A commit begun up to ``reload_settle_ms`` later may still use the former names. Raises PostgresError.
+        """
+        await replication.set_quorum(self._instance, quorum)
 
     async def write_epoch_record(self, epoch: int) -> Lsn:
         """Write the record of an epoch's start (idempotent); returns an LSN that covers its commit."""
-        raise NotImplementedError
+        return await replication.write_epoch_record(self._instance, epoch)
 
     async def heartbeat(self, epoch: int) -> None:
-        """Commit the heartbeat row, locally."""
-        raise NotImplementedError
+        """Commit the heartbeat row, locally. Raises PostgresError."""
+        await replication.heartbeat(self._instance, epoch)
 
     async def flushed_lsn(self) -> Lsn:
-        """What a primary has flushed."""
-        raise NotImplementedError
+        """What a primary has flushed. Raises PostgresError."""
+        return await replication.flushed_lsn(self._instance)
 
     async def checkpoint(self) -> None:
-        """CHECKPOINT."""
-        raise NotImplementedError
+        """CHECKPOINT; raises PostgresError if it takes longer than ``start_ms``."""
+        session = self._instance.session("checkpoint")
+        await session.fetch("CHECKPOINT", deadline_ms=self._instance.timeouts.start_ms)
 
     async def active_transactions(self) -> int:
-        """How many clients are in a transaction; our own sessions are left out."""
-        raise NotImplementedError
+        """How many clients are in a transaction; Holdfast's own sessions are left out."""
+        return await replication.active_transactions(self._instance)
 
     async def history_of(self, timeline: int) -> History:
         """The history of a timeline, from the local history file; raises PostgresError if there is none."""
-        raise NotImplementedError
+        history = await asyncio.to_thread(read_history, self._instance.layout.wal_dir, timeline)
+        if history is None:
+            raise PostgresError(f"there is no history file of timeline {timeline} in {self._instance.layout.wal_dir}")
+        return history
+
+    # -- slots that keep log for every member ------------------------------------------------------------------------
 
     async def ensure_slots(self, nodes: Collection[str]) -> None:
-        """Make the physical slots that keep log for ``nodes``, and drop those of nodes no longer listed."""
-        raise NotImplementedError
+        """Make the physical slots ``holdfast_<node>``, on a primary or a standby; drop those of nodes not listed.
+
+        The own node needs none. A slot that was invalidated (max_slot_wal_keep_size) is made anew.
+        """
+        await replication.ensure_slots(self._instance, nodes)
 
     async def advance_slots(self, flushed: Mapping[str, Lsn]) -> None:
-        """On a standby, move slots up to what each node has flushed; never backwards."""
-        raise NotImplementedError
+        """Move slots up to what each node has flushed; never backwards, and what cannot be is ignored.
+
+        To be called on the primary as well as on standbys: nobody streams through the slots, so that a missing one
+        stops no standby, and only this call lets log go.
+        """
+        await replication.advance_slots(self._instance, flushed)
+
+    # -- rejoin ------------------------------------------------------------------------------------------------------
 
     async def rewind(self, source: Upstream, own_end: Position, progress: Callable[[str, float | None], None]) -> None:
-        """Rewind the stopped directory to ``source``; raises PostgresError when a clone is needed."""
-        raise NotImplementedError
+        """Rewind the stopped directory, whose log ends at ``own_end``, to the primary ``source``.
+
+        Afterwards it has no incarnation. Does nothing if the log is a prefix of the source's. Raises PostgresError
+        when a clone is needed (the directory may be ABSENT then), ConfigurationError for another cluster's.
+        """
+        await rejoin.rewind(self._instance, source, own_end, progress)
 
     async def clone(self, source: Upstream, member: Member, progress: Callable[[str, float | None], None]) -> None:
-        """Replace the data directory with a copy of ``source``; cancelled, it leaves ABSENT."""
-        raise NotImplementedError
+        """Replace the data directory with a copy of ``source`` that has the incarnation of ``member``.
+
+        Cancelled or failed, it leaves no new directory; a former one stays as it was until the new one is complete.
+        Raises PostgresError, EnvironmentFault (disk full) or ConfigurationError (another cluster's).
+        """
+        await rejoin.clone(self._instance, source, member, progress)
 
     async def close(self) -> None:
         """Release what the agent holds; the server goes on running."""
-        raise NotImplementedError
+        await self._instance.close()
+
+    async def _look(self, deadline_ms: int) -> ServerView:
+        instance = self._instance
+        look = await take_look(instance.session("look"), deadline_ms)
+        instance.accepted = True
+        if look.standby:
+            instance.end_known = instance.end_known or look.shows_end
+            if not instance.end_known:
+                return ServerView(ServerStatus.STARTING, replay_lsn=look.replayed)
+        position, history = await position_of(look, instance.layout.wal_dir)
+        return view_of(look, position, history)

@@ -1,0 +1,189 @@
+"""Brings a diverged or missing data directory back: pg_rewind and pg_basebackup, with their traps closed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import structlog
+
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
+from holdfast.model.lsn import History, Position, is_on_history
+from holdfast.model.register import Member
+from holdfast.model.server import Upstream
+from holdfast.postgres.bootstrap import prepare_staging, swap_in
+from holdfast.postgres.config import upstream_conninfo
+from holdfast.postgres.control import read_control
+from holdfast.postgres.faults import explain
+from holdfast.postgres.files import remove_durably, sync_directory, write_durably
+from holdfast.postgres.instance import Instance
+from holdfast.postgres.layout import system_identifier_of
+from holdfast.postgres.process import kill_everything
+from holdfast.postgres.programs import Outcome, run_program
+from holdfast.postgres.timelines import history_name, parse_history
+
+_log = structlog.get_logger(__name__)
+
+Progress = Callable[[str, float | None], None]
+
+_PERCENT = re.compile(r"\((\d+)%\)")
+_BASEBACKUP_OPTIONS = ("--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress")
+_SOURCE_DEADLINE_MS = 5000
+_SOURCE = """
+SELECT pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_system()),
+       (SELECT timeline_id FROM pg_control_checkpoint()),
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    system_identifier: str
+    timeline: int
+    history: History
+
+
+async def rewind(instance: Instance, source: Upstream, own_end: Position, progress: Progress) -> None:
+    """Rewind the stopped directory to ``source``. See ``Server.rewind``."""
+    instance.require_stopped()
+    layout = instance.layout
+    conninfo = await _conninfo(instance, source, "holdfast_rewind")
+    progress("checkpoint of the source", None)
+    found = await _inspect(instance, source, conninfo)
+    own_identifier = layout.system_identifier()
+    if found.system_identifier != own_identifier:
+        raise ConfigurationError(
+            f"postgres.data_dir = {str(layout.data_dir)!r} belongs to another cluster (system identifier "
+            f"{own_identifier}) than {source.node} ({found.system_identifier}): move it away, or correct [cluster]"
+        )
+    if is_on_history(own_end, found.timeline, found.history):
+        progress("nothing to rewind", 1.0)
+        return
+    await kill_everything(layout.data_dir, None)
+    for signal_file in ("standby.signal", "recovery.signal"):
+        remove_durably(layout.data_dir / signal_file)
+    write_durably(layout.half_done_mark, b"rewind\n", instance.user)
+    progress("rewinding", 0.0)
+    outcome = await run_program(
+        instance.installation,
+        ["pg_rewind", "-D", str(layout.data_dir), "--source-server", conninfo, "-R", "-P"],
+        instance.user,
+        on_line=lambda line: _report(progress, "rewinding", line),
+        working_dir=layout.side_dir,
+    )
+    await _verify_rewound(instance, outcome, found, own_end)
+    layout.forget_incarnation()
+    remove_durably(layout.half_done_mark)
+    progress("rewound", 1.0)
+    _log.info("rewound", node=instance.node, source=source.node, timeline=found.timeline, own_end=str(own_end.lsn))
+
+
+async def _verify_rewound(instance: Instance, outcome: Outcome, found: _Source, own_end: Position) -> None:
+    layout = instance.layout
+    if outcome.status != 0:
+        raise PostgresError(f"pg_rewind failed, a clone is needed: {outcome.last_words}")
+    if "no rewind required" in outcome.said:
+        raise PostgresError(
+            f"pg_rewind sees nothing to rewind although the log ends beyond the fork, at {own_end.lsn} of timeline "
+            f"{own_end.timeline}: a clone is needed"
+        )
+    control = await read_control(instance.installation, layout.data_dir, instance.user)
+    if control.newest_timeline != found.timeline:
+        raise PostgresError(
+            f"pg_rewind left timeline {control.newest_timeline} instead of {found.timeline}: a clone is needed"
+        )
+
+
+async def _inspect(instance: Instance, source: Upstream, conninfo: str) -> _Source:
+    """Ask the source what it is; its control file must name its own timeline, which pg_rewind goes by."""
+    deadline_s = _SOURCE_DEADLINE_MS / 1000
+    try:
+        async with await asyncio.wait_for(
+            psycopg.AsyncConnection.connect(conninfo, dbname="postgres", autocommit=True), deadline_s
+        ) as connection:
+            in_recovery, identifier, recorded, log_file = await _row(connection, _SOURCE)
+            if in_recovery:
+                raise PostgresError(f"{source.node} is not a primary, it cannot be rewound to")
+            timeline = int(log_file[:8], 16)
+            if recorded != timeline:
+                await connection.execute("SELECT holdfast.request_checkpoint()")
+                _, _, recorded, _ = await _row(connection, _SOURCE)
+            if recorded != timeline:
+                raise PostgresError(f"the control file of {source.node} says timeline {recorded}, it leads {timeline}")
+            if timeline == 1:
+                return _Source(identifier, 1, ())
+            path = f"pg_wal/{history_name(timeline)}"
+            (raw,) = await _row(connection, "SELECT pg_read_binary_file(%s)", (path,))
+            return _Source(identifier, timeline, parse_history(bytes(raw).decode()))
+    except (psycopg.Error, TimeoutError) as error:
+        raise PostgresError(f"cannot ask {source.node} at {source.host}:{source.port}: {error}") from error
+
+
+async def _row(
+    connection: psycopg.AsyncConnection[tuple[Any, ...]], query: str, parameters: tuple[Any, ...] = ()
+) -> tuple[Any, ...]:
+    cursor = await connection.execute(query.encode(), parameters or None)
+    row = await cursor.fetchone()
+    if row is None:
+        raise PostgresError("the source gave no answer")
+    return row
+
+
+async def clone(instance: Instance, source: Upstream, member: Member, progress: Progress) -> None:
+    """Replace the data directory with a copy of ``source``. See ``Server.clone``."""
+    if instance.running:
+        raise PostgresError(f"the server in {instance.layout.data_dir} runs: stop it before it is cloned")
+    layout = instance.layout
+    await kill_everything(layout.data_dir, None)
+    await prepare_staging(layout)
+    conninfo = await _conninfo(instance, source, "holdfast_clone")
+    progress("waiting for the source's checkpoint", None)
+    try:
+        outcome = await run_program(
+            instance.installation,
+            ["pg_basebackup", "-D", str(layout.staging_dir), "-d", conninfo, *_BASEBACKUP_OPTIONS],
+            instance.user,
+            on_line=lambda line: _report(progress, "copying", line),
+            working_dir=layout.side_dir,
+        )
+        if outcome.status != 0:
+            fault = explain(outcome.said)
+            if isinstance(fault, EnvironmentFault) and "disk" in str(fault):
+                raise fault
+            raise PostgresError(f"pg_basebackup from {source.node} failed: {outcome.last_words}")
+        _require_same_cluster(instance)
+        layout.set_incarnation(member.incarnation, layout.staging_dir)
+        sync_directory(layout.staging_dir)
+        progress("moving into place", 1.0)
+        await asyncio.shield(asyncio.to_thread(swap_in, layout))
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(shutil.rmtree, layout.staging_dir, ignore_errors=True))
+        raise
+    _log.info("cloned", node=instance.node, source=source.node, incarnation=member.incarnation)
+
+
+def _require_same_cluster(instance: Instance) -> None:
+    old, new = instance.layout.system_identifier(), system_identifier_of(instance.layout.staging_dir)
+    if old is not None and old != new:
+        raise ConfigurationError(
+            f"postgres.data_dir = {str(instance.layout.data_dir)!r} belongs to another cluster (system identifier "
+            f"{old}) than the source ({new}): move it away, or correct [cluster]"
+        )
+
+
+async def _conninfo(instance: Instance, source: Upstream, application_name: str) -> str:
+    await asyncio.to_thread(instance.layout.prepare)
+    passfile = instance.layout.tool_passfile
+    await asyncio.to_thread(instance.configuration.write_passfile, passfile)
+    return upstream_conninfo(source, application_name, passfile, dbname="postgres")
+
+
+def _report(progress: Progress, step: str, line: str) -> None:
+    match = _PERCENT.search(line)
+    if match is not None:
+        progress(step, min(int(match[1]), 100) / 100)

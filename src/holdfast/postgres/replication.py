@@ -1,0 +1,220 @@
+"""Leading and following: what the protocol makes a running server do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Collection, Mapping
+
+import structlog
+
+from holdfast.model.errors import PostgresError
+from holdfast.model.lsn import Lsn, Position
+from holdfast.model.register import Member, Quorum
+from holdfast.model.server import Upstream
+from holdfast.postgres.config import BARRIER, Runtime
+from holdfast.postgres.instance import Instance
+from holdfast.postgres.look import Look, position_of, take_look
+from holdfast.postgres.process import child_titles
+from holdfast.postgres.timelines import read_history, write_placeholders
+
+_log = structlog.get_logger(__name__)
+_POLL_S = 0.003
+_DEADLINE_MS = 2000
+_WALRECEIVER = re.compile(r"\Apostgres: .*\bwalreceiver\b")
+_SLOT_PREFIX = "holdfast_"
+
+_EPOCH_RECORD = """
+INSERT INTO holdfast.epochs (epoch, fork_lsn, next_xid, at)
+SELECT %s, %s::pg_lsn, pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp()
+ON CONFLICT (epoch) DO NOTHING
+"""
+_HEARTBEAT = """
+INSERT INTO holdfast.heartbeat (id, epoch, at) VALUES (1, %s, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, at = excluded.at
+"""
+_ACTIVE_TRANSACTIONS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+   AND application_name NOT LIKE 'holdfast\\_%'
+"""
+_SLOTS = """
+SELECT slot_name, coalesce(wal_status, 'lost') = 'lost', active FROM pg_replication_slots
+ WHERE slot_type = 'physical' AND slot_name LIKE 'holdfast\\_%'
+"""
+_ADVANCE = """
+SELECT pg_replication_slot_advance(s.slot_name, w.lsn)
+  FROM unnest(%s::text[], %s::pg_lsn[]) AS w (slot, lsn)
+  JOIN pg_replication_slots s ON s.slot_name = w.slot
+ WHERE s.slot_type = 'physical' AND NOT s.active AND s.restart_lsn < w.lsn AND s.wal_status <> 'lost'
+"""
+
+
+async def detach(instance: Instance) -> Position:
+    """The recruit step (protocol.md, "Failover", 2). See ``Server.detach``."""
+    look = await take_look(instance.session("look"), _DEADLINE_MS)
+    _require_standby(look)
+    wanted = Runtime(synchronous_names=BARRIER, upstream=None, application_name=None, quick_replay=True)
+    # The password goes first: a walreceiver that is started from here on, by a startup process that has not read the
+    # new settings yet, cannot log in. One that was started before is among the children we look at next.
+    await instance.apply(wanted)
+    if look.replay_paused:
+        await instance.session("look").fetch("SELECT pg_wal_replay_resume()", deadline_ms=_DEADLINE_MS)
+    await _wait_until_no_walreceiver(instance)
+    return await _wait_until_end_known(instance)
+
+
+async def _wait_until_no_walreceiver(instance: Instance) -> None:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    patience_s = instance.timeouts.walreceiver_exit_ms / 1000
+    nameless: set[int] | None = None
+    terminated: set[int] = set()
+    while True:
+        postmaster = instance.running_postmaster()
+        titles = await asyncio.to_thread(child_titles, postmaster.pid)
+        look = await take_look(instance.session("look"), _DEADLINE_MS)
+        _require_standby(look)
+        fresh = {pid for pid, title in titles.items() if not title}
+        nameless = fresh if nameless is None else nameless & fresh
+        receivers = set(look.walreceivers) | {pid for pid, title in titles.items() if _WALRECEIVER.match(title)}
+        if not receivers and not nameless:
+            return
+        if clock() - began > patience_s:
+            for pid in receivers - terminated:
+                _log.info("the walreceiver is still there after the reload", pid=pid, node=instance.node)
+                _terminate(pid)
+                terminated.add(pid)
+        if clock() - began > patience_s + _DEADLINE_MS / 1000:
+            raise PostgresError(f"a walreceiver (process {sorted(receivers)}) goes on after SIGTERM: not detached")
+        await asyncio.sleep(_POLL_S)
+
+
+async def _wait_until_end_known(instance: Instance) -> Position:
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + instance.timeouts.recruit_phase_ms / 1000
+    while True:
+        look = await take_look(instance.session("look"), _DEADLINE_MS)
+        _require_standby(look)
+        if look.walreceivers:
+            raise PostgresError("a walreceiver came back while the standby was being detached")
+        if look.shows_end:
+            instance.end_known = True
+        if instance.end_known:
+            position, _ = await position_of(look, instance.layout.wal_dir)
+            return position
+        if clock() > deadline:
+            raise PostgresError("the standby still replays its own log, so that its end is not known yet")
+        await asyncio.sleep(_POLL_S)
+
+
+def _terminate(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+async def follow(instance: Instance, upstream: Upstream, member: Member) -> None:
+    """Point a running standby at ``upstream``. See ``Server.follow``."""
+    look = await take_look(instance.session("work"), _DEADLINE_MS)
+    _require_standby(look)
+    wanted = Runtime(BARRIER, upstream, member.application_name, quick_replay=False)
+    if instance.runtime != wanted or not instance.layout.passfile.exists():
+        await instance.apply(wanted)
+
+
+async def promote(instance: Instance, epoch: int) -> None:
+    """Promote to timeline ``epoch``. See ``Server.promote``."""
+    session = instance.session("work")
+    look = await take_look(session, _DEADLINE_MS)
+    if not look.standby:
+        position, _ = await position_of(look, instance.layout.wal_dir)
+        if position.timeline == epoch:
+            return
+        raise PostgresError(f"cannot promote to epoch {epoch}: the server leads timeline {position.timeline} already")
+    if instance.promoting_to == epoch:
+        return
+    if look.synchronous_names != BARRIER:
+        raise PostgresError(
+            f"cannot promote: synchronous_standby_names is {look.synchronous_names!r}, which is not the barrier"
+        )
+    ((archiving,),) = await session.fetch("SELECT current_setting('archive_mode') <> 'off'")
+    written = await asyncio.to_thread(
+        write_placeholders, instance.layout.wal_dir, epoch, instance.user, archived=archiving
+    )
+    _log.info("promoting", epoch=epoch, placeholders=written, node=instance.node)
+    ((promoted,),) = await session.fetch("SELECT pg_promote(false)", deadline_ms=_DEADLINE_MS)
+    if not promoted:
+        raise PostgresError("PostgreSQL refused to promote itself")
+    instance.promoting_to = epoch
+
+
+async def set_quorum(instance: Instance, quorum: Quorum | None) -> None:
+    """Set the synchronous names. See ``Server.set_quorum``."""
+    names = BARRIER if quorum is None else str(quorum) if quorum.k else ""
+    await instance.change(synchronous_names=names)
+    counted = quorum.members if quorum is not None and quorum.k else frozenset()
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + instance.timeouts.reload_settle_ms / 1000
+    while clock() < deadline:  # each walsender takes the new names by itself, a stuck one when it counts nothing anyway
+        look = await take_look(instance.session("work"), _DEADLINE_MS)
+        if all(r.counted == (r.member in counted) for r in look.replicas if r.state == "streaming"):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+async def write_epoch_record(instance: Instance, epoch: int) -> Lsn:
+    """Write the record of an epoch's start. See ``Server.write_epoch_record``."""
+    history = await asyncio.to_thread(read_history, instance.layout.wal_dir, epoch)
+    fork = history[-1].switch_lsn if history else Lsn(0)
+    await instance.session("work").fetch(_EPOCH_RECORD, (epoch, str(fork)), deadline_ms=_DEADLINE_MS)
+    return await flushed_lsn(instance)
+
+
+async def flushed_lsn(instance: Instance) -> Lsn:
+    """What a primary has flushed; raises PostgresError on a standby."""
+    ((text,),) = await instance.session("work").fetch("SELECT pg_current_wal_flush_lsn()::text")
+    return Lsn.parse(text)
+
+
+async def heartbeat(instance: Instance, epoch: int) -> None:
+    """Commit the heartbeat row."""
+    deadline_ms = instance.timeouts.heartbeat_interval_ms * 2
+    await instance.session("heartbeat").fetch(_HEARTBEAT, (epoch,), deadline_ms=deadline_ms)
+
+
+async def active_transactions(instance: Instance) -> int:
+    """How many client sessions are in a transaction."""
+    ((count,),) = await instance.session("work").fetch(_ACTIVE_TRANSACTIONS)
+    return int(count)
+
+
+async def ensure_slots(instance: Instance, nodes: Collection[str]) -> None:
+    """Make and drop slots. See ``Server.ensure_slots``."""
+    session = instance.session("work")
+    wanted = {f"{_SLOT_PREFIX}{node}" for node in nodes if node != instance.node}
+    found = {name: (lost, active) for name, lost, active in await session.fetch(_SLOTS)}
+    for name, (lost, active) in found.items():
+        if (lost or name not in wanted) and not active:
+            await session.fetch("SELECT pg_drop_replication_slot(%s)", (name,))
+    usable = {name for name, (lost, _) in found.items() if not lost}
+    for name in sorted(wanted - usable):
+        await session.fetch("SELECT pg_create_physical_replication_slot(%s, true)", (name,))
+
+
+async def advance_slots(instance: Instance, flushed: Mapping[str, Lsn]) -> None:
+    """Move slots forward. See ``Server.advance_slots``."""
+    if not flushed:
+        return
+    names = [f"{_SLOT_PREFIX}{node}" for node in flushed]
+    try:
+        await instance.session("work").fetch(_ADVANCE, (names, [str(lsn) for lsn in flushed.values()]))
+    except PostgresError as error:
+        _log.debug("slots were not advanced", reason=str(error), node=instance.node)
+
+
+def _require_standby(look: Look) -> None:
+    if not look.standby:
+        raise PostgresError("the server is a primary, not a standby")

@@ -1,0 +1,133 @@
+"""One held session as the superuser over the Unix socket: bounded in time, reopened by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from holdfast.model.errors import PostgresError
+
+APPLICATION_NAME = "holdfast_agent"
+
+
+class NotAccepting(PostgresError):
+    """The server refuses sessions. ``starting``: it says that it is starting up."""
+
+    def __init__(self, message: str, *, starting: bool) -> None:
+        super().__init__(message)
+        self.starting = starting
+
+
+class NoAnswer(PostgresError):
+    """The server did not answer within the deadline, or the session broke."""
+
+
+class Session:
+    """A connection that is opened when it is needed and again when it broke. One statement at a time.
+
+    Commits are local: what the agent writes must not wait for the quorum that it establishes.
+    """
+
+    def __init__(self, socket_dir: Path, port: int, password: str, *, database: str = "postgres") -> None:
+        self._conninfo = make_conninfo(
+            "",
+            host=str(socket_dir),
+            port=port,
+            user="postgres",
+            password=password,
+            dbname=database,
+            application_name=APPLICATION_NAME,
+            options="-c synchronous_commit=local -c lock_timeout=0 -c statement_timeout=0",
+            gssencmode="disable",
+        )
+        self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._lock = asyncio.Lock()
+        self._running: asyncio.Task[Any] | None = None
+
+    async def fetch(
+        self, query: str, parameters: Sequence[Any] = (), *, deadline_ms: int = 1000
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows.
+
+        Raises NotAccepting, NoAnswer, or PostgresError with what the server said against the statement.
+        """
+        task = asyncio.create_task(self._fetch(query, parameters))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=deadline_ms / 1000)
+        except asyncio.CancelledError:
+            await self._abandon(task)
+            raise
+        if not done:
+            await self._abandon(task)
+            raise NoAnswer(f"PostgreSQL did not answer within {deadline_ms} ms")
+        return task.result()
+
+    async def close(self) -> None:
+        """Close the session."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _fetch(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        async with self._lock:
+            self._running = asyncio.current_task()
+            held = self._connection is not None
+            try:
+                return await self._execute(query, parameters)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if self._connection is not None and not self._connection.broken:
+                    raise PostgresError(f"PostgreSQL: {_message(error)}") from error
+                await self.close()
+                if not held:
+                    raise _refusal(error) from error
+            except psycopg.Error as error:
+                raise PostgresError(f"PostgreSQL: {_message(error)}") from error
+            try:  # the held session was from before a restart
+                return await self._execute(query, parameters)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                await self.close()
+                raise _refusal(error) from error
+            except psycopg.Error as error:
+                raise PostgresError(f"PostgreSQL: {_message(error)}") from error
+
+    async def _execute(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        if self._connection is None:
+            self._connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+        cursor = await self._connection.execute(query.encode(), parameters or None)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def _abandon(self, task: asyncio.Task[list[tuple[Any, ...]]]) -> None:
+        """End a statement that is still under way, without asking a server that may be frozen."""
+        connection = self._connection
+        mine = self._running is task
+        if not mine or connection is None or connection.closed:
+            task.cancel()
+        else:
+            with contextlib.suppress(OSError, psycopg.Error):
+                shut = socket.socket(fileno=os.dup(connection.fileno()))
+                with shut:
+                    shut.shutdown(socket.SHUT_RDWR)  # the waiting statement fails at once
+        with contextlib.suppress(asyncio.CancelledError, PostgresError, psycopg.Error):
+            await task
+        if mine:
+            await self.close()
+
+
+def _refusal(error: psycopg.Error) -> PostgresError:
+    text = _message(error)
+    starting = "starting up" in text or "not yet accepting connections" in text or "No such file" in text
+    if starting or "Connection refused" in text or "shutting down" in text:
+        return NotAccepting(f"PostgreSQL accepts no session: {text}", starting=starting)
+    return NoAnswer(f"the session with PostgreSQL broke: {text}")
+
+
+def _message(error: psycopg.Error) -> str:
+    return str(error.diag.message_primary or error).strip().replace("\n", " ")
