@@ -27,8 +27,10 @@ def text_of(path: Path) -> str:
         return ""
 
 
-def matches(pattern: re.Pattern[str]) -> Iterator[str]:
+def matches(pattern: re.Pattern[str], *, code: bool = True) -> Iterator[str]:
     for path in project_files():
+        if path.suffix == ".py" and not code:
+            continue
         for number, line in enumerate(text_of(path).splitlines(), 1):
             if pattern.search(line):
                 yield f"{relative(path)}:{number}: {line.strip()[:120]}"
@@ -57,7 +59,7 @@ def test_no_machine_path_is_committed() -> None:
 
 
 def test_no_other_index_is_configured() -> None:
-    assert list(matches(OTHER_INDEX)) == []
+    assert list(matches(OTHER_INDEX, code=False)) == []
 
 
 @pytest.mark.parametrize("lock", LOCKS)
