@@ -198,7 +198,7 @@ def install_environ() -> "dict[str, str]":
     """Environment of the installers: no prompts, no surprises, a cache that can be written."""
     environ = clean_environ()
     environ.update(PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")
-    environ.update(PYTHONNOUSERSITE="1", NO_COLOR="1", UV_NO_PROGRESS="1")
+    environ.update(PYTHONNOUSERSITE="1", NO_COLOR="1", UV_NO_PROGRESS="1", PIP_PROGRESS_BAR="off")
     if not has_user_cache():
         scratch = next((place for place in places() if is_trusted(place) and os.access(place, os.W_OK)), "")
         for name in ("UV_CACHE_DIR", "PIP_CACHE_DIR", "UV_PYTHON_INSTALL_DIR"):
