@@ -143,7 +143,7 @@ class EtcdGateway:
                     response = await self._http().post(
                         endpoint + path,
                         data=stream.outgoing(),
-                        headers={**self._headers(), "Connection": "close"},
+                        headers={**_headers(self._token), "Connection": "close"},
                         timeout=aiohttp.ClientTimeout(total=None),
                     )
                     stream.response = response
@@ -178,29 +178,23 @@ class EtcdGateway:
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Grpc-Metadata-Hasleader": "true"}
-        if self._token is not None:
-            headers["Authorization"] = self._token
-        return headers
-
     async def _ask_as_user(self, endpoint: str, path: str, body: JsonObject) -> JsonObject:
         if endpoint not in self._versions:
             self._versions[endpoint] = await self._read_version(endpoint)
         if self._settings.user is None:
-            return await self._ask(endpoint, path, body)
+            return await self._ask(endpoint, path, body, None)
         token = self._token or await self._new_token(endpoint, None)
         try:
-            return await self._ask(endpoint, path, body)
+            return await self._ask(endpoint, path, body, token)
         except EtcdRefusal as refusal:
             if refusal.code != _UNAUTHENTICATED and not any(text in refusal.message for text in _STALE_TOKEN):
                 raise
             _log.debug("etcd_token_renewed", endpoint=endpoint, reason=refusal.message)
-        await self._new_token(endpoint, token)
-        return await self._ask(endpoint, path, body)
+        token = await self._new_token(endpoint, token)
+        return await self._ask(endpoint, path, body, token)
 
-    async def _ask(self, endpoint: str, path: str, body: JsonObject) -> JsonObject:
-        async with self._http().post(endpoint + path, json=body, headers=self._headers()) as response:
+    async def _ask(self, endpoint: str, path: str, body: JsonObject, token: str | None) -> JsonObject:
+        async with self._http().post(endpoint + path, json=body, headers=_headers(token)) as response:
             raw = await response.read()
             if response.status != 200:
                 raise self._checked_refusal(endpoint, path, raw, response.status)
@@ -270,9 +264,9 @@ class EtcdGateway:
     async def _new_token(self, endpoint: str, stale: str | None) -> str:
         async with self._token_lock:
             if self._token is None or self._token == stale:
-                self._token = None  # an expired one makes etcd refuse even this request
                 body = {"name": self._settings.user, "password": self._password()}
-                self._token = str((await self._ask(endpoint, "/v3/auth/authenticate", body))["token"])
+                answer = await self._ask(endpoint, "/v3/auth/authenticate", body, None)
+                self._token = str(answer["token"])
             return self._token
 
     def _password(self) -> str:
@@ -379,6 +373,13 @@ def tls_context(settings: StoreSettings) -> ssl.SSLContext | None:
                 f"cannot be used: {error}"
             ) from error
     return context
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    headers = {"Grpc-Metadata-Hasleader": "true"}
+    if token is not None:
+        headers["Authorization"] = token
+    return headers
 
 
 def _tls_fault(endpoint: str, error: Exception) -> ConfigurationError | None:

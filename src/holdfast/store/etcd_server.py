@@ -170,12 +170,16 @@ def _copied(path: Path, copy_dir: Path) -> Path:
     """A copy that everybody may execute; made beside its name and renamed, so that it is never half there."""
     target = copy_dir / "etcd"
     try:
+        origin = path.stat()
+        if target.exists() and _same(origin, target.stat()):
+            return target
         copy_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(dir=copy_dir, prefix=".etcd-")
         os.close(descriptor)
         try:
             shutil.copyfile(path, scratch)
             Path(scratch).chmod(0o755)
+            os.utime(scratch, ns=(origin.st_atime_ns, origin.st_mtime_ns))
             Path(scratch).replace(target)
         except OSError:
             Path(scratch).unlink(missing_ok=True)
@@ -184,6 +188,10 @@ def _copied(path: Path, copy_dir: Path) -> Path:
         raise EnvironmentFault(f"{path} cannot be copied into {copy_dir}: {error}") from error
     _log.info("etcd_copied", origin=str(path), target=str(target))
     return target
+
+
+def _same(origin: os.stat_result, copy: os.stat_result) -> bool:
+    return (origin.st_size, origin.st_mtime_ns) == (copy.st_size, copy.st_mtime_ns)
 
 
 def _by(os_user: str | None) -> str:
