@@ -128,7 +128,9 @@ def _check_places(trial: Trial) -> None:
     if trial.json_file is not None and trial.json_file != STANDARD_OUTPUT:
         parent = trial.json_file.absolute().parent
         if trial.json_file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise ConfigurationError(f"--json {trial.json_file}: cannot be written: choose a file in a directory that exists")
+            raise ConfigurationError(
+                f"--json {trial.json_file}: cannot be written: choose a file in a directory that exists"
+            )
     place = trial.report_dir.absolute()
     while not place.exists():
         place = place.parent

@@ -320,19 +320,32 @@ class LocalCluster:
                 if words and told.get(name) != words:
                     told[name] = words
                     progress(f"{name}: {words}")
-            with contextlib.suppress(StoreUnavailable):
-                register = await self.register()
-                if register is not None and register.leader is not None:
-                    break
+            primary = await self._serving_primary()
+            if primary is not None:
+                break
             if time.monotonic() > give_up_at:
                 raise HoldfastError(f"no primary serves yet; {self._where_to_look()}")
             await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
         if not self.file.complete:
-            await self._make_application(register.leader.node)
+            await self._make_application(primary)
             progress(f"role {APP_USER} and database {APP_DATABASE} are made")
             self.file = replace(self.file, complete=True)
             self.layout.save(self.file)
             self._write_plan()
+
+    async def _serving_primary(self) -> str | None:
+        """The node that the register names as leader and that says itself that it serves."""
+        from aiohttp import ClientError
+
+        try:
+            register = await self.register()
+            if register is None or register.leader is None:
+                return None
+            port = self.file.ports.nodes[register.leader.node].api
+            async with self.http().get(f"http://127.0.0.1:{port}/primary") as answer:
+                return register.leader.node if answer.status == 200 else None
+        except (StoreUnavailable, ClientError, TimeoutError, OSError):
+            return None
 
     async def wait_until_proxy_answers(self) -> None:
         """Wait until the proxy's port takes connections; raises EnvironmentFault, HoldfastError."""

@@ -108,7 +108,10 @@ def temporary_root(nodes: int, os_user: str | None) -> Path:
         except EnvironmentFault as fault:
             problem = problem or fault
             continue
-        return Path(tempfile.mkdtemp(prefix="holdfast-demo-", dir=base))
+        root = Path(tempfile.mkdtemp(prefix="holdfast-demo-", dir=base))
+        if os_user is not None:
+            root.chmod(0o711)
+        return root
     reason = str(problem).removeprefix("--dir ")
     raise EnvironmentFault(f"no place for a temporary cluster: {reason}; TMPDIR or --dir names another place")
 
