@@ -1,0 +1,350 @@
+#!/usr/bin/env python3
+"""Model of the leadership protocol (see protocol.md): every interleaving in a small scope, random walks beyond it.
+
+    python3 protocol_model.py                     # the protocol as designed, default scope
+    python3 protocol_model.py --break NAME        # leave one rule out: prints a shortest counterexample
+    python3 protocol_model.py --list              # the rules that can be left out
+    python3 protocol_model.py --walks 20000 --writes 4 --elections 4 --faults 5 --changes 5
+
+State is one immutable tuple; `steps` yields every (label, next state). A violation is a client write that was
+acknowledged and is absent from the log of a leader whose configuration is committed. Safety only: liveness (pre-vote,
+time-outs, back-off) is the simulator's work. The last line says whether the scope was exhausted or cut off by --limit.
+"""
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import deque
+from itertools import combinations
+from typing import Iterator, NamedTuple
+
+NODES = (0, 1, 2)
+NAMES = "ABC"
+DOWN, STANDBY, PRIMARY = "down", "standby", "primary"
+BARRIER = 0                           # the value of an epoch's first entry
+
+Member = tuple[int, int]              # (node, incarnation of its data directory)
+Log = tuple[tuple[int, int], ...]     # (epoch, value)
+
+
+class Node(NamedTuple):
+    role: str
+    log: Log
+    promised: int                     # highest epoch the agent has joined
+    upstream: int | None              # whom a standby streams from
+    incarnation: int                  # a directory made anew is another member
+    epoch: int                        # the epoch a primary leads
+    members: frozenset[Member]        # synchronous_standby_names = 'ANY k (members)', as PostgreSQL has it now
+    k: int
+    reports: tuple[Member, ...]       # per node: (incarnation, flushed length) this primary has been told
+    open: bool                        # PostgreSQL may acknowledge (before: it waits for a name nobody has)
+
+
+class Register(NamedTuple):
+    """The one compare-and-swap register in the store."""
+    epoch: int
+    phase: str                        # serving | recruiting | promoting
+    candidate: int | None
+    leader: Member                    # committed configuration: leader, its epoch, members, k
+    committed: int
+    members: frozenset[Member]
+    k: int
+    recruits: tuple[tuple[Member, Log], ...]
+
+
+class State(NamedTuple):
+    nodes: tuple[Node, ...]
+    reg: Register
+    acked: frozenset[tuple[int, int]]
+    cut: int | None                   # a node that reaches neither its peers nor the store
+    writes: int
+    elections: int
+    faults: int
+    changes: int
+
+
+RULES = {
+    "intersect": "recruit the committed leader or |members|-k+1 members, not just anybody",
+    "revoke-first": "a standby stops receiving before its position is read",
+    "best-log": "promote the recruit with the newest (epoch, length), not just any recruit",
+    "barrier": "commit the new configuration only after an entry of the new epoch is on k of its members",
+    "closed-until-serving": "PostgreSQL itself acknowledges nothing before the configuration is committed",
+    "promise": "a node that joined a newer epoch never streams from an older one",
+    "implied": "PostgreSQL's setting always implies the register's: k_pg - |S_pg minus S_reg| >= k_reg",
+    "caught-up": "the register tightens only after the log so far is on k of the members it will name",
+    "incarnation": "a data directory made anew is a new member, and a new leader",
+}
+
+
+def initial(a: argparse.Namespace) -> State:
+    boot = ((1, BARRIER),)
+    members = frozenset(((1, 0), (2, 0)))
+    none: frozenset[Member] = frozenset()
+    standby = Node(STANDBY, boot, 1, 0, 0, 0, none, 0, ((0, 0),) * 3, False)
+    primary = Node(PRIMARY, boot, 1, None, 0, 1, members, 1, ((0, 1),) * 3, True)
+    reg = Register(1, "serving", None, (0, 0), 1, members, 1, ())
+    return State((primary, standby, standby), reg, frozenset(), None, a.writes, a.elections, a.faults, a.changes)
+
+
+def put(s: State, i: int, **kw) -> tuple[Node, ...]:
+    return s.nodes[:i] + (s.nodes[i]._replace(**kw),) + s.nodes[i + 1:]
+
+
+def apart(s: State, i: int, j: int) -> bool:
+    return s.cut in (i, j)
+
+
+def common(a: Log, b: Log) -> int:
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
+
+
+def covered(n: Node, members: frozenset[Member], k: int, length: int, by_name: bool) -> bool:
+    return sum((by_name or n.reports[m][0] == inc) and n.reports[m][1] >= length for m, inc in members) >= k
+
+
+def implies(members: frozenset[Member], k: int, reg_members: frozenset[Member], reg_k: int) -> bool:
+    """Whatever satisfies ANY k (members) has at least reg_k acknowledgements from reg_members."""
+    return k - len(members - reg_members) >= reg_k
+
+
+def configurations(s: State, i: int) -> Iterator[tuple[frozenset[Member], int]]:
+    others = [(j, s.nodes[j].incarnation) for j in NODES if j != i]
+    for size in range(1, len(others) + 1):
+        for chosen in combinations(others, size):
+            for k in range(size + 1):
+                yield frozenset(chosen), k
+
+
+def show(members: frozenset[Member], k: int) -> str:
+    return f"ANY {k} ({', '.join(sorted(NAMES[m] + (chr(39) * inc) for m, inc in members))})"
+
+
+def steps(s: State, broken: str | None) -> Iterator[tuple[str, State]]:
+    for i in NODES:
+        yield from replication_and_clients(s, i, broken)
+        yield from faults(s, i, broken)
+        if s.cut != i and s.nodes[i].role != DOWN:
+            yield from failover(s, i, broken)
+            yield from joining(s, i, broken)
+            yield from reconfiguration(s, i, broken)
+
+
+def replication_and_clients(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
+    n, me, by_name = s.nodes[i], NAMES[i], broken == "incarnation"
+    if n.role == PRIMARY:
+        if s.writes:                  # also by sessions that came past every proxy
+            v = (n.epoch, 10 - s.writes)
+            yield f"write {v} on {me}", s._replace(nodes=put(s, i, log=n.log + (v,)), writes=s.writes - 1)
+        for at, e in enumerate(n.log):
+            if (n.open and e[1] != BARRIER and e[0] == n.epoch and e not in s.acked
+                    and covered(n, n.members, n.k, at + 1, by_name)):
+                yield f"{me} acknowledges {e}", s._replace(acked=s.acked | {e})
+        for j in NODES:               # a flush report may arrive late, even after its sender was recruited elsewhere
+            o = s.nodes[j]
+            if j != i and not apart(s, i, j) and o.role != DOWN:
+                told = (o.incarnation, common(o.log, n.log))
+                if told[0] > n.reports[j][0] or (told[0] == n.reports[j][0] and told[1] > n.reports[j][1]):
+                    yield f"{NAMES[j]} reports {told[1]} to {me}", s._replace(
+                        nodes=put(s, i, reports=n.reports[:j] + (told,) + n.reports[j + 1:]))
+    elif n.role == STANDBY and n.upstream is not None and not apart(s, i, n.upstream):
+        p = s.nodes[n.upstream]
+        if p.role == PRIMARY and len(n.log) < len(p.log) and p.log[:len(n.log)] == n.log:
+            yield f"{me} receives from {NAMES[n.upstream]}", s._replace(nodes=put(s, i, log=p.log[:len(n.log) + 1]))
+
+
+def faults(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
+    n, me = s.nodes[i], NAMES[i]
+    if s.faults and n.role != DOWN:
+        yield f"{me} crashes", s._replace(nodes=put(s, i, role=DOWN, upstream=None, open=False), faults=s.faults - 1)
+    if s.faults and s.cut is None:
+        yield f"{me} is cut off", s._replace(cut=i, faults=s.faults - 1)
+    if n.role == DOWN:
+        yield f"{me} restarts as a standby of nobody", s._replace(nodes=put(s, i, role=STANDBY, upstream=None))
+        if s.faults:
+            inc = n.incarnation + (broken != "incarnation")
+            yield f"{me} loses its disk and comes back empty", s._replace(
+                nodes=put(s, i, role=STANDBY, upstream=None, log=((1, BARRIER),), promised=0, incarnation=inc),
+                faults=s.faults - 1)
+
+
+def choices(r: Register, got: dict[Member, Log]) -> set[Member]:
+    """Whom the recruits allow. The leader that was lost comes last, and then only if it has more log than the others."""
+
+    def position(m: Member) -> tuple[int, int, Member]:
+        return got[m][-1][0], len(got[m]), m
+
+    allowed = set()
+    others = [m for m in got if m != r.leader]
+    if others:
+        best = max(others, key=position)
+        standbys_suffice = len(r.members & set(others)) >= len(r.members) - r.k + 1
+        equals_leader = r.leader in got and position(best)[:2] >= position(r.leader)[:2]
+        if standbys_suffice or equals_leader:
+            allowed.add(best)
+    if r.leader in got:
+        allowed.add(max(got, key=position))
+        allowed.add(r.leader)
+    return allowed or {max(got, key=position)}
+
+
+def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
+    n, me, r = s.nodes[i], NAMES[i], s.reg
+    by_name = broken == "incarnation"
+    if s.elections and not (r.phase == "recruiting" and not r.recruits):
+        yield f"{me} opens epoch {r.epoch + 1}", s._replace(
+            reg=r._replace(epoch=r.epoch + 1, phase="recruiting", candidate=None, recruits=()),
+            elections=s.elections - 1)
+    if r.phase == "recruiting" and n.promised < r.epoch:
+        kw: dict = dict(promised=r.epoch, role=STANDBY, open=False)
+        if broken != "revoke-first":
+            kw["upstream"] = None
+        yield f"{me} is recruited into epoch {r.epoch}", s._replace(
+            nodes=put(s, i, **kw),
+            reg=r._replace(recruits=tuple(sorted(r.recruits + (((i, n.incarnation), n.log),)))))
+    if r.phase == "recruiting" and r.recruits and i == r.recruits[0][0][0]:
+        got = dict(r.recruits)
+        leader_in = r.leader in got or (by_name and r.leader[0] in {m for m, _ in got})
+        enough = leader_in or len(r.members & got.keys()) >= len(r.members) - r.k + 1
+        if enough or broken == "intersect":
+            for w in got if broken == "best-log" else choices(r, got):
+                if s.nodes[w[0]].incarnation == w[1]:
+                    yield f"epoch {r.epoch}: {NAMES[w[0]]} is chosen", s._replace(
+                        reg=r._replace(phase="promoting", candidate=w[0]))
+    if r.phase == "promoting" and r.candidate == i and n.promised == r.epoch:
+        if n.role == STANDBY:
+            for members, k in configurations(s, i):
+                log = n.log + ((r.epoch, BARRIER),)
+                reports = tuple((s.nodes[j].incarnation, len(log) if j == i else 0) for j in NODES)
+                kw = dict(role=PRIMARY, epoch=r.epoch, upstream=None, log=log, members=members, k=k, reports=reports,
+                          open=broken == "closed-until-serving")
+                reg = r
+                if broken == "barrier":
+                    kw["open"] = True
+                    reg = r._replace(phase="serving", leader=(i, n.incarnation), committed=r.epoch, members=members, k=k)
+                yield f"{me} promotes in epoch {r.epoch} with {show(members, k)}", s._replace(
+                    nodes=put(s, i, **kw), reg=reg)
+        elif n.role == PRIMARY and n.epoch == r.epoch:
+            at = n.log.index((r.epoch, BARRIER)) + 1
+            if covered(n, n.members, n.k, at, by_name):
+                yield f"{me} commits {show(n.members, n.k)}", s._replace(reg=r._replace(
+                    phase="serving", leader=(i, n.incarnation), committed=r.epoch, members=n.members, k=n.k))
+    if r.phase == "serving" and r.leader == (i, n.incarnation) and n.role == PRIMARY and n.epoch == r.epoch and not n.open:
+        yield f"{me} opens to clients", s._replace(nodes=put(s, i, open=True))
+
+
+def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
+    """Follow the current leader, by rewinding if the logs have diverged; keep everything until it serves."""
+    n, me, r = s.nodes[i], NAMES[i], s.reg
+    lead = r.candidate if r.phase == "promoting" else r.leader[0] if r.phase == "serving" else None
+    if lead is not None and lead != i and not apart(s, i, lead):
+        p = s.nodes[lead]
+        shared = common(n.log, p.log)
+        rewinds = shared < len(n.log)
+        if (p.role == PRIMARY and p.epoch == r.epoch and n.upstream != lead
+                and (not rewinds or r.phase == "serving")):
+            yield f"{me} joins {NAMES[lead]} in epoch {r.epoch}", s._replace(nodes=put(
+                s, i, role=STANDBY, open=False, upstream=lead, promised=r.epoch, log=n.log[:shared],
+                incarnation=n.incarnation + (rewinds and broken != "incarnation")))
+    if broken == "promise" and n.role == STANDBY and n.upstream is None:
+        for j in NODES:
+            p = s.nodes[j]
+            if j != i and p.role == PRIMARY and not apart(s, i, j) and p.log[:len(n.log)] == n.log:
+                yield f"{me} streams from {NAMES[j]} again", s._replace(nodes=put(s, i, upstream=j))
+
+
+def reconfiguration(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
+    n, me, r = s.nodes[i], NAMES[i], s.reg
+    by_name = broken == "incarnation"
+    if not (s.changes and r.phase == "serving" and r.leader == (i, n.incarnation) and n.role == PRIMARY and n.open):
+        return
+    for members, k in configurations(s, i):
+        if (members, k) != (n.members, n.k) and (
+                broken == "implied" or implies(members, k, r.members, r.k)):
+            yield f"{me} sets {show(members, k)}", s._replace(
+                nodes=put(s, i, members=members, k=k), changes=s.changes - 1)
+        if (members, k) != (r.members, r.k) and implies(n.members, n.k, members, k) and (
+                broken == "caught-up" or implies(r.members, r.k, members, k)
+                or covered(n, members, k, len(n.log), by_name)):
+            yield f"register says {show(members, k)}", s._replace(
+                reg=r._replace(members=members, k=k), changes=s.changes - 1)
+
+
+def violated(s: State) -> bool:
+    r = s.reg
+    lead = s.nodes[r.leader[0]]
+    serves = (r.phase == "serving" and lead.role == PRIMARY and lead.epoch == r.committed
+              and lead.incarnation == r.leader[1])
+    return serves and not s.acked <= set(lead.log)
+
+
+def report(trace: list[str], how: str) -> int:
+    print(f"violation after {len(trace)} steps, {how}:")
+    print("\n".join(f"  {k}. {t}" for k, t in enumerate(trace, 1)))
+    return 1
+
+
+def check(a: argparse.Namespace) -> int:
+    start = initial(a)
+    seen: dict[State, tuple[State, str] | None] = {start: None}
+    queue = deque([start])
+    while queue:
+        s = queue.popleft()
+        if violated(s):
+            trace, how = [], f"{len(seen)} states"
+            while (came := seen[s]) is not None:
+                s, label = came
+                trace.append(label)
+            return report(trace[::-1], how)
+        for label, nxt in steps(s, a.broken):
+            if nxt not in seen:
+                seen[nxt] = (s, label)
+                queue.append(nxt)
+        if len(seen) > a.limit:
+            print(f"no violation in the first {len(seen)} states, breadth first (limit reached, scope not exhausted)")
+            return 0
+    print(f"no violation: {len(seen)} states, every interleaving of {a.writes} writes, {a.elections} elections, "
+          f"{a.faults} faults, {a.changes} changes")
+    return 0
+
+
+def walk(a: argparse.Namespace) -> int:
+    rng = random.Random(a.seed)
+    for n in range(a.walks):
+        s, trace = initial(a), []
+        for _ in range(a.depth):
+            options = list(steps(s, a.broken))
+            if not options:
+                break
+            label, s = rng.choice(options)
+            trace.append(label)
+            if violated(s):
+                return report(trace, f"walk {n}, seed {a.seed}")
+    print(f"no violation in {a.walks} random walks of up to {a.depth} steps (seed {a.seed})")
+    return 0
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--break", dest="broken", choices=RULES)
+    p.add_argument("--list", action="store_true")
+    p.add_argument("--writes", type=int, default=1)
+    p.add_argument("--elections", type=int, default=1)
+    p.add_argument("--faults", type=int, default=1)
+    p.add_argument("--changes", type=int, default=0)
+    p.add_argument("--limit", type=int, default=3_000_000)
+    p.add_argument("--walks", type=int, default=0, help="random walks instead of every interleaving")
+    p.add_argument("--depth", type=int, default=120)
+    p.add_argument("--seed", type=int, default=1)
+    a = p.parse_args()
+    if a.list:
+        print("\n".join(f"{k:22} {v}" for k, v in RULES.items()))
+        return 0
+    return walk(a) if a.walks else check(a)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
