@@ -14,7 +14,7 @@ from holdfast.model.errors import ConfigurationError
 from holdfast.model.register import BARRIER_NAME, NODE_NAME, Member
 from holdfast.model.server import Upstream
 from holdfast.model.settings import PostgresSettings
-from holdfast.postgres.files import remove_durably, write_durably, write_if_changed
+from holdfast.postgres.files import write_atomically, write_if_changed
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.layout import Layout
 
@@ -99,7 +99,10 @@ class Runtime:
 
 
 class Configuration:
-    """Writes the configuration of one server. The caller reloads."""
+    """Writes the configuration of one server. The caller reloads.
+
+    Nothing is brought to the disk by force, which could take long on the way to a promotion: every start writes it all.
+    """
 
     def __init__(self, settings: PostgresSettings, node: str, installation: Installation, layout: Layout) -> None:
         """Raises ConfigurationError for a setting that cannot be, naming it and the fix."""
@@ -119,7 +122,7 @@ class Configuration:
         """Bring everything on the disk to ``runtime``: the password file first, the settings last."""
         data_dir, owner = self._layout.data_dir, self._layout.owner
         if runtime.upstream is None:
-            remove_durably(self._layout.passfile)
+            self._layout.passfile.unlink(missing_ok=True)
         else:
             self.write_passfile(self._layout.passfile)
         write_if_changed(data_dir / "pg_hba.conf", self.render_hba(), owner)
@@ -250,7 +253,7 @@ def strip_owned(auto_conf: Path, layout: Layout) -> list[str]:
         else:
             kept.append(line)
     if taken:
-        write_durably(auto_conf, "\n".join([*kept, ""]), layout.owner)
+        write_atomically(auto_conf, "\n".join([*kept, ""]), layout.owner)
     return taken
 
 

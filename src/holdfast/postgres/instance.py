@@ -47,7 +47,7 @@ class Instance:
         self.timeouts = timeouts
         self.state_dir = state_dir
         self.user = run_as(settings.os_user)
-        self.layout = Layout(settings.data_dir, settings.socket_dir, self.user)
+        self.layout = Layout(settings.data_dir.absolute(), settings.socket_dir.absolute(), self.user)
         self.configuration = Configuration(settings, node, installation, self.layout)
         self.exited = asyncio.Event()
         self.exited.set()

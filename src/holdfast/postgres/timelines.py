@@ -10,7 +10,7 @@ from pathlib import Path
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import History, Lsn, Position, TimelineSwitch
 from holdfast.postgres.account import OsUser
-from holdfast.postgres.files import sync_directory, write_durably
+from holdfast.postgres.files import sync_directory, write_atomically
 
 _HISTORY_FILE = re.compile(r"\A([0-9A-F]{8})\.history\Z")
 _SEGMENT_FILE = re.compile(r"\A[0-9A-F]{24}\Z")
@@ -69,9 +69,11 @@ def write_placeholders(wal_dir: Path, epoch: int, owner: OsUser | None, *, archi
         raise PostgresError(f"cannot promote to epoch {epoch}: timeline {there[-1]} exists already in {wal_dir}")
     missing = [t for t in range(2, epoch) if t not in there]
     for timeline in missing:
-        write_durably(wal_dir / history_name(timeline), placeholder(timeline), owner)
+        write_atomically(wal_dir / history_name(timeline), placeholder(timeline), owner, synced=True)
         if archived:
-            write_durably(wal_dir / "archive_status" / f"{history_name(timeline)}.ready", b"", owner)
+            write_atomically(wal_dir / "archive_status" / f"{history_name(timeline)}.ready", b"", owner, synced=True)
+    if missing:
+        sync_directory(wal_dir)
     return missing
 
 

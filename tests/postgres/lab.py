@@ -1,0 +1,166 @@
+"""A small laboratory of real servers in a directory of its own; what it started is gone when it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from holdfast.model.register import NO_QUORUM, Member, Quorum
+from holdfast.model.server import ServerStatus, ServerView, Upstream
+from holdfast.model.settings import PostgresSettings
+from holdfast.model.timeouts import Timeouts
+from holdfast.postgres.installation import Installation
+from holdfast.postgres.process import processes_in
+from holdfast.postgres.server import Server
+
+PASSWORD = "correct horse 'battery"
+DEADLINE_S = 60
+_incarnations = itertools.count(1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def new_incarnation() -> str:
+    return f"{next(_incarnations):08x}"
+
+
+def nothing(step: str, fraction: float | None) -> None:
+    """For whom progress does not matter."""
+
+
+class Lab:
+    """Servers of one version below one directory that the unprivileged user can search."""
+
+    def __init__(self, installation: Installation, template: Path | None = None) -> None:
+        self.installation = installation
+        self.root = Path(tempfile.mkdtemp(prefix="holdfast-"))
+        self.root.chmod(0o711)
+        self._template = template
+        self._secret = self.root / "secret"
+        self._secret.write_text(PASSWORD)
+        self._secret.chmod(0o600)
+        self.settings: dict[str, PostgresSettings] = {}
+        self.servers: list[Server] = []
+        self._connections: list[psycopg.AsyncConnection[tuple[Any, ...]]] = []
+
+    def settings_of(self, node: str, **more: Any) -> PostgresSettings:
+        if node not in self.settings or more:
+            port = self.settings[node].port if node in self.settings else free_port()
+            self.settings[node] = PostgresSettings(
+                data_dir=self.root / node / "data",
+                port=port,
+                socket_dir=self.root / node / "run",
+                superuser_password_file=self._secret,
+                replication_password_file=self._secret,
+                **{"parameters": {"shared_buffers": "16MB", "max_connections": "40"}, **more},
+            )
+        return self.settings[node]
+
+    def server(self, node: str, timeouts: Timeouts | None = None, **more: Any) -> Server:
+        settings = self.settings_of(node, **more)
+        server = Server(settings, node, self.installation, timeouts or Timeouts(), self.root / node / "state")
+        self.servers.append(server)
+        return server
+
+    def upstream(self, node: str) -> Upstream:
+        settings = self.settings_of(node)
+        return Upstream(node, settings.host, settings.port)
+
+    def data_dir(self, node: str) -> Path:
+        return self.settings_of(node).data_dir
+
+    async def primary(self, node: str = "a", quorum: Quorum | None = NO_QUORUM, **more: Any) -> Server:
+        """A running primary of epoch 1."""
+        server = self.server(node, **more)
+        if self._template is None:
+            await server.initialize()
+        else:
+            target = self.data_dir(node)
+            target.parent.mkdir(mode=0o711)
+            subprocess.run(["cp", "-a", "--reflink=auto", self._template, target], check=True)
+        server.set_incarnation(new_incarnation())
+        await server.start(standby=False)
+        await self.until(server, lambda view: view.status is ServerStatus.PRIMARY)
+        await server.set_quorum(quorum)
+        await server.write_epoch_record(1)
+        return server
+
+    async def standby(self, node: str, of: str = "a", **more: Any) -> tuple[Server, Member]:
+        """A clone of ``of`` that streams from it."""
+        server = self.server(node, **more)
+        member = Member(node, new_incarnation())
+        await server.clone(self.upstream(of), member, nothing)
+        await self.join(server, of, member)
+        return server, member
+
+    async def join(self, server: Server, of: str, member: Member) -> None:
+        """Start a stopped server as a standby of ``of`` and wait until it streams."""
+        await server.start(standby=True)
+        await self.until(server, lambda view: view.status is ServerStatus.STANDBY)
+        await server.follow(self.upstream(of), member)
+        await self.until(server, lambda view: view.streaming)
+
+    async def until(self, server: Server, wanted: Callable[[ServerView], bool]) -> ServerView:
+        """Look until the view is as wanted."""
+        deadline = asyncio.get_running_loop().time() + DEADLINE_S
+        while True:
+            view = await server.view()
+            if wanted(view):
+                return view
+            assert asyncio.get_running_loop().time() < deadline, f"not in time: {view}, {server.why_it_ended()}"
+            await asyncio.sleep(0.005)
+
+    async def until_equal(self, primary: Server, standby: Server) -> None:
+        """Until the standby has all that the primary has flushed."""
+        target = await primary.flushed_lsn()
+        await self.until(standby, lambda v: v.replay_lsn is not None and v.replay_lsn >= target)
+
+    async def connect(self, node: str, **options: Any) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+        """An application's session over TCP."""
+        settings = self.settings_of(node)
+        connection = await psycopg.AsyncConnection.connect(
+            host=settings.host,
+            port=settings.port,
+            user="postgres",
+            password=PASSWORD,
+            dbname="postgres",
+            autocommit=True,
+            **options,
+        )
+        self._connections.append(connection)
+        return connection
+
+    async def execute(self, node: str, query: str) -> list[tuple[Any, ...]]:
+        """Run one statement in a session of its own."""
+        connection = await self.connect(node)
+        async with connection:
+            cursor = await connection.execute(query.encode())
+            return await cursor.fetchall() if cursor.description else []
+
+    def server_log(self, node: str) -> str:
+        side = self.data_dir(node).with_name("data.holdfast")
+        return "\n".join(p.read_text() for p in [side / "startup.log", *sorted(side.glob("log/*.log"))] if p.exists())
+
+    async def close(self) -> None:
+        for server in self.servers:
+            await server.kill()
+            await server.close()
+        for connection in self._connections:
+            await connection.close()
+        for settings in self.settings.values():
+            assert processes_in(settings.data_dir) == []
+        shutil.rmtree(self.root)
