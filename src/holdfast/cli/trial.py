@@ -113,7 +113,10 @@ async def _drill(trial: Trial, cluster: LocalCluster, steps: Steps) -> DrillResu
         report_path=trial.report_dir.absolute() / "report.html",
     )
     observer = make_observer(plain=trial.plain, err=trial.json_file == STANDARD_OUTPUT)
-    result = await run_primary_crash(cluster, options, observer)
+    try:
+        result = await run_primary_crash(cluster, options, observer)
+    finally:
+        observer.close()
     if trial.json_file == STANDARD_OUTPUT:
         click.echo(result.to_json(), nl=False)
     elif trial.json_file is not None:

@@ -19,7 +19,7 @@ class ProcessSpec:
 
     ``stage``: processes of a lower stage are stopped first. ``data_dir`` is the PostgreSQL that an agent owns.
     ``may_kill``: whether SIGKILL is allowed when it does not stop in ``stop_ms`` although its data are to be kept.
-    Variables whose name begins with ``hidden_environment`` are not passed on.
+    Variables whose name begins with ``hidden_environment`` are not passed on. The first start waits for ``delay_ms``.
     """
 
     name: str
@@ -31,6 +31,7 @@ class ProcessSpec:
     data_dir: str | None = None
     may_kill: bool = True
     hidden_environment: str | None = None
+    delay_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ class Supervisor:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stop = asyncio.Event()
         self._lock: IO[str] | None = None
-        self._log: Callable[..., Any] = lambda event, **detail: None
+        self._all_started = asyncio.Event()
+        self._log = _LateLog()
 
     async def run(self) -> None:
         """Start everything and stay until SIGTERM, SIGINT or the end of a tied standard input.
@@ -96,18 +97,20 @@ class Supervisor:
             loop.add_reader(sys.stdin.fileno(), self._on_stdin)
         leftovers = find_by_command(spec.command for spec in self._plan.processes)
         keepers = [asyncio.create_task(self._keep(s.name, leftovers.get(s.command))) for s in self._plan.processes]
-        await asyncio.sleep(0)
-        self._log = _open_log()
-        self._log("supervisor.started", tied=self._tied, picked_up=[s.name for s in self._adopted()])
+        announcer = asyncio.create_task(self._announce())
         try:
             await self._stop.wait()
         finally:
             self._state.stopping = True
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            for task in (*keepers, announcer):
+                task.cancel()
+            await asyncio.gather(*keepers, announcer, return_exceptions=True)
             self._publish()
             await self._end()
+
+    async def _announce(self) -> None:
+        await self._all_started.wait()
+        self._log("supervisor.started", tied=self._tied, picked_up=[s.name for s in self._adopted()])
 
     def _take_lock(self) -> None:
         self._lock = self._files.lock.open("a")
@@ -141,9 +144,13 @@ class Supervisor:
 
     async def _keep(self, name: str, leftover: Process | None) -> None:
         """Keep one process alive for ever."""
-        state = self._state.processes[name] = ProcessState()
+        state = ProcessState()
         delay_ms = 0
+        first = self._plan.spec(name)
+        if leftover is None and first is not None and first.delay_ms:
+            await asyncio.sleep(first.delay_ms / 1000)
         loop = asyncio.get_running_loop()
+        self._state.processes[name] = state
         while True:
             if leftover is not None:
                 state.process, state.adopted, leftover = leftover, True, None
@@ -156,6 +163,8 @@ class Supervisor:
                 state.process = self._start(spec)
                 state.adopted = False
             self._publish()
+            if len(self._state.processes) == len(self._plan.processes):
+                self._all_started.set()
             started_at = loop.time()
             if state.process is not None:
                 await wait_until_ended(state.process)
@@ -300,13 +309,19 @@ def _remove_cluster(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def _open_log() -> Callable[..., Any]:
-    # Imported only now: it takes longer than to start every process of the plan.
-    import structlog
+class _LateLog:
+    """JSON lines on standard error. structlog is loaded for the first one: it takes longer than to start a process."""
 
-    structlog.configure(
-        processors=[structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.JSONRenderer()],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    log: Callable[..., Any] = structlog.get_logger().info
-    return log
+    def __init__(self) -> None:
+        self._write: Callable[..., Any] | None = None
+
+    def __call__(self, event: str, **detail: Any) -> None:
+        if self._write is None:
+            import structlog
+
+            structlog.configure(
+                processors=[structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.JSONRenderer()],
+                logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            )
+            self._write = structlog.get_logger().info
+        self._write(event, **detail)

@@ -109,6 +109,9 @@ class Timeouts(BaseModel):
     store_start_ms: int = Field(20_000, ge=500, le=600_000)
     """For a private etcd to answer after its start: it replays its log, and a slow disk takes its time."""
 
+    store_poll_ms: int = Field(20, ge=1, le=5000)
+    """Between two questions to a private etcd that starts: it is ready after about 250 ms."""
+
     store_stop_ms: int = Field(10_000, ge=500, le=600_000)
     """For a private etcd to end after SIGTERM; it is never killed just because it is slow."""
 
@@ -186,6 +189,9 @@ class LocalTimeouts(BaseModel):
 
     local_start_ms: int = Field(120_000, ge=1000, le=3_600_000)
     """For a whole local cluster to serve after its start; a new one makes and copies its data directories."""
+
+    local_stagger_ms: int = Field(700, ge=0, le=60_000)
+    """In a new local cluster the first agent loads alone for this long: all others wait for its data directory."""
 
     local_poll_ms: int = Field(50, ge=5, le=5000)
     """Between two looks at a local cluster that is starting: below what a person notices."""
