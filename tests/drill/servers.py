@@ -112,16 +112,20 @@ class Server:
                 assert self.process.poll() is None, (self.home / f"{self.name}.log").read_text()
                 await asyncio.sleep(0.02)
 
-    def kill(self) -> None:
-        """SIGKILL the whole process tree."""
+    def kill(self) -> float:
+        """SIGKILL the whole process tree; returns when (Unix milliseconds)."""
+        at_ms = time.time() * 1000
         if self.process is None or self.process.poll() is not None:
-            return
+            return at_ms
         with suppress(psutil.NoSuchProcess):
             postmaster = psutil.Process(self.process.pid)
-            for process in [postmaster, *postmaster.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGKILL)
+            tree = [postmaster, *postmaster.children(recursive=True)]
+            at_ms = time.time() * 1000
+            for process in tree:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
         self.process.wait()
+        return at_ms
 
     async def sql(self, query: str) -> list[tuple[object, ...]]:
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
@@ -210,8 +214,7 @@ class HandMadeCluster:
             await standby.sql("SELECT pg_reload_conf()")
             await asyncio.sleep(0.5)  # the loss itself: writes that only the primary has
         self._rejoined = False
-        at_ms = time.time() * 1000
-        self.servers[node].kill()
+        at_ms = self.servers[node].kill()
         task = asyncio.create_task(self._fail_over(self.servers[node], standby))
         self._tasks.add(task)
         return at_ms

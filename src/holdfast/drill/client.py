@@ -35,13 +35,12 @@ REFUSED_FATAL = frozenset({"53300", "57P03"})
 
 @dataclass(slots=True)
 class Tally:
-    """What happened to the connections of all clients, and when the last write was acknowledged."""
+    """What happened to the connections of all clients."""
 
     dropped_writers: int = 0
     dropped_readers: int = 0
     dropped_idle: int = 0
     failed_connects: int = 0
-    last_acknowledged_ms: float | None = None
 
     @property
     def dropped(self) -> int:
@@ -189,7 +188,6 @@ class Writer(Client):
             async with asyncio.timeout(setting.timeouts.statement_s):
                 await connection.execute(self._insert, (self._number, sequence, start_ms / 1000, payload))
             outcome = Outcome.ACKNOWLEDGED
-            setting.tally.last_acknowledged_ms = setting.now_ms()
         except psycopg.Error as error:
             outcome, sqlstate = outcome_of(error), error.sqlstate
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -118,7 +119,16 @@ class History:
 
     def acknowledged_at_ms(self) -> array[float]:
         """When each acknowledgement arrived, in order of time."""
-        return array("d", sorted(e for e, o in zip(self._end_ms, self._outcome, strict=True) if o == 0))
+        return array(
+            "d", sorted(e for e, o in zip(self._end_ms, self._outcome, strict=True) if o == Outcome.ACKNOWLEDGED)
+        )
+
+    def first_acknowledged_from(self, at_ms: float) -> float | None:
+        """When the first acknowledgement at or after ``at_ms`` arrived; of a history that was recorded in order."""
+        first = bisect.bisect_left(self._end_ms, at_ms)
+        return next(
+            (self._end_ms[i] for i in range(first, len(self._end_ms)) if self._outcome[i] == Outcome.ACKNOWLEDGED), None
+        )
 
     def sqlstates(self) -> dict[str, int]:
         """How often each SQLSTATE ended a write; a lost connection has none and counts as ``connection lost``."""

@@ -52,17 +52,23 @@ class Observer(Protocol):
     def step(self, step: Step, detail: str = "") -> None:
         """The drill moved on."""
 
-    def fault(self, at_ms: float, detail: str) -> None:
-        """The fault was injected at this Unix time in milliseconds."""
+    def fault(self, at_ms: float, detail: str, epoch_before: int) -> None:
+        """The fault was injected at this Unix time in milliseconds; the cluster was in that epoch."""
 
     def event(self, event: Event) -> None:
         """The cluster wrote this into its journal after the fault."""
+
+    def first_write(self, at_ms: float) -> None:
+        """The first write under the new primary was acknowledged at this Unix time in milliseconds."""
 
     def sample(self, counters: Counters) -> None:
         """The workload stands here; about ten times a second."""
 
     def end(self, result: DrillResult) -> None:
         """The drill is over."""
+
+    def close(self) -> None:
+        """Give the terminal back; called in any case, also after ``end``."""
 
 
 class Silent:
@@ -74,14 +80,20 @@ class Silent:
     def step(self, step: Step, detail: str = "") -> None:
         """Nothing."""
 
-    def fault(self, at_ms: float, detail: str) -> None:
+    def fault(self, at_ms: float, detail: str, epoch_before: int) -> None:
         """Nothing."""
 
     def event(self, event: Event) -> None:
+        """Nothing."""
+
+    def first_write(self, at_ms: float) -> None:
         """Nothing."""
 
     def sample(self, counters: Counters) -> None:
         """Nothing."""
 
     def end(self, result: DrillResult) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""

@@ -29,12 +29,13 @@ from holdfast.drill.result import (
     DrillResult,
     Reads,
     Writes,
+    failover_marks,
     phases_from_journal,
     rejoined_at_ms,
 )
 from holdfast.drill.series import Samples
 from holdfast.drill.workload import RATE_PER_S, Workload, steady_clock
-from holdfast.model.errors import HoldfastError, RegisterError, StoreUnavailable
+from holdfast.model.errors import EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.register import Phase, Register
 from holdfast.model.timeouts import DrillTimeouts
@@ -108,6 +109,7 @@ class _Run:
         self._hardship = Hardship(self._workload.schema, self._times)
         self._events: tuple[Event, ...] = ()
         self._known: set[tuple[float, str, str]] = set()
+        self._told_first_write = False
         self._problems: list[str] = []
         self._fault_at_ms = 0.0
         self._whole_at_ms: float | None = None
@@ -127,12 +129,13 @@ class _Run:
             verdict = await self._judge()
             result = self._result(register, verdict)
             await self._clean_up(result)
+            result = self._with_report(result)
+            self._observer.end(result)
+            return result
         finally:
+            self._observer.close()
             await self._hardship.close()
             await self._workload.close()
-        result = self._with_report(result)
-        self._observer.end(result)
-        return result
 
     async def _wait_until_whole(self) -> Register:
         self._observer.step(Step.WAITING)
@@ -193,7 +196,7 @@ class _Run:
             raise HoldfastError(f"the hard variant could not be set up: {str(error).strip()}") from error
         self._observer.step(Step.FAULT, f"kill -9 of the whole PostgreSQL of {self._old_primary}")
         self._fault_at_ms = await self._cluster.kill_postgres(self._old_primary)
-        self._observer.fault(self._fault_at_ms, f"PostgreSQL of {self._old_primary} killed")
+        self._observer.fault(self._fault_at_ms, f"PostgreSQL of {self._old_primary} killed", self._epoch_before)
 
     async def _refuse_if_not_as_before(self) -> None:
         register = await self._cluster.register()
@@ -325,7 +328,17 @@ class _Run:
             self._observer.sample(self._workload.counters())
             if self._fault_at_ms:
                 await self._read_journal()
+                self._tell_first_write()
             await asyncio.sleep(self._times.sample_interval_ms / 1000)
+
+    def _tell_first_write(self) -> None:
+        serving_ms = failover_marks(self._events, epoch_before=self._epoch_before).get("barrier")
+        if self._told_first_write or serving_ms is None:
+            return
+        at_ms = self._workload.history.first_acknowledged_from(serving_ms)
+        if at_ms is not None:
+            self._told_first_write = True
+            self._observer.first_write(at_ms)
 
     async def _read_journal(self) -> None:
         try:
@@ -335,7 +348,8 @@ class _Run:
             return
         for event in self._events:
             key = (event.at_ms, event.source, event.kind)
-            if event.at_ms >= self._fault_at_ms and key not in self._known:
+            after = event.epoch > self._epoch_before or event.at_ms >= self._fault_at_ms
+            if after and key not in self._known:
                 self._known.add(key)
                 self._observer.event(event)
 
@@ -417,7 +431,11 @@ class _Run:
             fault_at_ms=self._fault_at_ms,
             stopped_at_ms=self._workload.stopped_at_ms or self._now_ms(),
         )
-        write_report(path, named, samples, [e for e in self._events if e.epoch >= self._epoch_before])
+        try:
+            write_report(path, named, samples, [e for e in self._events if e.epoch >= self._epoch_before])
+        except EnvironmentFault as error:
+            log.warning("the run stands, but it has no page", error=str(error))
+            return result
         return named
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.drill.history import History, Outcome
@@ -39,26 +40,29 @@ class Samples:
     fault_at_ms: float
     close: Series
     whole: Series
+    stall_s: tuple[float, float]
+    """Where the longest interval without an acknowledged write lies."""
 
     @classmethod
     def of(cls, history: History, *, fault_at_ms: float, stopped_at_ms: float) -> Samples:
         """Sort a history into buckets."""
         ends_ms = history.acknowledged_at_ms()
         first_ms = ends_ms[0] if ends_ms else fault_at_ms
-        resumed_ms = _end_of_stall_ms(list(ends_ms), fault_at_ms, stopped_at_ms)
+        stalled_ms, resumed_ms = _stall_ms(ends_ms, fault_at_ms, stopped_at_ms)
         until_ms = resumed_ms + max(1500.0, 1.2 * (resumed_ms - fault_at_ms))
+        until_ms = min(until_ms, stopped_at_ms)
         return cls(
             fault_at_ms,
             _series(history, fault_at_ms, max(first_ms, fault_at_ms - BEFORE_MS), until_ms, BUCKET_MS),
             _series(history, fault_at_ms, first_ms, stopped_at_ms, OVERVIEW_BUCKET_MS),
+            ((stalled_ms - fault_at_ms) / 1000, (resumed_ms - fault_at_ms) / 1000),
         )
 
 
-def _end_of_stall_ms(ends_ms: list[float], fault_at_ms: float, stopped_at_ms: float) -> float:
-    """Where the longest interval without an acknowledgement after the fault ended."""
+def _stall_ms(ends_ms: Sequence[float], fault_at_ms: float, stopped_at_ms: float) -> tuple[float, float]:
+    """Where the longest interval without an acknowledgement after the fault begins and ends."""
     points = [fault_at_ms, *(at_ms for at_ms in ends_ms if at_ms > fault_at_ms), stopped_at_ms]
-    gaps = [(b - a, b) for a, b in itertools.pairwise(points)]
-    return max(gaps)[1]
+    return max(itertools.pairwise(points), key=lambda gap: gap[1] - gap[0])
 
 
 def _series(history: History, fault_at_ms: float, from_ms: float, to_ms: float, bucket_ms: float) -> Series:

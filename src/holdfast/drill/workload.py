@@ -46,7 +46,6 @@ class Counters:
     reads: int
     read_errors: int
     dropped: int
-    last_acknowledged_ms: float | None
 
 
 class Workload:
@@ -194,7 +193,6 @@ class Workload:
             reads=len(history.read_end_ms),
             read_errors=len(history.read_error_ms),
             dropped=self.tally.dropped,
-            last_acknowledged_ms=self.tally.last_acknowledged_ms,
         )
 
     def payload_of(self, writer: int, sequence: int) -> str:

@@ -1,0 +1,106 @@
+"""A drill's figures in words: the same sentences on the page and in the terminal."""
+
+from __future__ import annotations
+
+from holdfast.drill.result import DrillResult
+
+
+def duration(ms: float) -> str:
+    """``<0.1 ms``, ``0.4 ms``, ``420 ms``, ``1.24 s``, ``2 min 5 s``."""
+    if 0 < ms < 0.05:
+        return "<0.1 ms"
+    if 0 < ms < 9.95:
+        return f"{ms:.1f} ms"
+    if ms < 999.5:
+        return f"{ms:.0f} ms"
+    if ms < 59_995:
+        return f"{ms / 1000:.2f} s"
+    seconds = round(ms / 1000)
+    return f"{seconds // 60} min {seconds % 60} s"
+
+
+def amount(count: int) -> str:
+    """``12,345``."""
+    return f"{count:,}"
+
+
+def headline(result: DrillResult) -> str:
+    """The one sentence to read."""
+    writes = result.writes
+    if result.new_primary is None:
+        return "No primary came back. Nobody can write."
+    stall = f"Writes stood still for {duration(result.rto_ms)}."
+    if writes.lost is None:
+        return f"{stall} What was lost is not known."
+    if writes.lost:
+        return f"{stall} {amount(writes.lost)} acknowledged {'write is' if writes.lost == 1 else 'writes are'} lost."
+    if writes.duplicated:
+        return f"{stall} Nothing was lost, but {amount(writes.duplicated)} rows are there more than once."
+    if not result.rejoined:
+        return f"{stall} Nothing acknowledged was lost, but the cluster is not whole again."
+    if not result.passed:
+        return f"{stall} Nothing acknowledged was lost, but not all is well."
+    return f"{stall} Nothing acknowledged was lost."
+
+
+def story(result: DrillResult) -> list[str]:
+    """What happened, a sentence each."""
+    writes, connections = result.writes, result.connections
+    said = [
+        f"The primary {result.old_primary} was killed at {result.fault_at:%H:%M:%S} UTC, "
+        f"while {connections.clients} clients wrote."
+    ]
+    if result.new_primary is None:
+        said.append("No other node took over while the drill watched.")
+    else:
+        said.append(f"{result.new_primary} took over, and clients wrote again {duration(result.rto_ms)} later.")
+    if writes.lost == 0 and not writes.duplicated:
+        said.append(f"All {amount(writes.acknowledged)} writes that were acknowledged are there, once each.")
+    elif writes.lost:
+        said.append(f"Of {amount(writes.acknowledged)} acknowledged writes, {amount(writes.lost)} are missing.")
+    if failed := writes.unknown + writes.errors:
+        said.append(
+            f"{amount(failed)} {'write was' if failed == 1 else 'writes were'} not acknowledged "
+            f"({amount(writes.unknown)} cut off, {amount(writes.errors)} refused)."
+        )
+    if connections.dropped_idle:
+        said.append(f"{connections.dropped_idle} of {connections.idle} idle sessions were dropped.")
+    elif connections.idle:
+        said.append(f"All {connections.idle} idle sessions lived through it.")
+    if result.rejoin_ms is not None:
+        said.append(f"{result.old_primary} came back as a standby by itself after {duration(result.rejoin_ms)}.")
+    return said
+
+
+def figures(result: DrillResult) -> list[tuple[str, str]]:
+    """The figures that matter, name and value, for the end of a run on a terminal."""
+    writes, connections = result.writes, result.connections
+
+    def known(value: int | None) -> str:
+        return "not known" if value is None else amount(value)
+
+    parts = ", ".join(f"{name} {duration(ms)}" for name, ms in result.phases_ms.in_order())
+    resolved = "" if writes.unknown_committed is None else f" ({amount(writes.unknown_committed)} found committed)"
+    back = "no" if result.rejoin_ms is None else f"yes, after {duration(result.rejoin_ms)}"
+    agree = [node for node, same in result.standbys_agree.items() if same]
+    rows = [
+        ("longest stall of writes", duration(result.rto_ms)),
+        ("its parts", parts),
+        ("writes acknowledged", amount(writes.acknowledged)),
+        ("  lost / duplicated", f"{known(writes.lost)} / {known(writes.duplicated)}"),
+        ("writes failed / unknown", f"{amount(writes.errors)} / {amount(writes.unknown)}{resolved}"),
+        ("connections dropped", f"{connections.dropped_idle} of {connections.idle} idle, {connections.dropped} in all"),
+        ("primary", f"{result.old_primary} → {result.new_primary or 'none'}"),
+        ("old primary back as a standby", back),
+        ("standbys with the same rows", f"{len(agree)} of {len(result.standbys_agree)}"),
+        ("cluster", _cluster(result)),
+        ("settings", result.settings[:23]),
+    ]
+    if result.report is not None:
+        rows.append(("report", result.report))
+    return rows
+
+
+def _cluster(result: DrillResult) -> str:
+    cluster = result.cluster
+    return f"{cluster.nodes} nodes, {cluster.durability}, PostgreSQL {cluster.postgresql}, etcd {cluster.etcd}"
