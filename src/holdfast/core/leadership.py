@@ -202,6 +202,9 @@ def _clone(o: Observation) -> tuple[Action, ...]:
     register = _register(o)
     if register.phase is Phase.PROMOTING and register.committed.quorum.members:
         return ()  # the failover comes first; only a new cluster needs its copies before it can serve
+    source = o.peers.get(_led_by(o).node)
+    if source is None or source.report is None or source.report.status is not ServerStatus.PRIMARY:
+        return ()
     return (*_promise(o), Clone(_led_by(o)))
 
 

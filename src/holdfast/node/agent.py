@@ -121,6 +121,7 @@ class Agent:
             finally:
                 for helper in helpers:
                     helper.cancel()
+                await self._peers.close()
         await self._leave()
 
     async def _reach_store(self) -> None:
@@ -148,7 +149,6 @@ class Agent:
         finally:
             await self._journal.flush()
             await self._publisher.withdraw()
-            await self._peers.close()
             await self._server.close()
 
     # ---- one turn ---------------------------------------------------------------------------------------------
@@ -216,15 +216,14 @@ class Agent:
         )
 
     def _take_failure(self) -> None:
-        failure, self._performer.failure = self._performer.failure, None
-        if failure is None:
+        if self._performer.failure is None:
             return
+        (kind, failure), self._performer.failure = self._performer.failure, None
         if isinstance(failure, (ConfigurationError, EnvironmentFault)) and not self._ever_started:
             raise failure
         if not isinstance(failure, HoldfastError):
             raise failure
-        for kind in (a.Clone, a.Rewind, a.ReadEndOfLog, a.Initialize, a.HandOver):
-            self._failed(kind, "job", failure)
+        self._failed(kind, self._rule_noted or "", failure)
 
     async def _fence(self, o: Observation, violation: ProtocolViolation) -> None:
         if self._performer.alarm != str(violation):

@@ -132,9 +132,9 @@ class PrimaryProbe:
                 application_name="holdfast_probe",
                 autocommit=True,
             )
-        except psycopg.OperationalError as error:
+            async with connection:
+                await connection.execute("SELECT 1")
+        except psycopg.Error as error:
             # The server itself turned the session down (too many of them, say): it answers.
-            return "FATAL" in str(error)
-        async with connection:
-            await connection.execute("SELECT 1")
+            return "FATAL" in str(error) and "starting up" not in str(error)
         return True

@@ -65,8 +65,8 @@ class Performer:
         self.creating = False
         self.alarm: str | None = None
         self.progress: str | None = None
-        self.failure: Exception | None = None
-        """What the last job failed with; the agent takes it from here."""
+        self.failure: tuple[type[a.Action], Exception] | None = None
+        """The last job that failed, and with what; the agent takes it from here."""
 
     @property
     def busy(self) -> bool:
@@ -85,19 +85,19 @@ class Performer:
 
     # ---- jobs -------------------------------------------------------------------------------------------------
 
-    def _start_job(self, work: Coroutine[None, None, None], *, rebuilding: bool) -> bool:
+    def _start_job(self, action: a.Action, work: Coroutine[None, None, None], *, rebuilding: bool) -> bool:
         if self.busy:
             work.close()
             return False
         self.rebuilding = rebuilding
-        self._job = asyncio.create_task(self._run_job(work))
+        self._job = asyncio.create_task(self._run_job(action, work))
         return True
 
-    async def _run_job(self, work: Coroutine[None, None, None]) -> None:
+    async def _run_job(self, action: a.Action, work: Coroutine[None, None, None]) -> None:
         try:
             await work
         except Exception as error:  # noqa: BLE001 - handed to the agent, which knows what to do with each kind
-            self.failure = error
+            self.failure = type(action), error
         finally:
             self.rebuilding = False
             self.progress = None
@@ -115,13 +115,13 @@ class Performer:
             self._promise.save(Promise(self._settings.cluster.name, str(uuid.uuid4()), 0, incarnation))
             self._server.set_incarnation(incarnation)
 
-        return self._start_job(work(), rebuilding=True)
+        return self._start_job(action, work(), rebuilding=True)
 
     async def _read_end_of_log(self, action: a.ReadEndOfLog, rule: str, o: Observation) -> bool:
         async def work() -> None:
             self._observer.own_end = await self._server.end_of_log()
 
-        return self._start_job(work(), rebuilding=False)
+        return self._start_job(action, work(), rebuilding=False)
 
     async def _rewind(self, action: a.Rewind, rule: str, o: Observation) -> bool:
         source, own_end = self._upstream(action.source), o.own_end
@@ -142,11 +142,11 @@ class Performer:
             self._observer.rewound_ms = monotonic_ms()
             self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
 
-        return self._start_job(work(), rebuilding=True)
+        return self._start_job(action, work(), rebuilding=True)
 
     async def _clone(self, action: a.Clone, rule: str, o: Observation) -> bool:
         source = self._upstream(action.source)
-        return source is not None and self._start_job(self._clone_from(source, rule), rebuilding=True)
+        return source is not None and self._start_job(action, self._clone_from(source, rule), rebuilding=True)
 
     async def _clone_from(self, source: Upstream, rule: str) -> None:
         register = self._registry.register
@@ -200,7 +200,7 @@ class Performer:
             await self._server.stop("fast", self._timeouts.handover_stop_ms)
             self._journal.record("postgres.stopped", o.promised, rule, immediate=False)
 
-        return self._start_job(work(), rebuilding=False)
+        return self._start_job(action, work(), rebuilding=False)
 
     # ---- following and leading --------------------------------------------------------------------------------
 
