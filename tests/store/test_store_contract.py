@@ -10,7 +10,7 @@ import pytest
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
-from holdfast.store.contract import ABSENT, Change, Connected, Disconnected, Entry, LeaseEnded, Resync
+from holdfast.store.contract import ABSENT, Change, Connected, Deleted, Disconnected, Entry, LeaseEnded, Put, Resync
 
 from .running import PATIENCE_S, Watcher, World
 
@@ -195,6 +195,32 @@ async def test_a_watch_survives_a_restart(world: World, keys: Keys, watching: Wa
     assert watcher.count(Resync) == 1
     assert watcher.count(Disconnected) == 1
     assert await store.put(keys.register, b"the old client goes on") > 0
+
+
+async def test_a_resumed_watch_is_live_only_when_it_has_caught_up(world: World, keys: Keys) -> None:
+    store = world.connect()
+    await store.put(keys.node("old"), b"")
+    for deletion_only in (False, True):
+        changes = store.watch(keys.nodes)
+        assert isinstance(await anext(changes), Resync)
+        assert isinstance(await anext(changes), Connected)
+        world.take_down()
+        world.bring_back()
+        other = world.connect()
+        written = 0
+        if not deletion_only:
+            for i in range(5):
+                await other.put(keys.node("n1"), b"%d" % i)
+            written = 5
+        await other.delete(keys.node("n1" if deletion_only else "old"))
+        await other.put(keys.register, b"elsewhere")
+        # nobody has asked this watch for anything since: it finds the broken connection and all of it now
+        seen: list[Change] = []
+        while sum(isinstance(change, Put | Deleted) for change in seen) < written + 1:
+            seen.append(await anext(changes))
+        assert not any(isinstance(change, Connected | Resync) for change in seen)
+        if any(isinstance(change, Disconnected) for change in seen):
+            assert isinstance(await anext(changes), Connected)
 
 
 async def test_a_watch_that_missed_compacted_history_resyncs(world: World, keys: Keys, watching: Watching) -> None:

@@ -48,7 +48,8 @@ class EtcdStore:
 
     async def server_version(self) -> str:
         """The version of the etcd in use, such as ``3.5.1``."""
-        return await self._gateway.version()
+        answer = await self._call("/v3/kv/range", {"key": encode(self._keys.register), "count_only": True})
+        return self._gateway.version_of(answer.endpoint)
 
     async def get(self, key: str) -> Entry | None:
         """See `Store.get`."""

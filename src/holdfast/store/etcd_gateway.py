@@ -14,9 +14,8 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import structlog
@@ -110,8 +109,7 @@ class EtcdGateway:
         that is why.
         """
         problems: list[_Unanswered] = []
-        for _ in self._endpoints:
-            endpoint = self._endpoints[self._preferred]
+        for endpoint in self._endpoints[self._preferred :] + self._endpoints[: self._preferred]:
             try:
                 async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
                     answer = await self._ask_as_user(endpoint, path, body)
@@ -123,41 +121,31 @@ class EtcdGateway:
                     break
             else:
                 self._proven = True
+                self._preferred = self._endpoints.index(endpoint)
                 return Answer(answer, endpoint)
         raise self._verdict(problems)
 
-    async def version(self) -> str:
-        """The version of the endpoint in use. Raises as `call`."""
-        answer = await self.call("/v3/maintenance/status", {})
-        return self._versions[answer.endpoint]
+    def version_of(self, endpoint: str) -> str:
+        """The version of an endpoint that has answered."""
+        return self._versions[endpoint]
 
-    @asynccontextmanager
-    async def stream(self, path: str, first: JsonObject) -> AsyncIterator[GatewayStream]:
-        """Open a stream in both directions at the endpoint in use; raises StreamBroken."""
-        endpoint = self._endpoints[self._preferred]
-        stream = GatewayStream(endpoint)
-        stream.send(first)
+    def stream(self, path: str, first: JsonObject) -> GatewayStream:
+        """An exchange in both directions with the endpoint in use, to be opened with ``async with``."""
+        return GatewayStream(self, self._endpoints[self._preferred], path, first)
+
+    async def open_exchange(self, endpoint: str, path: str, outgoing: AsyncIterator[bytes]) -> aiohttp.ClientResponse:
+        """POST a body that stays open; returns with the first answer. Raises StreamBroken; for `GatewayStream`."""
+        headers = {**_headers(self._token), "Connection": "close", "Content-Type": "application/json"}
+        unlimited = aiohttp.ClientTimeout(total=None)
         try:
-            try:
-                async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
-                    response = await self._http().post(
-                        endpoint + path,
-                        data=stream.outgoing(),
-                        headers={**_headers(self._token), "Connection": "close"},
-                        timeout=aiohttp.ClientTimeout(total=None),
-                    )
-                    stream.response = response
-                    if response.status != 200:
-                        raise StreamBroken(f"{endpoint}: {_refusal(await response.read(), response.status).message}")
-                yield stream
-            except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                raise StreamBroken(str(self._classify(endpoint, error))) from error
-        except StreamBroken:
-            self.turn_away(endpoint)
-            raise
-        finally:
-            if stream.response is not None:
-                stream.response.close()
+            async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
+                response = await self._http().post(endpoint + path, data=outgoing, headers=headers, timeout=unlimited)
+                if response.status == 200:
+                    return response
+                async with response:
+                    raise StreamBroken(f"{endpoint}: {_refusal(await response.read(), response.status).message}")
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise StreamBroken(str(self._classify(endpoint, error))) from error
 
     def turn_away(self, endpoint: str) -> None:
         """Begin with the next endpoint from now on, if ``endpoint`` is the one in use."""
@@ -180,7 +168,7 @@ class EtcdGateway:
 
     async def _ask_as_user(self, endpoint: str, path: str, body: JsonObject) -> JsonObject:
         if endpoint not in self._versions:
-            self._versions[endpoint] = await self._read_version(endpoint)
+            await self._read_version(endpoint)
         if self._settings.user is None:
             return await self._ask(endpoint, path, body, None)
         token = self._token or await self._new_token(endpoint, None)
@@ -242,7 +230,8 @@ class EtcdGateway:
             )
         return None
 
-    async def _read_version(self, endpoint: str) -> str:
+    async def _read_version(self, endpoint: str) -> None:
+        """Once for each endpoint, before anything else is asked of it."""
         async with self._http().get(f"{endpoint}/version") as response:
             answer = _json_object(await response.read())
         text = str(answer["etcdserver"]) if answer is not None and "etcdserver" in answer else ""
@@ -252,14 +241,14 @@ class EtcdGateway:
         if not is_supported(version):
             fault = EnvironmentFault(f"etcd at {endpoint} (store.endpoints) is {text}: Holdfast needs 3.4 or newer")
             raise _Unanswered(str(fault), reached=False, fault=fault)
-        if not survives_kill(version):
+        if not survives_kill(version) and endpoint not in self._versions:
             _log.warning(
                 "etcd_version_can_lose_data",
                 endpoint=endpoint,
                 version=text,
                 fix="run 3.4.22, 3.5.6 or newer: this one can lose consistency when it is killed",
             )
-        return text
+        self._versions[endpoint] = text
 
     async def _new_token(self, endpoint: str, stale: str | None) -> str:
         async with self._token_lock:
@@ -308,30 +297,48 @@ class EtcdGateway:
 
 
 class GatewayStream:
-    """One open exchange: JSON objects out and in."""
+    """One open exchange: JSON objects out and in. An endpoint that breaks it is turned away."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, gateway: EtcdGateway, endpoint: str, path: str, first: JsonObject) -> None:
         self.endpoint = endpoint
-        self.response: aiohttp.ClientResponse | None = None
+        self._gateway = gateway
+        self._path = path
+        self._response: aiohttp.ClientResponse | None = None
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._pending = bytearray()
+        self.send(first)
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._response = await self._gateway.open_exchange(self.endpoint, self._path, self._body())
+        except StreamBroken:
+            self._gateway.turn_away(self.endpoint)
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StreamBroken):
+            self._gateway.turn_away(self.endpoint)
+        if self._response is not None:
+            self._response.close()
 
     def send(self, message: JsonObject) -> None:
         """Send one object; does not wait."""
         self._outgoing.put_nowait(json.dumps(message).encode() + b"\n")
 
-    async def outgoing(self) -> AsyncIterator[bytes]:
-        """The request's body, without an end."""
+    async def _body(self) -> AsyncIterator[bytes]:
         while True:
             yield await self._outgoing.get()
 
     async def receive(self, within_s: float) -> JsonObject | None:
         """The next object, or None if none came in time; raises StreamBroken."""
-        assert self.response is not None
+        assert self._response is not None
+        searched = 0
         try:
             async with asyncio.timeout(within_s):
-                while (end := self._pending.find(b"\n")) < 0:
-                    chunk = await self.response.content.readany()
+                while (end := self._pending.find(b"\n", searched)) < 0:
+                    searched = len(self._pending)
+                    chunk = await self._response.content.readany()
                     if not chunk:
                         raise StreamBroken(f"{self.endpoint}: etcd ended the watch")
                     self._pending += chunk
@@ -414,7 +421,7 @@ def _refusal(raw: bytes, status: int) -> EtcdRefusal:
     answer = _json_object(raw) or {}
     error = answer.get("error")
     if isinstance(error, dict):  # how streaming methods say it
-        return EtcdRefusal(int(error.get("grpc_code", 2)), str(error.get("message", "")))
+        return EtcdRefusal(int(error.get("grpc_code") or error.get("code") or 2), str(error.get("message", "")))
     message = str(answer.get("message") or error or f"HTTP status {status}")
     return EtcdRefusal(int(answer.get("code", 14 if status >= 500 else 2)), message)
 

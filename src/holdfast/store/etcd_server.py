@@ -35,8 +35,6 @@ _COMPACT_KEEP_REVISIONS = 10_000
 _QUOTA_BYTES = 512 << 20
 _FREE_BYTES_MIN = 256 << 20
 """etcd reserves two log segments of 64 MB at once, and its snapshots and backend come on top."""
-_POLL_MS = 20
-_VERSION_TIMEOUT_S = 10
 
 _log = structlog.get_logger(__name__)
 
@@ -156,7 +154,7 @@ def _version_output(path: Path, os_user: str | None) -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_VERSION_TIMEOUT_S,
+            timeout=Timeouts().store_start_ms / 1000,
             check=False,
         )
     except PermissionError:
@@ -332,7 +330,7 @@ class PrivateEtcd:
                             f"etcd ended with status {self._process.returncode}: {self._last_words()} (all of it: "
                             f"{self.log_file})"
                         )
-                    await asyncio.sleep(_POLL_MS / 1000)
+                    await asyncio.sleep(self._timeouts.store_poll_ms / 1000)
         except TimeoutError as error:
             raise EnvironmentFault(
                 f"etcd does not answer at {self.endpoint} after {self._timeouts.store_start_ms} ms "
@@ -363,8 +361,9 @@ class PrivateEtcd:
             await process.wait()
 
     async def _is_healthy(self, http: aiohttp.ClientSession) -> bool:
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.store_request_ms / 1000)
         try:
-            async with http.get(f"{self.endpoint}/health", timeout=aiohttp.ClientTimeout(total=1)) as response:
+            async with http.get(f"{self.endpoint}/health", timeout=timeout) as response:
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False

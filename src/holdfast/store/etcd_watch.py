@@ -15,9 +15,6 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Change, Connected, Deleted, Disconnected, Entry, Put, Resync, Snapshot
 from holdfast.store.etcd_gateway import OUT_OF_RANGE, EtcdGateway, EtcdRefusal, GatewayStream, JsonObject, StreamBroken
 
-_CATCH_UP_MS = 50
-"""Between two questions to a member that is behind the others: how far are you?"""
-
 _log = structlog.get_logger(__name__)
 
 
@@ -34,10 +31,27 @@ class Anchor:
     entry: Entry | None
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """How far a watch must have come to be live.
+
+    Below 3.4.25 and 3.5.8 an answer about progress may overtake changes that are still to come (up to 0.1 s after the
+    watch was resumed). So if there are such ``pending`` changes, only a message that brings changes counts, and it
+    must bring the newest one, of ``newest``.
+    """
+
+    revision: int
+    pending: bool = False
+    newest: int = 0
+
+
 class _State(Enum):
     UNKNOWN = auto()
     LIVE = auto()
     DOWN = auto()
+
+
+_NEWEST = {"sort_target": "MOD", "sort_order": "DESCEND", "limit": "1", "keys_only": True}
 
 
 class EtcdWatch:
@@ -49,7 +63,7 @@ class EtcdWatch:
         self._silence_s = timeouts.store_silence_ms / 1000
         self._retry_s = timeouts.store_retry_ms / 1000
         self._anchor: Anchor | None = None
-        self._target = 0
+        self._goal = Goal(0)
         self._state = _State.UNKNOWN
 
     async def changes(self) -> AsyncIterator[Change]:
@@ -79,29 +93,36 @@ class EtcdWatch:
     async def _begin(self) -> Snapshot | None:
         """A fresh list, or None if what was seen so far can be continued. Linearizable: never from a member behind."""
         if self._anchor is not None:
-            self._target = await self._revision_if_same_history(self._anchor)
-            if self._target:
+            goal = await self._goal_if_same_history(self._anchor)
+            if goal is not None:
+                self._goal = goal
                 return None
         snapshot = await read_prefix(self._gateway, self._prefix)
         newest = max(snapshot.entries, key=lambda entry: entry.revision, default=None)
         self._anchor = Anchor(snapshot.revision, newest.key if newest else None, newest)
-        self._target = snapshot.revision
+        self._goal = Goal(snapshot.revision)
         return snapshot
 
-    async def _revision_if_same_history(self, anchor: Anchor) -> int:
-        """etcd's revision now; 0 if it is another history or the anchor has been compacted away."""
-        where = key_range(self._prefix) if anchor.key is None else {"key": encode(anchor.key)}
+    async def _goal_if_same_history(self, anchor: Anchor) -> Goal | None:
+        """What is to be caught up with; None if it is another history or the anchor has been compacted away."""
+        below = key_range(self._prefix)
+        then = {"revision": str(anchor.revision), "limit": "1"}
+        anchored = below if anchor.key is None else {"key": encode(anchor.key)}
         try:
-            answer = await self._gateway.call("/v3/kv/range", {**where, "revision": str(anchor.revision), "limit": "1"})
+            held = await self._gateway.call("/v3/kv/range", {**anchored, **then})
+            before = await self._gateway.call("/v3/kv/range", {**below, **then, "count_only": True})
         except EtcdRefusal as refusal:
             if refusal.code != OUT_OF_RANGE:  # compacted, or a revision that etcd has not reached (any more)
-                raise StreamBroken(refusal.message) from refusal
+                raise
             _log.warning("store_history_lost", prefix=self._prefix, reason=refusal.message)
-            return 0
-        if next(iter(entries_of(answer.body)), None) != anchor.entry:
+            return None
+        if next(iter(entries_of(held.body)), None) != anchor.entry:
             _log.warning("store_history_lost", prefix=self._prefix, reason="another history: restored from a backup?")
-            return 0
-        return answer.revision
+            return None
+        now = await self._gateway.call("/v3/kv/range", {**below, **_NEWEST})
+        newest = max((entry.revision for entry in entries_of(now.body)), default=0)
+        pending = newest > anchor.revision or before.body.get("count") != now.body.get("count")
+        return Goal(now.revision, pending, newest)
 
     def _request(self) -> JsonObject:
         assert self._anchor is not None
@@ -112,7 +133,7 @@ class EtcdWatch:
         """The changes of the next message (often none); None when etcd cancelled the watch. Raises StreamBroken."""
         deadline = asyncio.get_running_loop().time() + self._silence_s
         while True:
-            pause_s = self._silence_s / 3 if self._state is _State.LIVE else _CATCH_UP_MS / 1000
+            pause_s = self._silence_s / 3 if self._state is _State.LIVE else self._retry_s
             message = await stream.receive(pause_s)
             if message is not None:
                 break
@@ -129,10 +150,17 @@ class EtcdWatch:
             return []
         changes = [self._seen(event) for event in message.get("events", ())]
         revision = int(message.get("header", {}).get("revision", 0))
-        if self._state is not _State.LIVE and revision >= self._target:
+        if self._state is not _State.LIVE and self._reached(revision, bool(changes)):
             self._state = _State.LIVE
             changes.append(Connected(revision))
         return changes
+
+    def _reached(self, revision: int, changed: bool) -> bool:
+        assert self._anchor is not None
+        goal = self._goal
+        if goal.pending and not (changed and self._anchor.revision >= goal.newest):
+            return False
+        return revision >= goal.revision
 
     def _seen(self, event: JsonObject) -> Change:
         kv = event["kv"]

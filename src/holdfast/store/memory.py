@@ -325,16 +325,16 @@ class MemoryStore:
                     seen, generation = snapshot.revision, backend._generation
                     yield Resync(snapshot)
                     continue
-                if not live:
-                    live = True
-                    yield Connected(seen)
-                    continue
                 batch = backend._since(seen)
                 seen = backend._state.revision
                 for change in batch:
                     if _key(change).startswith(prefix):
                         yield change
                 if batch:
+                    continue
+                if not live:
+                    live = True
+                    yield Connected(seen)
                     continue
             await changed.wait()
 
