@@ -59,15 +59,15 @@ class Lab:
 
     def settings_of(self, node: str, **more: Any) -> PostgresSettings:
         if node not in self.settings or more:
-            port = self.settings[node].port if node in self.settings else free_port()
-            self.settings[node] = PostgresSettings(
-                data_dir=self.root / node / "data",
-                port=port,
-                socket_dir=self.root / node / "run",
-                superuser_password_file=self._secret,
-                replication_password_file=self._secret,
-                **{"parameters": {"shared_buffers": "16MB", "max_connections": "40"}, **more},
-            )
+            defaults = {
+                "data_dir": self.root / node / "data",
+                "port": self.settings[node].port if node in self.settings else free_port(),
+                "socket_dir": self.root / node / "run",
+                "superuser_password_file": self._secret,
+                "replication_password_file": self._secret,
+                "parameters": {"shared_buffers": "16MB", "max_connections": "40"},
+            }
+            self.settings[node] = PostgresSettings(**{**defaults, **more})
         return self.settings[node]
 
     def server(self, node: str, timeouts: Timeouts | None = None, **more: Any) -> Server:
@@ -91,7 +91,8 @@ class Lab:
         else:
             target = self.data_dir(node)
             target.parent.mkdir(mode=0o711)
-            subprocess.run(["cp", "-a", "--reflink=auto", self._template, target], check=True)
+            copy = ["cp", "-a", "--reflink=auto", str(self._template), str(target)]
+            await asyncio.to_thread(subprocess.run, copy, check=True)
         server.set_incarnation(new_incarnation())
         await server.start(standby=False)
         await self.until(server, lambda view: view.status is ServerStatus.PRIMARY)
@@ -128,6 +129,13 @@ class Lab:
         """Until the standby has all that the primary has flushed."""
         target = await primary.flushed_lsn()
         await self.until(standby, lambda v: v.replay_lsn is not None and v.replay_lsn >= target)
+
+    async def until_rows(self, node: str, query: str, *, present: bool = True) -> None:
+        """Ask until the query has rows, or none if not ``present``."""
+        connection = await self.connect(node)
+        async with connection, asyncio.timeout(DEADLINE_S):
+            while bool(await (await connection.execute(query.encode())).fetchall()) is not present:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     async def connect(self, node: str, **options: Any) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         """An application's session over TCP."""

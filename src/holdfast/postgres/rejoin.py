@@ -42,7 +42,9 @@ SELECT pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_syst
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
+    """What a rewind needs to know of the primary it aims at."""
+
     system_identifier: str
     timeline: int
     history: History
@@ -52,9 +54,8 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
     """Rewind the stopped directory to ``source``. See ``Server.rewind``."""
     instance.require_stopped()
     layout = instance.layout
-    conninfo = await _conninfo(instance, source, "holdfast_rewind")
     progress("checkpoint of the source", None)
-    found = await _inspect(instance, source, conninfo)
+    found = await inspect_source(instance, source)
     own_identifier = layout.system_identifier()
     if found.system_identifier != own_identifier:
         raise ConfigurationError(
@@ -64,6 +65,7 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
     if is_on_history(own_end, found.timeline, found.history):
         progress("nothing to rewind", 1.0)
         return
+    conninfo = await _conninfo(instance, source, "holdfast_rewind")
     await kill_everything(layout.data_dir, None)
     for signal_file in ("standby.signal", "recovery.signal"):
         remove_durably(layout.data_dir / signal_file)
@@ -76,14 +78,15 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
         on_line=lambda line: _report(progress, "rewinding", line),
         working_dir=layout.side_dir,
     )
-    await _verify_rewound(instance, outcome, found, own_end)
+    await verify_rewound(instance, outcome, found, own_end)
     layout.forget_incarnation()
     remove_durably(layout.half_done_mark)
     progress("rewound", 1.0)
     _log.info("rewound", node=instance.node, source=source.node, timeline=found.timeline, own_end=str(own_end.lsn))
 
 
-async def _verify_rewound(instance: Instance, outcome: Outcome, found: _Source, own_end: Position) -> None:
+async def verify_rewound(instance: Instance, outcome: Outcome, found: Source, own_end: Position) -> None:
+    """Raises PostgresError unless the directory, whose log went beyond the fork, is on the source's timeline now."""
     layout = instance.layout
     if outcome.status != 0:
         raise PostgresError(f"pg_rewind failed, a clone is needed: {outcome.last_words}")
@@ -99,8 +102,9 @@ async def _verify_rewound(instance: Instance, outcome: Outcome, found: _Source, 
         )
 
 
-async def _inspect(instance: Instance, source: Upstream, conninfo: str) -> _Source:
+async def inspect_source(instance: Instance, source: Upstream) -> Source:
     """Ask the source what it is; its control file must name its own timeline, which pg_rewind goes by."""
+    conninfo = await _conninfo(instance, source, "holdfast_rewind")
     deadline_s = _SOURCE_DEADLINE_MS / 1000
     try:
         async with await asyncio.wait_for(
@@ -116,10 +120,10 @@ async def _inspect(instance: Instance, source: Upstream, conninfo: str) -> _Sour
             if recorded != timeline:
                 raise PostgresError(f"the control file of {source.node} says timeline {recorded}, it leads {timeline}")
             if timeline == 1:
-                return _Source(identifier, 1, ())
+                return Source(identifier, 1, ())
             path = f"pg_wal/{history_name(timeline)}"
             (raw,) = await _row(connection, "SELECT pg_read_binary_file(%s)", (path,))
-            return _Source(identifier, timeline, parse_history(bytes(raw).decode()))
+            return Source(identifier, timeline, parse_history(bytes(raw).decode()))
     except (psycopg.Error, TimeoutError) as error:
         raise PostgresError(f"cannot ask {source.node} at {source.host}:{source.port}: {error}") from error
 

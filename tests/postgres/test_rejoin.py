@@ -1,0 +1,228 @@
+"""Ends of logs, rewinding and cloning, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import psutil
+import psycopg
+import pytest
+
+from holdfast.model.errors import ConfigurationError, PostgresError
+from holdfast.model.lsn import Lsn, Position
+from holdfast.model.register import NO_QUORUM, Member
+from holdfast.model.server import ServerStatus
+from holdfast.postgres import rejoin
+from holdfast.postgres.control import read_control
+from holdfast.postgres.programs import Outcome
+from holdfast.postgres.server import Server
+from tests.postgres.lab import Lab, new_incarnation, nothing
+
+pytestmark = pytest.mark.live
+
+
+async def diverged_pair(lab: Lab, epoch: int = 3) -> tuple[Server, Server]:
+    """An old primary, stopped with rows that nobody else has, and the new one."""
+    old = await lab.primary("a")
+    new, _ = await lab.standby("b")
+    await lab.execute("a", "CREATE TABLE t AS SELECT 1 AS i")
+    await lab.until_equal(old, new)
+    await new.detach()
+    await lab.execute("a", "INSERT INTO t SELECT generate_series(100, 200)")
+    await old.stop("immediate", 5000)
+    await new.promote(epoch)
+    await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
+    await new.set_quorum(NO_QUORUM)
+    await new.write_epoch_record(epoch)
+    return old, new
+
+
+async def test_a_diverged_primary_is_rewound_right_after_the_promotion(lab: Lab) -> None:
+    old, new = await diverged_pair(lab)
+    (lab.data_dir("a") / "standby.signal").touch()  # as an interrupted attempt leaves it
+    end = await old.end_of_log()
+    fork = (await new.history_of(3))[0].switch_lsn
+    assert end.timeline == 1
+    assert end.lsn > fork
+    steps: list[str] = []
+    await old.rewind(lab.upstream("b"), end, lambda step, fraction: steps.append(step))
+    assert "rewinding" in steps
+    assert old.incarnation() is None
+    assert (await old.view()).status is ServerStatus.STOPPED
+    member = Member("a", new_incarnation())
+    old.set_incarnation(member.incarnation)
+    await lab.join(old, "b", member)
+    await lab.execute("b", "INSERT INTO t VALUES (2)")
+    await lab.until_equal(new, old)
+    assert await lab.execute("a", "SELECT i FROM t ORDER BY i") == [(1,), (2,)]
+    assert [r.member for r in (await new.view()).replicas] == [member]
+
+
+async def test_a_prefix_needs_no_rewind(lab: Lab) -> None:
+    old = await lab.primary("a")
+    new, _ = await lab.standby("b")
+    await old.stop("fast", 10_000)
+    end = await old.end_of_log()
+    assert await new.detach() == end
+    await new.promote(2)
+    await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
+    await new.set_quorum(NO_QUORUM)
+    await old.rewind(lab.upstream("b"), end, nothing)
+    assert old.incarnation() is not None
+    await lab.join(old, "b", Member("a", new_incarnation()))
+    await new.write_epoch_record(2)
+    await lab.until(old, lambda v: v.position is not None and v.position.timeline == 2)
+
+
+async def test_no_rewind_required_beyond_the_fork_is_an_error(lab: Lab) -> None:
+    """pg_rewind believes the source's control file; without the checkpoint of the source it sees one timeline."""
+    old, _ = await diverged_pair(lab)
+    end = await old.end_of_log()
+    found = await rejoin.inspect_source(old._instance, lab.upstream("b"))
+    outcome = Outcome(0, "", "pg_rewind: no rewind required")
+    with pytest.raises(PostgresError, match="clone is needed"):
+        await rejoin.verify_rewound(old._instance, outcome, found, end)
+
+
+async def test_a_failed_rewind_leaves_absent_and_a_clone_mends_it(lab: Lab) -> None:
+    old, _ = await diverged_pair(lab)
+    end = await old.end_of_log()
+    wal = lab.data_dir("a") / "pg_wal"
+    control = await read_control(old._instance.installation, lab.data_dir("a"), old._instance.user)
+    assert control.timeline == 1
+    for segment in wal.glob("0000000100000000*"):
+        segment.unlink()
+    with pytest.raises(PostgresError, match="clone is needed"):
+        await old.rewind(lab.upstream("b"), end, nothing)
+    assert (await old.view()).status is ServerStatus.ABSENT
+    with pytest.raises(PostgresError, match="no complete data directory"):
+        await old.start(standby=True)
+    member = Member("a", new_incarnation())
+    await old.clone(lab.upstream("b"), member, nothing)
+    assert old.incarnation() == member.incarnation
+    await lab.join(old, "b", member)
+
+
+async def test_another_clusters_directory_is_refused(lab: Lab) -> None:
+    await lab.primary("a")
+    lab_b = lab.server("b")
+    await lab_b.initialize()
+    with pytest.raises(ConfigurationError, match="another cluster"):
+        await lab_b.rewind(lab.upstream("a"), Position(9, Lsn(1 << 40)), nothing)
+    identifier = lab_b.system_identifier()
+    with pytest.raises(ConfigurationError, match="another cluster"):
+        await lab_b.clone(lab.upstream("a"), Member("b", new_incarnation()), nothing)
+    assert lab_b.system_identifier() == identifier
+
+
+async def test_an_unreachable_source_is_said(lab: Lab) -> None:
+    server = await lab.primary("a")
+    await server.stop("fast", 10_000)
+    end = await server.end_of_log()
+    with pytest.raises(PostgresError, match="cannot ask b"):
+        await server.rewind(lab.upstream("b"), end, nothing)
+    assert (await server.view()).status is ServerStatus.STOPPED
+    with pytest.raises(PostgresError, match="pg_basebackup from b failed"):
+        await server.clone(lab.upstream("b"), Member("a", new_incarnation()), nothing)
+    assert (await server.view()).status is ServerStatus.STOPPED
+
+
+async def test_a_cancelled_clone_leaves_nothing(lab: Lab) -> None:
+    await lab.primary("a", parameters={"shared_buffers": "16MB"})
+    await lab.execute("a", "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+    server = lab.server("b")
+    copying = asyncio.Event()
+
+    def progress(step: str, fraction: float | None) -> None:
+        copying.set()
+
+    task = asyncio.create_task(server.clone(lab.upstream("a"), Member("b", new_incarnation()), progress))
+    await copying.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await server.view()).status is ServerStatus.ABSENT
+    assert server.incarnation() is None
+    side = lab.data_dir("b").with_name("data.holdfast")
+    assert not (side / "staging").exists()
+    assert not [p for p in psutil.process_iter() if _works_in(p, str(side))]
+    member = Member("b", new_incarnation())
+    await server.clone(lab.upstream("a"), member, nothing)
+    assert server.incarnation() == member.incarnation
+
+
+def _works_in(process: psutil.Process, directory: str) -> bool:
+    try:
+        return process.cwd() == directory
+    except psutil.Error:
+        return False
+
+
+async def test_an_interrupted_initialize_leaves_nothing(lab: Lab) -> None:
+    server = lab.server("a")
+    task = asyncio.create_task(server.initialize())
+    staging = lab.data_dir("a").with_name("data.holdfast") / "staging"
+    while not (staging / "PG_VERSION").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await server.view()).status is ServerStatus.ABSENT
+    assert not staging.exists()
+
+
+async def test_a_directory_with_content_is_not_initialized(lab: Lab) -> None:
+    server = lab.server("a")
+    lab.data_dir("a").mkdir(parents=True)
+    (lab.data_dir("a") / "precious").touch()
+    with pytest.raises(ConfigurationError, match=r"postgres\.data_dir .* not empty"):
+        await server.initialize()
+    assert (lab.data_dir("a") / "precious").exists()
+
+
+@pytest.mark.parametrize("rows", [10, 5000])
+async def test_end_of_log_is_what_the_server_had_flushed(lab: Lab, rows: int) -> None:
+    primary = await lab.primary("a")
+    await lab.execute("a", f"CREATE TABLE t AS SELECT repeat('x', 500), i FROM generate_series(1, {rows}) AS i")
+    flushed = await primary.flushed_lsn()
+    await primary.kill()
+    assert await primary.end_of_log() >= Position(1, flushed)
+
+
+async def test_end_of_log_at_the_end_of_a_segment(lab: Lab) -> None:
+    primary = await lab.primary("a")
+    ((switched,),) = await lab.execute("a", "SELECT pg_switch_wal()::text")
+    assert switched
+    flushed = await primary.flushed_lsn()
+    await primary.kill()
+    end = await primary.end_of_log()
+    assert end >= Position(1, flushed)
+    standby = lab.server("a")
+    await standby.start(standby=True)
+    view = await lab.until(standby, lambda v: v.status is ServerStatus.STANDBY)
+    assert view.position == end
+
+
+async def test_end_of_log_and_a_standby_agree_after_a_crash_under_load(lab: Lab) -> None:
+    """Whatever was half written when it was killed: the end is where a start finds it."""
+    primary = await lab.primary("a")
+    await lab.execute("a", "CREATE TABLE t (i int, filler text)")
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        session = await lab.connect("a")
+        with contextlib.suppress(psycopg.Error):  # the server is killed under it
+            while not stop.is_set():
+                await session.execute("INSERT INTO t SELECT i, repeat('x', 700) FROM generate_series(1, 300) i")
+
+    writers = [asyncio.create_task(write()) for _ in range(3)]
+    start = await primary.flushed_lsn()
+    await lab.until(primary, lambda v: v.position is not None and v.position.lsn > start + 40_000_000)
+    await primary.kill()
+    stop.set()
+    await asyncio.gather(*writers)
+    end = await primary.end_of_log()
+    await primary.start(standby=True)
+    view = await lab.until(primary, lambda v: v.status is ServerStatus.STANDBY)
+    assert view.position == end
