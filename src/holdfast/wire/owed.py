@@ -236,12 +236,9 @@ class Ledger:
         """The server's message ``kind``; the head of the queue advances with it. Raises ProtocolViolation."""
         if kind in ASIDE:
             return Step.ASIDE
-        queue = self._queue
-        while queue and queue[0].reply is Reply.COPY_END:
-            queue.popleft()
-        if not queue:
+        if not self._queue:
             return self._received_unasked(kind)
-        head = queue[0]
+        head = self._queue[0]
         move = TABLE[head.reply].get(kind)
         if move is None:
             raise ProtocolViolation(f"a server sent {describe(kind)} while it owed {head.reply.name.lower()}")
@@ -261,8 +258,10 @@ class Ledger:
             self.executed = True
             if not head.is_simple:
                 self._queue.popleft()
+            self._ignore_ends_of_no_copy()
         elif step is Step.DONE:
             self._queue.popleft()
+            self._ignore_ends_of_no_copy()
         elif step is Step.COPY_IN:
             self._begin_copy()
         elif step is Step.FAILED:
@@ -283,8 +282,13 @@ class Ledger:
             self._queue.popleft()
         else:
             self._swallowed_syncs -= 1
+        self._ignore_ends_of_no_copy()
         self.status = status
         self.executed = self.batch_failed = False
+
+    def _ignore_ends_of_no_copy(self) -> None:
+        while self._queue and self._queue[0].reply is Reply.COPY_END:
+            self._queue.popleft()
 
     def _received_unasked(self, kind: int) -> Step:
         if kind == m.ERROR:
@@ -315,6 +319,6 @@ class Ledger:
     def _skip_to_sync(self) -> None:
         queue = self._queue
         while queue and queue[0].reply is not Reply.SYNC:
-            queue.popleft()
+            queue.popleft()  # also a simple Query: it is ignored as everything is
         self.skipping = not queue
         self.in_batch = self.in_batch or self.skipping

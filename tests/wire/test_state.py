@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+
+from holdfast.wire import messages as m
+from holdfast.wire.effects import Pin
+from holdfast.wire.state import SessionState
+
+
+def run(state: SessionState, *statements: str, status: int = m.IDLE, failed: bool = False) -> None:
+    """Each statement completes in a Query of its own; the last ends with ``status``."""
+    for sql in statements:
+        state.completed(sql.encode(), 0, sql.split()[0].upper().encode())
+    state.ended(status, failed)
+
+
+def test_settings_survive_only_a_commit() -> None:
+    state = SessionState()
+    run(state, "set a = 1")
+    run(state, "set b = 1", "commit")
+    run(state, "set c = 1", "rollback")
+    run(state, "set d = 1", failed=True)
+    run(state, "set e = 1", status=m.IN_TRANSACTION)
+    assert list(state.settings) == ["a", "b"]
+    state.lost()
+    run(state, "commit")
+    assert list(state.settings) == ["a", "b"]
+
+
+def test_commit_of_a_failed_transaction_keeps_nothing() -> None:
+    state = SessionState()
+    run(state, "set a = 1", status=m.IN_FAILED_TRANSACTION, failed=True)
+    state.completed(b"commit", 0, b"ROLLBACK")
+    state.ended(m.IDLE, False)
+    assert state.settings == {}
+
+
+def test_savepoints() -> None:
+    state = SessionState()
+    run(state, "set a = 1", "savepoint s", "set b = 1", "savepoint t", "set c = 1", status=m.IN_TRANSACTION)
+    run(state, "rollback to s", status=m.IN_TRANSACTION)
+    run(state, "set d = 1", "commit")
+    assert list(state.settings) == ["a", "d"]
+
+
+def test_the_last_word_on_a_setting_counts_and_comes_last() -> None:
+    state = SessionState()
+    run(state, "set a = 1")
+    run(state, "set role x")
+    run(state, "set a = 2")
+    assert list(state.settings.values()) == ["set role x", "set a = 2"]
+    run(state, "reset all")
+    assert list(state.settings) == ["role"]
+    run(state, "reset role")
+    assert state.settings == {}
+
+
+def test_statement_by_its_place() -> None:
+    state = SessionState()
+    sql = b"select 1; set a = 1; ; set b = 1"
+    state.completed(sql, 1, b"SET")
+    state.ended(m.IDLE, False)
+    assert list(state.settings) == ["a"]
+
+
+def test_pins_and_discard() -> None:
+    state = SessionState()
+    run(state, "listen x", "create temp table t ()", status=m.IN_TRANSACTION)
+    run(state, "rollback")
+    assert state.pins == set()
+    run(state, "select pg_advisory_lock(1)", failed=True)
+    assert state.pins == {Pin.ADVISORY_LOCK}  # a rollback does not release it
+    run(state, "listen x")
+    run(state, "discard all")
+    assert state.pins == set()
+
+
+def test_prepared_statements() -> None:
+    state = SessionState()
+    state.parsed(b"a", m.message(m.PARSE, b"a\0select 1\0\0\0"))
+    state.parsed(b"b", m.message(m.PARSE, b"b\0select 2\0\0\0"))
+    run(state, "prepare c as select 3")
+    run(state, "deallocate a")
+    state.closed(b"b")
+    (step,) = state.replay(m.IDLE)
+    assert step.name == b"c"
+    assert step.message == m.query("prepare c as select 3")
+    run(state, "deallocate all")
+    assert state.replay(m.IDLE) == []
+
+
+@pytest.mark.parametrize("status", [m.IN_TRANSACTION, m.IN_FAILED_TRANSACTION])
+def test_a_failed_transaction_is_replayed_as_one(status: int) -> None:
+    begin, spoil = SessionState().replay(status)
+    assert begin.message == m.query("begin")
+    assert spoil.may_fail
+
+
+def test_bytes_survive() -> None:
+    state = SessionState()
+    sql = "set application_name = 'Zoë ☂'".encode()
+    state.completed(sql, 0, b"SET")
+    state.ended(m.IDLE, False)
+    assert state.replay(m.IDLE)[0].message == m.query(sql)
