@@ -59,10 +59,10 @@ class InstallFailed(Exception):
 # -- which Python and which installer ---------------------------------------------------------------------------------
 
 
-def which(name: str) -> str:
+def which(name: str, mode: int = os.F_OK | os.X_OK) -> str:
     """A program on PATH or in the usual directories of a user's own programs, or ""."""
     own = [os.path.join(home(), d) for d in (".local/bin", ".cargo/bin")] if home() else []
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *own]))
+    found = shutil.which(name, mode, os.pathsep.join([os.environ.get("PATH", os.defpath), *own]))
     return os.path.abspath(found) if found else ""
 
 
@@ -123,7 +123,7 @@ def outside_pip(python: str) -> "list[str]":
             return [*command, "--python", "{env}"]
     for wheel in sorted(glob.glob("/usr/share/python-wheels/pip-*.whl"), reverse=True):
         return ["{env}", wheel + "/pip"]
-    zipapp = which("pip.pyz")
+    zipapp = which("pip.pyz", os.R_OK)
     return ["{env}", zipapp] if zipapp else []
 
 
