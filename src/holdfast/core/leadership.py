@@ -344,9 +344,9 @@ def _table() -> dict[tuple[Situation, Duty], Rule]:
             _S.MARKED: "serve.wait", _S.COVERED: "serve.open", _S.OPEN: "serve.steady", _S.SILENT: "serve.silent",
         },
         _D.YIELD: {
-            _S.UNREAD: "read.end", _S.STOPPED: "handover.open", _S.STARTING: "handover.cancel",
+            _S.UNREAD: "read.end", _S.STOPPED: "handover.open", _S.STARTING: "wait.busy",
             _S.CLOSED: "handover.cancel", _S.MARKED: "handover.cancel", _S.COVERED: "handover.cancel",
-            _S.OPEN: "handover.stop", _S.SILENT: "handover.cancel",
+            _S.OPEN: "handover.stop", _S.SILENT: "wait.busy",
         },
         _D.FOLLOW: {
             _S.ABSENT: "follow.clone", _S.REBUILDING: "wait.busy", _S.UNREAD: "read.end", _S.STOPPED: "follow.start",

@@ -1,0 +1,89 @@
+"""A whole local cluster for each PostgreSQL version, shared by the tests of a module; each test finds it whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from holdfast.local.cluster import LocalCluster
+from holdfast.local.machine import server_user, temporary_root
+from holdfast.model.keys import Keys
+from holdfast.model.register import Register
+from holdfast.postgres.installation import Installation
+from holdfast.store.contract import Put, Resync
+from tests.installations import oldest_and_newest, version_id
+
+WHOLE_S = 60.0
+
+
+@pytest.fixture(scope="module", params=oldest_and_newest(), ids=version_id)
+def installation(request: pytest.FixtureRequest) -> Installation:
+    found: Installation = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(installation: Installation) -> Iterator[Path]:
+    """The directory of a cluster of three that serves."""
+    os.environ["HOLDFAST_PG_BINDIR"] = str(installation.bin_dir)
+    try:
+        cluster = LocalCluster.create(temporary_root(3, server_user()), nodes=3, temporary=True)
+    finally:
+        del os.environ["HOLDFAST_PG_BINDIR"]
+
+    async def serve() -> None:
+        await cluster.wait_until_serving(lambda step: None)
+        await cluster.close()
+
+    cluster.start(remove_unless_kept=True)
+    try:
+        asyncio.run(serve())
+        yield cluster.layout.root
+    finally:
+        asyncio.run(cluster.stop())
+
+
+@pytest.fixture
+async def cluster(running: Path) -> AsyncIterator[LocalCluster]:
+    opened = LocalCluster.open(running)
+    try:
+        assert await opened.wait_until_whole(WHOLE_S), "the test before left the cluster unwhole"
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def the_register(cluster: LocalCluster) -> Register:
+    register = await cluster.register()
+    assert register is not None
+    return register
+
+
+async def the_leader(cluster: LocalCluster) -> str:
+    leader = (await the_register(cluster)).leader
+    assert leader is not None
+    return leader.node
+
+
+def another(cluster: LocalCluster, *but: str) -> str:
+    return next(n for n in cluster.nodes if n not in but)
+
+
+async def connect(dsn: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
+    return await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+
+
+async def watch_register(cluster: LocalCluster) -> AsyncGenerator[Register, None]:
+    """The register as it is, and every change of it."""
+    keys = Keys(cluster.name)
+    async for change in cluster.store().watch(keys.register):
+        entries = change.snapshot.entries if isinstance(change, Resync) else ()
+        if isinstance(change, Put):
+            entries = (change.entry,)
+        for entry in entries:
+            yield Register.from_json(entry.value)
