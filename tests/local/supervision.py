@@ -35,9 +35,9 @@ while True:
 SHORT_LIVED = "import sys; sys.exit(7)"
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Wait for something that can only be looked at."""
-    give_up_at = time.monotonic() + DEADLINE_S
+    give_up_at = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < give_up_at, f"waited in vain until {what}"
         time.sleep(0.01)
