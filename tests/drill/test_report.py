@@ -9,12 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from holdfast.drill.history import Attempt, History, Outcome
 from holdfast.drill.report import render_report, write_report
 from holdfast.drill.result import Cluster, Connections, DrillResult, Phases, Reads, Writes
 from holdfast.drill.series import Samples
-from holdfast.drill.words import duration, headline
+from holdfast.drill.words import duration, headline, sentence
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 
@@ -132,6 +133,22 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault, match="report cannot be written"):
         write_report(tmp_path / "file" / "report.html", a_result(), some_samples(), [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "said"),
+    [
+        ("candidate.chosen", {"candidate": "n3", "reason": "most log"}, "chose n3: most log"),
+        ("epoch.opened", {"reason": "its PostgreSQL is gone"}, "opened epoch 2: its PostgreSQL is gone"),
+        ("epoch.opened", {}, "epoch.opened"),
+        ("recruit.joined", {"position": "0/A", "timeline": 1}, "n1 stopped listening to the old primary ({})"),
+        ("never.heard.of", {"a": {"b": 1}}, 'never.heard.of (a {"b": 1})'),
+        ("node.rejoined", {"node": "n9"}, "n9 is back as a standby"),
+    ],
+)
+def test_the_journal_in_words(kind: str, detail: dict[str, JsonValue], said: str) -> None:
+    expected = said.replace("({})", "(position 0/A, timeline 1)")
+    assert sentence(Event(0.0, "n1", kind, 2, "rule", detail)) == expected
 
 
 @pytest.mark.parametrize(

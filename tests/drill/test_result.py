@@ -74,17 +74,23 @@ def test_clocks_that_disagree_give_no_negative_phase() -> None:
     assert sum(ms for _, ms in found.in_order()) == 305
 
 
-def test_an_epoch_that_was_given_up_counts_as_recruiting() -> None:
-    given_up = [event(5, "epoch.opened"), event(20, "recruit.joined"), event(30, "candidate.chosen")]
+def test_the_time_of_an_epoch_that_was_given_up_goes_to_the_part_that_did_not_end() -> None:
+    given_up = [
+        event(5, "epoch.opened"),
+        event(20, "recruit.joined"),
+        event(30, "candidate.chosen"),
+        event(40, "recruit.joined"),
+    ]
     later = [
         event(1000, "epoch.opened", epoch=3),
         event(1050, "recruit.joined", epoch=3),
         event(1060, "candidate.chosen", epoch=3),
         event(1100, "primary.promoted", epoch=3),
         event(1150, "epoch.serving", epoch=3),
+        event(9000, "epoch.opened", epoch=4),
     ]
     found = phases([*given_up, *later], [1155])
-    assert found == Phases(detect=5, recruit=1045, choose=10, promote=40, barrier=50, reroute=5)
+    assert found == Phases(detect=5, recruit=15 + 50, choose=20, promote=970 + 40, barrier=50, reroute=5)
 
 
 def test_nobody_served() -> None:

@@ -17,7 +17,7 @@ from holdfast.model.errors import HoldfastError
 from holdfast.model.timeouts import DrillTimeouts
 from tests.drill.servers import Server, free_port
 
-QUICK = DrillTimeouts(stop_s=5.0, read_port_s=5.0, connect_s=5)
+QUICK = DrillTimeouts(stop_s=5.0, connect_s=5)
 
 
 def workload_on(dsn: str, *, idle: int = 5, read_dsn: str | None = None) -> Workload:
@@ -101,7 +101,9 @@ async def test_what_errors_prove_and_clear_messages(server_home: Path, bin_dir: 
         again = workload_on(server.dsn)
         with pytest.raises(HoldfastError, match=r"could not make its table drill_t1\.writes"):
             await again.setup()
-        nowhere = Workload(server.dsn, f"host=127.0.0.1 port={free_port()}", run_id="t2", timeouts=QUICK)
+        nowhere = Workload(
+            server.dsn, f"host=127.0.0.1 port={free_port()}", run_id="t2", timeouts=DrillTimeouts(read_port_s=0.5)
+        )
         with pytest.raises(HoldfastError, match="did not appear on the read-only port"):
             await nowhere.setup()
         crowd = workload_on(server.dsn, idle=300)

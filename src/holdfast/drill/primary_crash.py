@@ -112,6 +112,7 @@ class _Run:
         self._told_first_write = False
         self._problems: list[str] = []
         self._fault_at_ms = 0.0
+        self._injection_ms = 0.0
         self._whole_at_ms: float | None = None
         self._epoch_before = 0
         self._old_primary = ""
@@ -196,6 +197,7 @@ class _Run:
             raise HoldfastError(f"the hard variant could not be set up: {str(error).strip()}") from error
         self._observer.step(Step.FAULT, f"kill -9 of the whole PostgreSQL of {self._old_primary}")
         self._fault_at_ms = await self._cluster.kill_postgres(self._old_primary)
+        self._injection_ms = max(0.0, self._now_ms() - self._fault_at_ms)
         self._observer.fault(self._fault_at_ms, f"PostgreSQL of {self._old_primary} killed", self._epoch_before)
 
     async def _refuse_if_not_as_before(self) -> None:
@@ -405,6 +407,7 @@ class _Run:
             fault_at=datetime.fromtimestamp(self._fault_at_ms / 1000, UTC),
             duration_ms=round(self._now_ms() - self._started_at_ms, 1),
             rate_per_s=self._options.rate_per_s,
+            injection_ms=round(self._injection_ms, 1),
         )
 
     def _add_problems(self, verdict: Verdict | None) -> None:

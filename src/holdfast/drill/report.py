@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from markupsafe import Markup
 from holdfast import __version__
 from holdfast.drill.result import PHASE_MEANING, DrillResult
 from holdfast.drill.series import Samples, Series
-from holdfast.drill.words import amount, duration, headline, story
+from holdfast.drill.words import amount, duration, headline, sentence, story
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 
@@ -173,9 +172,7 @@ def _timeline(result: DrillResult, samples: Samples, events: Sequence[Event], to
         return _Entry(at_ms, _signed(at_ms - fault_ms), who, what, rule, epoch, mark)
 
     found = [
-        entry(e.at_ms, e.source, _sentence(e), e.rule, e.epoch)
-        for e in events
-        if e.at_ms >= fault_ms - EVENTS_BEFORE_MS
+        entry(e.at_ms, e.source, sentence(e), e.rule, e.epoch) for e in events if e.at_ms >= fault_ms - EVENTS_BEFORE_MS
     ]
     found.append(
         entry(fault_ms, "the drill", f"killed the whole PostgreSQL of {result.old_primary} (SIGKILL)", None, "", True)
@@ -188,24 +185,6 @@ def _timeline(result: DrillResult, samples: Samples, events: Sequence[Event], to
 
 def _signed(ms: float) -> str:
     return f"{'−' if ms < 0 else '+'}{duration(abs(ms))}"
-
-
-_SENTENCES = {
-    "epoch.opened": "opened epoch {epoch}: the primary is lost",
-    "recruit.joined": "{node} stopped listening to the old primary",
-    "candidate.chosen": "{node} has the most log and is chosen",
-    "primary.promoted": "{node} left recovery",
-    "epoch.serving": "{node} serves; the register says so",
-    "node.rejoined": "{node} is back as a standby",
-}
-
-
-def _sentence(event: Event) -> str:
-    detail = dict(event.detail)
-    sentence = _SENTENCES.get(event.kind)
-    said = event.kind if sentence is None else sentence.format(epoch=event.epoch, node=detail.pop("node", event.source))
-    rest = ", ".join(f"{key} {v if isinstance(v, str) else json.dumps(v)}" for key, v in detail.items())
-    return f"{said} ({rest})" if rest else said
 
 
 def _figures(result: DrillResult) -> list[list[tuple[str, str]]]:
@@ -243,7 +222,8 @@ def _figures(result: DrillResult) -> list[list[tuple[str, str]]]:
             ("PostgreSQL, etcd", f"{cluster.postgresql}, {cluster.etcd}"),
             ("Load", f"{connections.clients} writers, {result.rate_per_s:g} writes/s"),
             ("Seed", str(result.seed)),
-            ("Took", duration(result.duration_ms)),
+            ("The kill itself took", duration(result.injection_ms)),
+            ("The drill took", duration(result.duration_ms)),
         ],
     ]
 

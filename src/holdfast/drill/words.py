@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from string import Formatter
+
+from pydantic import JsonValue
+
 from holdfast.drill.result import DrillResult
+from holdfast.model.event import Event
 
 
 def duration(ms: float) -> str:
@@ -22,6 +28,44 @@ def duration(ms: float) -> str:
 def amount(count: int) -> str:
     """``12,345``."""
     return f"{count:,}"
+
+
+_SENTENCES = {
+    "epoch.opened": "opened epoch {epoch}: {reason}",
+    "recruit.joined": "{node} stopped listening to the old primary",
+    "candidate.chosen": "chose {candidate}: {reason}",
+    "primary.promoted": "{node} left recovery",
+    "epoch.serving": "{leader} serves; the register says so",
+    "node.rejoined": "{node} is back as a standby",
+    "upstream.set": "{node} takes its log from {upstream}",
+    "postgres.started": "started its PostgreSQL",
+    "postgres.stopped": "stopped its PostgreSQL",
+    "postgres.killed": "killed its PostgreSQL",
+    "quorum.postgres": "{node} waits for {quorum} before it acknowledges",
+    "quorum.register": "the register names {quorum}",
+    "rewind.begun": "{node} rewinds from {source}",
+    "rewind.done": "{node} is rewound",
+    "rewind.failed": "{node} could not be rewound: {reason}",
+    "clone.begun": "{node} is cloned from {source}",
+    "clone.done": "{node} is cloned",
+    "alarm": "ALARM: {reason}",
+}
+
+
+def sentence(event: Event) -> str:
+    """An entry of the journal as a person says it; details that the sentence does not use follow in brackets."""
+    known: dict[str, JsonValue] = {"node": event.source, "epoch": event.epoch, **event.detail}
+    template = _SENTENCES.get(event.kind, event.kind)
+    used = {name for _, name, _, _ in Formatter().parse(template) if name}
+    if not used <= known.keys():
+        template, used = event.kind, set()
+    rest = ", ".join(
+        f"{key} {value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in event.detail.items()
+        if key not in used and key != "node"
+    )
+    said = template.format(**known)
+    return f"{said} ({rest})" if rest else said
 
 
 def headline(result: DrillResult) -> str:
