@@ -246,10 +246,10 @@ class LocalCluster:
         if not isinstance(body, dict) or not body.get("ok"):
             said = body.get("message") if isinstance(body, dict) else body
             raise HoldfastError(f"{register.leader.node} refused: {said}")
-        return await self._wait_until_handed_over(register)
+        return await self._wait_until_handed_over(register, target)
 
-    async def _wait_until_handed_over(self, before: Register) -> str:
-        """Wait for the end of a switchover that has begun; raises HoldfastError if the former primary goes on."""
+    async def _wait_until_handed_over(self, before: Register, target: str | None) -> str:
+        """Wait for the end of a switchover that has begun; raises HoldfastError if it led elsewhere."""
         give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
         began = False
         while time.monotonic() < give_up_at:
@@ -259,6 +259,8 @@ class LocalCluster:
                     began = began or register.handover is not None or register.epoch > before.epoch
                     leader = register.leader
                     if leader is not None and leader.node != before.committed.leader.node:
+                        if target not in (None, leader.node):
+                            raise HoldfastError(f"{leader.node} took over instead of {target}: see the journal")
                         return f"{leader.node} is primary of epoch {register.epoch}"
                     if began and leader is not None and register.handover is None:
                         raise HoldfastError(f"the switchover was given up, and {leader.node} goes on as primary")
