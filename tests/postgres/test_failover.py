@@ -134,10 +134,12 @@ async def test_detach_in_a_recovery_conflict(lab: Lab) -> None:
     conflict = "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event LIKE 'RecoveryConflict%'"
     await lab.until_rows("b", conflict)
     flushed = await primary.flushed_lsn()
+    began = asyncio.get_running_loop().time()
     position = await standby.detach()
     assert position.lsn >= flushed
     await _assert_revoked(lab, member.application_name)
     await lab.until(standby, lambda v: v.replay_lsn is not None and v.replay_lsn >= flushed)
+    assert asyncio.get_running_loop().time() - began < 25  # max_standby_streaming_delay is 30 s
     with pytest.raises(psycopg.Error):  # the reader gave way
         await reader.execute("SELECT count(*) FROM t")
 

@@ -70,6 +70,18 @@ class Timeouts(BaseModel):
     reload_confirm_ms: int = Field(2000, ge=50, le=60_000)
     """For new sessions to use reloaded settings (3 ms when idle); later than that the server is not well."""
 
+    statement_ms: int = Field(2000, ge=50, le=60_000)
+    """For one statement of the agent on its own server; a look has its own deadline."""
+
+    kill_ms: int = Field(20_000, ge=1000, le=600_000)
+    """For killed processes to be gone: one in uninterruptible sleep stays, and waiting longer would only hide it."""
+
+    source_checkpoint_ms: int = Field(300_000, ge=1000, le=3_600_000)
+    """For the source of a rewind to answer, a fast checkpoint of its whole cache included."""
+
+    log_prune_interval_ms: int = Field(60_000, ge=1000, le=3_600_000)
+    """Between two removals of old server logs, which are rotated at 20 MB."""
+
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
     """A rewound node that does not stream by then is cloned afresh."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from holdfast.postgres.files import remove_durably, write_durably
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.layout import Layout
 from holdfast.postgres.process import PidFile, Postmaster, StopMode, kill_everything
-from holdfast.postgres.session import NotAccepting, Session
+from holdfast.postgres.session import Session
 from holdfast.postgres.timelines import remove_histories_above, timelines_on_disk
 
 _log = structlog.get_logger(__name__)
@@ -47,12 +48,14 @@ class Instance:
         self.timeouts = timeouts
         self.state_dir = state_dir
         self.user = run_as(settings.os_user)
-        self.layout = Layout(settings.data_dir.absolute(), settings.socket_dir.absolute(), self.user)
+        self.layout = Layout(settings.data_dir.resolve(), settings.socket_dir.absolute(), self.user)
         self.configuration = Configuration(settings, node, installation, self.layout)
         self.exited = asyncio.Event()
         self.exited.set()
         self.postmaster: Postmaster | None = None
         self.runtime = Runtime()
+        self.in_force = False
+        """Whether the server is known to use ``runtime``."""
         self.end_known = False
         """Whether this postmaster's standby has once come to the end of its local log."""
         self.accepted = False
@@ -61,6 +64,8 @@ class Instance:
         self.log_mark: LogMark | None = None
         self._sessions: dict[str, Session] = {}
         self._changing = asyncio.Lock()
+        self._prune_after = 0.0
+        self._slots_after = 0.0
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -80,21 +85,28 @@ class Instance:
         if self.running:
             raise PostgresError(f"the server in {self.layout.data_dir} runs already (process {self.postmaster_pid})")
         await asyncio.to_thread(self._check_startable)
-        await kill_everything(self.layout.data_dir, None)  # what a dead postmaster or a rewind left behind
+        await self.end_orphans()
         await self._drop_foreign_histories()
         runtime = Runtime()
-        await asyncio.to_thread(self._prepare_start, runtime, standby)
-        self._check_port()
-        self.log_mark = LogMark(self.layout)
-        self.postmaster = Postmaster.spawn(
-            [self.installation.program("postgres"), "-D", str(self.layout.data_dir)],
+        self.postmaster = await self.spawn(runtime, self.exited, standby=standby)
+        self._new_life(runtime)
+        await self._wait_until_it_exists()
+
+    async def spawn(
+        self, runtime: Runtime, exited: asyncio.Event, *, standby: bool, options: Sequence[str] = ()
+    ) -> Postmaster:
+        """Write the files and start a postmaster; raises EnvironmentFault or ConfigurationError."""
+        try:
+            await asyncio.to_thread(self._prepare_start, runtime, standby)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot prepare the start in {self.layout.data_dir}: {error}") from error
+        return Postmaster.spawn(
+            [self.installation.program("postgres"), "-D", str(self.layout.data_dir), *options],
             self.layout.startup_log,
             self.user,
             self.layout.data_dir,
-            self.exited,
+            exited,
         )
-        self._new_life(runtime)
-        await self._wait_until_it_exists()
 
     async def adopt(self) -> bool:
         """Pick up a running postmaster; see ``Server.adopt``."""
@@ -121,8 +133,18 @@ class Instance:
 
     async def kill(self) -> None:
         """End every process of the server."""
-        await kill_everything(self.layout.data_dir, self.postmaster)
+        await kill_everything(self.layout.data_dir, self.postmaster, self.timeouts.kill_ms)
         await self.close_sessions()
+
+    async def end_orphans(self) -> None:
+        """End what a dead postmaster or rewind left behind; raises PostgresError if a postmaster is alive there."""
+        found = Postmaster.find(self.layout.data_dir, asyncio.Event())
+        if found is not None:
+            found.release()
+            raise PostgresError(
+                f"a server runs in {self.layout.data_dir} (process {found.pid}): adopt or kill it first"
+            )
+        await kill_everything(self.layout.data_dir, None, self.timeouts.kill_ms)
 
     @property
     def postmaster_pid(self) -> int | None:
@@ -142,8 +164,11 @@ class Instance:
             session = self.session("work")
             deadline_ms = self.timeouts.reload_confirm_ms
             before = (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0][0]
-            self.runtime = runtime
-            await asyncio.to_thread(self.configuration.write, runtime)
+            self.runtime, self.in_force = runtime, False
+            try:
+                await asyncio.to_thread(self.configuration.write, runtime)
+            except OSError as error:
+                raise PostgresError(f"cannot write PostgreSQL's settings: {error}") from error
             postmaster.signal(signal.SIGHUP)
             wanted = (runtime.synchronous_names, runtime.upstream is not None)
             deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
@@ -151,6 +176,7 @@ class Instance:
                 # The postmaster reads the files before it signals its children: what this session sees, new ones use.
                 at, *found = (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0]
                 if at != before and tuple(found) == wanted:
+                    self.in_force = True
                     return
                 if asyncio.get_running_loop().time() > deadline:
                     raise PostgresError(f"PostgreSQL did not take its new settings within {deadline_ms} ms")
@@ -171,7 +197,22 @@ class Instance:
     def new_session(self) -> Session:
         """A session of its own; the caller closes it."""
         password = read_secret(self.settings.superuser_password_file, "postgres.superuser_password_file")
-        return Session(self.settings.socket_dir, self.settings.port, password)
+        return Session(self.layout.socket_dir, self.settings.port, password, self.timeouts.statement_ms)
+
+    def is_time_for_slots(self) -> bool:
+        """Whether a primary's slots are due; true at most once in an interval."""
+        now = asyncio.get_running_loop().time()
+        due = now >= self._slots_after
+        if due:
+            self._slots_after = now + self.timeouts.slot_interval_ms / 1000
+        return due
+
+    async def prune_logs_sometimes(self) -> None:
+        """Remove old server logs, at most once in an interval."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._prune_after:
+            self._prune_after = now + self.timeouts.log_prune_interval_ms / 1000
+            await asyncio.to_thread(prune_logs, self.layout)
 
     async def close_sessions(self) -> None:
         """Close the held sessions."""
@@ -242,6 +283,8 @@ class Instance:
         else:
             remove_durably(data_dir / "standby.signal")
         self.configuration.write(runtime)
+        self._check_port()
+        self.log_mark = LogMark(self.layout)
 
     def _check_port(self) -> None:
         host, port = self.settings.host, self.settings.port
@@ -257,7 +300,7 @@ class Instance:
             ) from error
 
     def _new_life(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+        self.runtime, self.in_force = runtime, True
         self.end_known = False
         self.accepted = False
         self.promoting_to = None
@@ -278,6 +321,3 @@ class Instance:
                 return
             await asyncio.sleep(_POLL_S)
         _log.warning("postmaster takes long to open its sockets", pid=postmaster.pid, node=self.node)
-
-
-__all__ = ["Instance", "NotAccepting"]

@@ -21,6 +21,8 @@ _LOOK = f"""
 WITH seen AS MATERIALIZED (
   SELECT pg_is_in_recovery() AS standby,
          max(wait_event) FILTER (WHERE backend_type = 'startup') AS startup_waits_for,
+         bool_or(wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin'))
+           FILTER (WHERE backend_type = 'startup') AS replay_blocked,
          array_agg(pid) FILTER (WHERE backend_type = 'walreceiver') AS walreceivers
     FROM pg_stat_activity
 )
@@ -36,7 +38,7 @@ SELECT standby, startup_waits_for, walreceivers,
        extract(epoch FROM pg_conf_load_time())::text,
        (SELECT json_agg(json_build_array(application_name, state, flush_lsn::text, sync_priority))
           FROM pg_stat_replication WHERE usename = '{REPLICATION_ROLE}'),
-       standby AND pg_is_wal_replay_paused()
+       standby AND pg_is_wal_replay_paused(), standby AND coalesce(replay_blocked, false)
   FROM seen
 """
 _WAITS_FOR_LOG = frozenset({"RecoveryWalStream", "RecoveryRetrieveRetryInterval"})
@@ -61,6 +63,8 @@ class Look:
     configured_at: str
     replicas: tuple[Replica, ...]
     replay_paused: bool
+    replay_blocked: bool
+    """Whether the startup process waits for a session (a recovery conflict)."""
 
     @property
     def all_replayed(self) -> bool:
@@ -106,6 +110,7 @@ async def take_look(session: Session, deadline_ms: int) -> Look:
         configured_at=row[11],
         replicas=_replicas(row[12] or ()),
         replay_paused=row[13],
+        replay_blocked=row[14],
     )
 
 

@@ -26,8 +26,6 @@ StopMode = Literal["fast", "immediate"]
 _SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _POLL_S = 0.002
 _POLL_WITHOUT_PIDFD_S = 0.05
-_KILL_DEADLINE_S = 20.0
-"""A process in uninterruptible sleep cannot be killed; waiting longer for it would only hide that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +174,12 @@ class Postmaster:
         self._ended()
 
 
-async def kill_everything(data_dir: Path, postmaster: Postmaster | None) -> None:
+async def kill_everything(data_dir: Path, postmaster: Postmaster | None, deadline_ms: int) -> None:
     """End every process of the server for certain: freeze the postmaster so that it forks no more, then SIGKILL all.
 
     Raises PostgresError if a process does not go (uninterruptible sleep: the storage hangs).
     """
-    deadline = time.monotonic() + _KILL_DEADLINE_S
+    deadline = time.monotonic() + deadline_ms / 1000
     while True:
         found: set[psutil.Process] = set()
         if postmaster is not None and postmaster.alive():

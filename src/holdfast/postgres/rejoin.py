@@ -13,11 +13,11 @@ import psycopg
 import structlog
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
-from holdfast.model.lsn import History, Position, is_on_history
+from holdfast.model.lsn import History, Lsn, Position, is_on_history
 from holdfast.model.register import Member
 from holdfast.model.server import Upstream
 from holdfast.postgres.bootstrap import prepare_staging, swap_in
-from holdfast.postgres.config import upstream_conninfo
+from holdfast.postgres.config import BARRIER, Runtime, upstream_conninfo
 from holdfast.postgres.control import read_control
 from holdfast.postgres.faults import explain
 from holdfast.postgres.files import remove_durably, sync_directory, write_durably
@@ -25,7 +25,8 @@ from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import system_identifier_of
 from holdfast.postgres.process import kill_everything
 from holdfast.postgres.programs import Outcome, run_program
-from holdfast.postgres.timelines import history_name, parse_history
+from holdfast.postgres.session import Session
+from holdfast.postgres.timelines import history_name, parse_history, read_history
 
 _log = structlog.get_logger(__name__)
 
@@ -33,11 +34,11 @@ Progress = Callable[[str, float | None], None]
 
 _PERCENT = re.compile(r"\((\d+)%\)")
 _BASEBACKUP_OPTIONS = ("--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress")
-_SOURCE_DEADLINE_MS = 5000
 _SOURCE = """
 SELECT pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_system()),
        (SELECT timeline_id FROM pg_control_checkpoint()),
-       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END
 """
 
 
@@ -48,6 +49,7 @@ class Source:
     system_identifier: str
     timeline: int
     history: History
+    flushed: Lsn
 
 
 async def rewind(instance: Instance, source: Upstream, own_end: Position, progress: Progress) -> None:
@@ -62,11 +64,12 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
             f"postgres.data_dir = {str(layout.data_dir)!r} belongs to another cluster (system identifier "
             f"{own_identifier}) than {source.node} ({found.system_identifier}): move it away, or correct [cluster]"
         )
+    await asyncio.to_thread(_require_same_promotion, instance, found, own_end)
     if is_on_history(own_end, found.timeline, found.history):
         progress("nothing to rewind", 1.0)
         return
     conninfo = await _conninfo(instance, source, "holdfast_rewind")
-    await kill_everything(layout.data_dir, None)
+    await instance.end_orphans()
     for signal_file in ("standby.signal", "recovery.signal"):
         remove_durably(layout.data_dir / signal_file)
     write_durably(layout.half_done_mark, b"rewind\n", instance.user)
@@ -79,10 +82,22 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
         working_dir=layout.side_dir,
     )
     await verify_rewound(instance, outcome, found, own_end)
+    progress("fetching log up to a consistent state", None)
+    await _reach_consistency(instance, source)
     layout.forget_incarnation()
     remove_durably(layout.half_done_mark)
     progress("rewound", 1.0)
     _log.info("rewound", node=instance.node, source=source.node, timeline=found.timeline, own_end=str(own_end.lsn))
+
+
+def _require_same_promotion(instance: Instance, found: Source, own_end: Position) -> None:
+    """Two promotions to one timeline look alike to pg_rewind, which would find nothing to do and keep phantom rows."""
+    if own_end.timeline != found.timeline:
+        return
+    if read_history(instance.layout.wal_dir, found.timeline) != found.history or own_end.lsn > found.flushed:
+        raise PostgresError(
+            f"the log ends at {own_end.lsn} of timeline {own_end.timeline}, beyond the source's: a clone is needed"
+        )
 
 
 async def verify_rewound(instance: Instance, outcome: Outcome, found: Source, own_end: Position) -> None:
@@ -102,30 +117,67 @@ async def verify_rewound(instance: Instance, outcome: Outcome, found: Source, ow
         )
 
 
+async def _reach_consistency(instance: Instance, source: Upstream) -> None:
+    """Run the rewound directory until it accepts sessions, and stop it again.
+
+    It is consistent only with log that the source wrote while pg_rewind ran; without it a start, which has no upstream,
+    would never accept a session. It streams under a name that is never a member's and listens to nobody else.
+    """
+    exited = asyncio.Event()
+    runtime = Runtime(BARRIER, source, "holdfast_rewind", quick_replay=True)
+    postmaster = await instance.spawn(runtime, exited, standby=True, options=("-c", "listen_addresses="))
+    session = instance.new_session()
+    try:
+        async with asyncio.timeout(instance.timeouts.start_ms / 1000):
+            while not await _accepts(session):
+                if not postmaster.alive():
+                    reason = instance.why_it_ended()
+                    raise PostgresError(f"the rewound server does not run, a clone is needed: {reason}")
+                await asyncio.sleep(instance.timeouts.busy_tick_interval_ms / 1000)
+        await postmaster.stop("fast", instance.timeouts.start_ms)
+    except TimeoutError as error:
+        raise PostgresError("the rewound server does not become consistent, a clone is needed") from error
+    finally:
+        await session.close()
+        await asyncio.shield(kill_everything(instance.layout.data_dir, postmaster, instance.timeouts.kill_ms))
+
+
+async def _accepts(session: Session) -> bool:
+    try:
+        await session.fetch("SELECT 1")
+    except PostgresError:
+        return False
+    return True
+
+
 async def inspect_source(instance: Instance, source: Upstream) -> Source:
     """Ask the source what it is; its control file must name its own timeline, which pg_rewind goes by."""
     conninfo = await _conninfo(instance, source, "holdfast_rewind")
-    deadline_s = _SOURCE_DEADLINE_MS / 1000
     try:
-        async with await asyncio.wait_for(
-            psycopg.AsyncConnection.connect(conninfo, dbname="postgres", autocommit=True), deadline_s
-        ) as connection:
-            in_recovery, identifier, recorded, log_file = await _row(connection, _SOURCE)
-            if in_recovery:
-                raise PostgresError(f"{source.node} is not a primary, it cannot be rewound to")
-            timeline = int(log_file[:8], 16)
-            if recorded != timeline:
-                await connection.execute("SELECT holdfast.request_checkpoint()")
-                _, _, recorded, _ = await _row(connection, _SOURCE)
-            if recorded != timeline:
-                raise PostgresError(f"the control file of {source.node} says timeline {recorded}, it leads {timeline}")
-            if timeline == 1:
-                return Source(identifier, 1, ())
-            path = f"pg_wal/{history_name(timeline)}"
-            (raw,) = await _row(connection, "SELECT pg_read_binary_file(%s)", (path,))
-            return Source(identifier, timeline, parse_history(bytes(raw).decode()))
+        async with (
+            asyncio.timeout(instance.timeouts.source_checkpoint_ms / 1000),
+            await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection,
+        ):
+            return await _ask(connection, source)
     except (psycopg.Error, TimeoutError) as error:
         raise PostgresError(f"cannot ask {source.node} at {source.host}:{source.port}: {error}") from error
+
+
+async def _ask(connection: psycopg.AsyncConnection[tuple[Any, ...]], source: Upstream) -> Source:
+    in_recovery, identifier, recorded, log_file, flushed = await _row(connection, _SOURCE)
+    if in_recovery:
+        raise PostgresError(f"{source.node} is not a primary, it cannot be rewound to")
+    timeline = int(log_file[:8], 16)
+    if recorded != timeline:
+        await connection.execute("SELECT holdfast.request_checkpoint()")
+        _, _, recorded, _, _ = await _row(connection, _SOURCE)
+    if recorded != timeline:
+        raise PostgresError(f"the control file of {source.node} says timeline {recorded}, it leads {timeline}")
+    history: History = ()
+    if timeline > 1:
+        (raw,) = await _row(connection, "SELECT pg_read_binary_file(%s)", (f"pg_wal/{history_name(timeline)}",))
+        history = parse_history(bytes(raw).decode())
+    return Source(identifier, timeline, history, Lsn.parse(flushed))
 
 
 async def _row(
@@ -143,7 +195,7 @@ async def clone(instance: Instance, source: Upstream, member: Member, progress: 
     if instance.running:
         raise PostgresError(f"the server in {instance.layout.data_dir} runs: stop it before it is cloned")
     layout = instance.layout
-    await kill_everything(layout.data_dir, None)
+    await instance.end_orphans()
     await prepare_staging(layout)
     conninfo = await _conninfo(instance, source, "holdfast_clone")
     progress("waiting for the source's checkpoint", None)

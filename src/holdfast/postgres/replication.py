@@ -23,7 +23,6 @@ from holdfast.postgres.timelines import read_history, write_placeholders
 
 _log = structlog.get_logger(__name__)
 _POLL_S = 0.003
-_DEADLINE_MS = 2000
 _WALRECEIVER = re.compile(r"\Apostgres: .*\bwalreceiver\b")
 _SLOT_PREFIX = "holdfast_"
 
@@ -41,6 +40,12 @@ SELECT count(*) FROM pg_stat_activity
  WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
    AND application_name NOT LIKE 'holdfast\\_%'
 """
+_END_READERS = """
+SELECT CASE WHEN state = 'active' THEN pg_cancel_backend(pid) ELSE pg_terminate_backend(pid) END
+  FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+   AND application_name NOT LIKE 'holdfast\\_%'
+"""
 _SLOTS = """
 SELECT slot_name, coalesce(wal_status, 'lost') = 'lost', active FROM pg_replication_slots
  WHERE slot_type = 'physical' AND slot_name LIKE 'holdfast\\_%'
@@ -55,14 +60,14 @@ SELECT pg_replication_slot_advance(s.slot_name, w.lsn)
 
 async def detach(instance: Instance) -> Position:
     """The recruit step (protocol.md, "Failover", 2). See ``Server.detach``."""
-    look = await take_look(instance.session("look"), _DEADLINE_MS)
+    look = await take_look(instance.session("look"), instance.timeouts.statement_ms)
     _require_standby(look)
     wanted = Runtime(synchronous_names=BARRIER, upstream=None, application_name=None, quick_replay=True)
     # The password goes first: a walreceiver that is started from here on, by a startup process that has not read the
     # new settings yet, cannot log in. One that was started before is among the children we look at next.
     await instance.apply(wanted)
     if look.replay_paused:
-        await instance.session("look").fetch("SELECT pg_wal_replay_resume()", deadline_ms=_DEADLINE_MS)
+        await instance.session("look").fetch("SELECT pg_wal_replay_resume()")
     await _wait_until_no_walreceiver(instance)
     return await _wait_until_end_known(instance)
 
@@ -76,8 +81,9 @@ async def _wait_until_no_walreceiver(instance: Instance) -> None:
     while True:
         postmaster = instance.running_postmaster()
         titles = await asyncio.to_thread(child_titles, postmaster.pid)
-        look = await take_look(instance.session("look"), _DEADLINE_MS)
+        look = await take_look(instance.session("look"), instance.timeouts.statement_ms)
         _require_standby(look)
+        await _clear_conflict(instance, look)
         fresh = {pid for pid, title in titles.items() if not title}
         nameless = fresh if nameless is None else nameless & fresh
         receivers = set(look.walreceivers) | {pid for pid, title in titles.items() if _WALRECEIVER.match(title)}
@@ -88,7 +94,7 @@ async def _wait_until_no_walreceiver(instance: Instance) -> None:
                 _log.info("the walreceiver is still there after the reload", pid=pid, node=instance.node)
                 _terminate(pid)
                 terminated.add(pid)
-        if clock() - began > patience_s + _DEADLINE_MS / 1000:
+        if clock() - began > patience_s + instance.timeouts.statement_ms / 1000:
             raise PostgresError(f"a walreceiver (process {sorted(receivers)}) goes on after SIGTERM: not detached")
         await asyncio.sleep(_POLL_S)
 
@@ -97,10 +103,11 @@ async def _wait_until_end_known(instance: Instance) -> Position:
     clock = asyncio.get_running_loop().time
     deadline = clock() + instance.timeouts.recruit_phase_ms / 1000
     while True:
-        look = await take_look(instance.session("look"), _DEADLINE_MS)
+        look = await take_look(instance.session("look"), instance.timeouts.statement_ms)
         _require_standby(look)
         if look.walreceivers:
             raise PostgresError("a walreceiver came back while the standby was being detached")
+        await _clear_conflict(instance, look)
         if look.shows_end:
             instance.end_known = True
         if instance.end_known:
@@ -111,6 +118,16 @@ async def _wait_until_end_known(instance: Instance) -> Position:
         await asyncio.sleep(_POLL_S)
 
 
+async def _clear_conflict(instance: Instance, look: Look) -> None:
+    """Make the sessions give way that replay waits for right now.
+
+    The delay of zero takes effect with the next record only: a startup process that waits does not read new settings.
+    """
+    if look.replay_blocked:
+        rows = await instance.session("work").fetch(_END_READERS)
+        _log.info("sessions were ended for replay", count=len(rows), node=instance.node)
+
+
 def _terminate(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
@@ -118,17 +135,17 @@ def _terminate(pid: int) -> None:
 
 async def follow(instance: Instance, upstream: Upstream, member: Member) -> None:
     """Point a running standby at ``upstream``. See ``Server.follow``."""
-    look = await take_look(instance.session("work"), _DEADLINE_MS)
+    look = await take_look(instance.session("work"), instance.timeouts.statement_ms)
     _require_standby(look)
     wanted = Runtime(BARRIER, upstream, member.application_name, quick_replay=False)
-    if instance.runtime != wanted or not instance.layout.passfile.exists():
+    if instance.runtime != wanted or not instance.in_force:
         await instance.apply(wanted)
 
 
 async def promote(instance: Instance, epoch: int) -> None:
     """Promote to timeline ``epoch``. See ``Server.promote``."""
     session = instance.session("work")
-    look = await take_look(session, _DEADLINE_MS)
+    look = await take_look(session, instance.timeouts.statement_ms)
     if not look.standby:
         position, _ = await position_of(look, instance.layout.wal_dir)
         if position.timeline == epoch:
@@ -140,12 +157,16 @@ async def promote(instance: Instance, epoch: int) -> None:
         raise PostgresError(
             f"cannot promote: synchronous_standby_names is {look.synchronous_names!r}, which is not the barrier"
         )
+    await _clear_conflict(instance, look)
     ((archiving,),) = await session.fetch("SELECT current_setting('archive_mode') <> 'off'")
-    written = await asyncio.to_thread(
-        write_placeholders, instance.layout.wal_dir, epoch, instance.user, archived=archiving
-    )
+    try:
+        written = await asyncio.to_thread(
+            write_placeholders, instance.layout.wal_dir, epoch, instance.user, archived=archiving
+        )
+    except OSError as error:
+        raise PostgresError(f"cannot write the placeholders below timeline {epoch}: {error}") from error
     _log.info("promoting", epoch=epoch, placeholders=written, node=instance.node)
-    ((promoted,),) = await session.fetch("SELECT pg_promote(false)", deadline_ms=_DEADLINE_MS)
+    ((promoted,),) = await session.fetch("SELECT pg_promote(false)")
     if not promoted:
         raise PostgresError("PostgreSQL refused to promote itself")
     instance.promoting_to = epoch
@@ -159,7 +180,7 @@ async def set_quorum(instance: Instance, quorum: Quorum | None) -> None:
     clock = asyncio.get_running_loop().time
     deadline = clock() + instance.timeouts.reload_settle_ms / 1000
     while clock() < deadline:  # each walsender takes the new names by itself, a stuck one when it counts nothing anyway
-        look = await take_look(instance.session("work"), _DEADLINE_MS)
+        look = await take_look(instance.session("work"), instance.timeouts.statement_ms)
         if all(r.counted == (r.member in counted) for r in look.replicas if r.state == "streaming"):
             return
         await asyncio.sleep(_POLL_S)
@@ -169,7 +190,7 @@ async def write_epoch_record(instance: Instance, epoch: int) -> Lsn:
     """Write the record of an epoch's start. See ``Server.write_epoch_record``."""
     history = await asyncio.to_thread(read_history, instance.layout.wal_dir, epoch)
     fork = history[-1].switch_lsn if history else Lsn(0)
-    await instance.session("work").fetch(_EPOCH_RECORD, (epoch, str(fork)), deadline_ms=_DEADLINE_MS)
+    await instance.session("work").fetch(_EPOCH_RECORD, (epoch, str(fork)))
     return await flushed_lsn(instance)
 
 
@@ -180,9 +201,12 @@ async def flushed_lsn(instance: Instance) -> Lsn:
 
 
 async def heartbeat(instance: Instance, epoch: int) -> None:
-    """Commit the heartbeat row."""
+    """Commit the heartbeat row; now and then, let go of log that every replica has flushed."""
     deadline_ms = instance.timeouts.heartbeat_interval_ms * 2
     await instance.session("heartbeat").fetch(_HEARTBEAT, (epoch,), deadline_ms=deadline_ms)
+    if instance.is_time_for_slots():
+        look = await take_look(instance.session("heartbeat"), deadline_ms)
+        await advance_slots(instance, {r.member.node: r.flush_lsn for r in look.replicas if r.flush_lsn is not None})
 
 
 async def active_transactions(instance: Instance) -> int:

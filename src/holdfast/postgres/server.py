@@ -105,7 +105,10 @@ class Server:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     async def view(self, deadline_ms: int = 1000) -> ServerView:
-        """Look at the server in one statement; never raises for a sick one, the status says it."""
+        """Look at the server in one statement; never raises for a sick one, the status says it.
+
+        A postmaster of a former agent is seen only after ``adopt``.
+        """
         instance = self._instance
         if not instance.running:
             return ServerView(ServerStatus.STOPPED) if instance.layout.complete() else ABSENT_SERVER
@@ -169,7 +172,7 @@ class Server:
         return await replication.write_epoch_record(self._instance, epoch)
 
     async def heartbeat(self, epoch: int) -> None:
-        """Commit the heartbeat row, locally. Raises PostgresError."""
+        """Commit the heartbeat row, locally; every ``slot_interval_ms`` advance the slots too. Raises PostgresError."""
         await replication.heartbeat(self._instance, epoch)
 
     async def flushed_lsn(self) -> Lsn:
@@ -204,8 +207,8 @@ class Server:
     async def advance_slots(self, flushed: Mapping[str, Lsn]) -> None:
         """Move slots up to what each node has flushed; never backwards, and what cannot be is ignored.
 
-        To be called on the primary as well as on standbys: nobody streams through the slots, so that a missing one
-        stops no standby, and only this call lets log go.
+        Nobody streams through the slots, so that a missing one stops no standby. A primary's are advanced by
+        ``heartbeat``; on standbys only this call lets log go.
         """
         await replication.advance_slots(self._instance, flushed)
 
@@ -239,5 +242,6 @@ class Server:
             instance.end_known = instance.end_known or look.shows_end
             if not instance.end_known:
                 return ServerView(ServerStatus.STARTING, replay_lsn=look.replayed)
+        await instance.prune_logs_sometimes()
         position, history = await position_of(look, instance.layout.wal_dir)
         return view_of(look, position, history)

@@ -36,29 +36,31 @@ class Session:
     Commits are local: what the agent writes must not wait for the quorum that it establishes.
     """
 
-    def __init__(self, socket_dir: Path, port: int, password: str, *, database: str = "postgres") -> None:
+    def __init__(self, socket_dir: Path, port: int, password: str, deadline_ms: int) -> None:
         self._conninfo = make_conninfo(
             "",
             host=str(socket_dir),
             port=port,
             user="postgres",
             password=password,
-            dbname=database,
+            dbname="postgres",
             application_name=APPLICATION_NAME,
             options="-c synchronous_commit=local -c lock_timeout=0 -c statement_timeout=0",
             gssencmode="disable",
         )
+        self._deadline_ms = deadline_ms
         self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self._running: asyncio.Task[Any] | None = None
 
     async def fetch(
-        self, query: str, parameters: Sequence[Any] = (), *, deadline_ms: int = 1000
+        self, query: str, parameters: Sequence[Any] = (), *, deadline_ms: int | None = None
     ) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows.
 
         Raises NotAccepting, NoAnswer, or PostgresError with what the server said against the statement.
         """
+        deadline_ms = self._deadline_ms if deadline_ms is None else deadline_ms
         task = asyncio.create_task(self._fetch(query, parameters))
         try:
             done, _ = await asyncio.wait({task}, timeout=deadline_ms / 1000)
