@@ -68,6 +68,9 @@ def test_every_pair_asks_for_actions_or_is_refused(situation: Situation, duty: D
     assert all(isinstance(action, get_args(a.Action)) for action in actions)
     # A promise comes before anything that it is about, and nobody acknowledges or touches data under an alarm.
     assert not any(isinstance(action, a.PersistPromise) for action in actions[1:])
+    moving = (a.CreateRegister, a.OpenEpoch, a.ChooseCandidate, a.CommitConfiguration)
+    if rule_for(situation, duty).moves_to is None:
+        assert not any(isinstance(action, moving) for action in actions)
     if duty is Duty.ALARM:
         assert all(isinstance(action, a.Alarm) for action in actions)
     if situation is not Situation.COVERED:

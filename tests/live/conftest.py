@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.layout import remove
 from holdfast.local.machine import server_user, temporary_root
 from holdfast.model.keys import Keys
 from holdfast.model.register import Register
@@ -40,12 +41,13 @@ def running(installation: Installation) -> Iterator[Path]:
         await cluster.wait_until_serving(lambda step: None)
         await cluster.close()
 
-    cluster.start(remove_unless_kept=True)
+    cluster.start()
     try:
         asyncio.run(serve())
         yield cluster.layout.root
     finally:
         asyncio.run(cluster.stop())
+        remove(cluster.layout)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ class CoordinationRule:
     id: str
     comment: str
     act: Callable[[Observation, Register], tuple[Action, ...]]
+    moves_to: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,12 @@ def _nothing(o: Observation, register: Register) -> tuple[Action, ...]:
     return ()
 
 
-_OPEN = CoordinationRule("epoch.suspect", "pre-vote; if the epoch could be recruited and barred, open it", _suspected)
-_REPLACE = CoordinationRule("epoch.replace", "pre-vote, then open the next epoch in place of a stalled one", _stalled)
+_OPEN = CoordinationRule(
+    "epoch.suspect", "pre-vote; if the epoch could be recruited and barred, open it", _suspected, Phase.RECRUITING
+)
+_REPLACE = CoordinationRule(
+    "epoch.replace", "pre-vote, then open the next epoch in place of a stalled one", _stalled, Phase.RECRUITING
+)
 _QUIET = CoordinationRule("epoch.quiet", "nothing calls for the voters", _nothing)
 
 COORDINATION: dict[tuple[Phase, Signal], CoordinationRule] = {
@@ -125,7 +130,7 @@ COORDINATION: dict[tuple[Phase, Signal], CoordinationRule] = {
     (Phase.SERVING, Signal.SUSPECTED): _OPEN,
     (Phase.RECRUITING, Signal.QUIET): _QUIET,
     (Phase.RECRUITING, Signal.ENOUGH): CoordinationRule(
-        "epoch.choose", "after a short grace for more log, swap to promoting", _choose
+        "epoch.choose", "after a short grace for more log, swap to promoting", _choose, Phase.PROMOTING
     ),
     (Phase.RECRUITING, Signal.STALLED): _REPLACE,
     (Phase.PROMOTING, Signal.QUIET): _QUIET,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from holdfast.core.coordination import COORDINATION
 from holdfast.core.leadership import RULES, TABLE, Duty, Situation
+from holdfast.model.register import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,18 @@ def comment_of(rule_id: str) -> str | None:
     return next((rule.comment for rule in COORDINATION.values() if rule.id == rule_id), None)
 
 
+_BEGINS = {Duty.CREATE: "[*]", Duty.PROMOTE: Phase.PROMOTING.value, Duty.YIELD: Phase.SERVING.value}
+"""In which phase the duties are whose rules move an epoch."""
+
+
 def diagram() -> str:
-    """The life of an epoch as a Mermaid state diagram, from the second table."""
-    moves = {
-        ("serving", "recruiting"): "epoch.suspect, handover.open",
-        ("recruiting", "promoting"): "epoch.choose",
-        ("recruiting", "recruiting"): "epoch.replace",
-        ("promoting", "recruiting"): "epoch.replace",
-        ("promoting", "serving"): "barrier.commit",
-    }
-    lines = ["stateDiagram-v2", "    [*] --> promoting: create.register"]
-    lines += [f"    {a} --> {b}: {rule}" for (a, b), rule in moves.items()]
-    return "\n".join(lines) + "\n"
+    """The life of an epoch as a Mermaid state diagram: every rule of the tables that moves it."""
+    moves: dict[tuple[str, str], list[str]] = {}
+    for (_, duty), node_rule in TABLE.items():
+        if node_rule.moves_to is not None:
+            moves.setdefault((_BEGINS[duty], node_rule.moves_to.value), []).append(node_rule.id)
+    for (phase, _), rule in COORDINATION.items():
+        if rule.moves_to is not None:
+            moves.setdefault((phase.value, rule.moves_to.value), []).append(rule.id)
+    lines = [f"    {a} --> {b}: {', '.join(dict.fromkeys(ids))}" for (a, b), ids in moves.items()]
+    return "\n".join(["stateDiagram-v2", *lines]) + "\n"

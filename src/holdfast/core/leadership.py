@@ -104,11 +104,12 @@ class Duty(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the table: a stable id, what it is for, and the actions it asks for."""
+    """One row of the table: a stable id, what it is for, the actions it asks for, and where they may take the epoch."""
 
     id: str
     comment: str
     act: Callable[[Observation], tuple[Action, ...]]
+    moves_to: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,12 @@ def _join_stopped(o: Observation) -> tuple[Action, ...]:
 def _rules() -> dict[str, Rule]:
     rules = [
         Rule("create.initialize", "make the first data directory", lambda o: (Initialize(),)),
-        Rule("create.register", "create the register: epoch 1, promoting this node", lambda o: (CreateRegister(),)),
+        Rule(
+            "create.register",
+            "create the register: epoch 1, promoting this node",
+            lambda o: (CreateRegister(),),
+            Phase.PROMOTING,
+        ),
         Rule("await.register", "a new node waits for a cluster to be created", _nothing),
         Rule(
             "alarm.raise",
@@ -266,7 +272,7 @@ def _rules() -> dict[str, Rule]:
         Rule("promote.promote", "leave recovery on the timeline of the epoch, closed by the barrier", _promote),
         Rule("barrier.mark", "write the epoch's record", lambda o: (WriteMarker(_register(o).epoch),)),
         Rule("barrier.wait", "wait until the quorum has flushed the record", _nothing),
-        Rule("barrier.commit", "the record is on the quorum: commit the new configuration", _commit),
+        Rule("barrier.commit", "the record is on the quorum: commit the new configuration", _commit, Phase.SERVING),
         Rule("promote.silent", "the candidate does not answer: the phase's time-out decides", _nothing),
         Rule("follow.start", "start as a standby of nobody", lambda o: (*_promise(o), Start(standby=True))),
         Rule(
@@ -291,7 +297,12 @@ def _rules() -> dict[str, Rule]:
         Rule("serve.steady", "leads", _promise),
         Rule("serve.silent", "the leader's server does not answer: the observers' verdict decides", _nothing),
         Rule("handover.stop", "drain, then stop fast while the target streams", lambda o: (HandOver(),)),
-        Rule("handover.open", "open the epoch once the target has the shutdown checkpoint; else go on", _yield_epoch),
+        Rule(
+            "handover.open",
+            "open the epoch once the target has the shutdown checkpoint; else go on",
+            _yield_epoch,
+            Phase.RECRUITING,
+        ),
         Rule("handover.cancel", "the hand-over cannot go on: lead again", lambda o: (CancelHandOver(),)),
         Rule("leave.wait", "the log goes beyond the fork; wait until nobody counts on this directory", _nothing),
         Rule(
