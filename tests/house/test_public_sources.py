@@ -55,11 +55,13 @@ def test_locks_name_the_public_index_only() -> None:
 
 
 def test_no_machine_path_is_committed() -> None:
-    assert list(matches(MACHINE_PATH)) == []
+    found = list(matches(MACHINE_PATH))
+    assert not found, "\n".join(found)
 
 
 def test_no_other_index_is_configured() -> None:
-    assert list(matches(OTHER_INDEX, code=False)) == []
+    found = list(matches(OTHER_INDEX, code=False))
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("lock", LOCKS)

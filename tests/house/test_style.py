@@ -45,7 +45,8 @@ def test_files_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    assert [found for path in python_files() for found in long_functions(path)] == []
+    found = [found for path in python_files() for found in long_functions(path)]
+    assert not found, "\n".join(found)
 
 
 def test_every_module_has_a_subject() -> None:
@@ -56,7 +57,8 @@ def test_every_module_has_a_subject() -> None:
 
 
 def test_no_handler_hides_an_error() -> None:
-    assert [found for path in python_files() for found in blind_handlers(path)] == []
+    found = [found for path in python_files() for found in blind_handlers(path)]
+    assert not found, "\n".join(found)
 
 
 def long_functions(path: Path) -> Iterator[str]:
