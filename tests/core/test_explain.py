@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from holdfast.core.explain import comment_of, diagram, rows
-from holdfast.core.leadership import RULES
+from holdfast.core.rules import RULES
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 BEGIN, END = "<!-- diagram -->\n", "<!-- /diagram -->"

@@ -12,8 +12,9 @@ import pytest
 
 from holdfast.core import actions as a
 from holdfast.core.explain import rows
-from holdfast.core.leadership import RULES, TABLE, Duty, Situation, decide, rule_for
+from holdfast.core.leadership import TABLE, Duty, Situation, decide, rule_for
 from holdfast.core.observation import Observation, RegisterTrouble
+from holdfast.core.rules import RULES
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.lsn import Lsn, TimelineSwitch
 from holdfast.model.register import Member, Phase

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.core.coordination import COORDINATION
-from holdfast.core.leadership import RULES, TABLE, Duty, Situation
+from holdfast.core.leadership import TABLE, Duty, Situation
+from holdfast.core.rules import RULES
 from holdfast.model.register import Phase
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import ClassVar
 
 import structlog
@@ -65,7 +66,7 @@ class Performer:
         self.creating = False
         self.alarm: str | None = None
         self.progress: str | None = None
-        self.failure: tuple[type[a.Action], Exception] | None = None
+        self.failure: tuple[type[a.Action], BaseException] | None = None
         """The last job that failed, and with what; the agent takes it from here."""
 
     @property
@@ -90,18 +91,17 @@ class Performer:
             work.close()
             return False
         self.rebuilding = rebuilding
-        self._job = asyncio.create_task(self._run_job(action, work))
+        self._job = asyncio.create_task(work)
+        self._job.add_done_callback(partial(self._job_ended, type(action)))
         return True
 
-    async def _run_job(self, action: a.Action, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - handed to the agent, which knows what to do with each kind
-            self.failure = type(action), error
-        finally:
-            self.rebuilding = False
-            self.progress = None
-            self._on_done()
+    def _job_ended(self, kind: type[a.Action], job: asyncio.Task[None]) -> None:
+        self.rebuilding = False
+        self.progress = None
+        error = None if job.cancelled() else job.exception()
+        if error is not None:
+            self.failure = kind, error
+        self._on_done()
 
     def _say(self, what: str, share: float | None) -> None:
         self.progress = what if share is None else f"{what} {share:.0%}"
