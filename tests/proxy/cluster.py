@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
@@ -25,13 +25,20 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.proxy.run import Proxy
 from holdfast.proxy.users import Users
 from holdfast.store.memory import MemoryStore
-from tests.proxy.servers import PASSWORD, USER, Server, free_port
+from tests.proxy.servers import PASSWORD, USER, free_port
 
 KEYS = Keys("main")
 
 
 def member(name: str) -> Member:
     return Member(name, "00000001")
+
+
+class Address(Protocol):
+    """A server, as far as the store knows it."""
+
+    name: str
+    port: int
 
 
 class Cluster:
@@ -45,7 +52,7 @@ class Cluster:
         self.write_port = free_port()
         self.read_port = free_port()
 
-    def settings(self, *, hold_max_ms: int = 20_000, **listener: Any) -> ProxySettings:
+    def settings(self, *, hold_max_ms: int = 20_000, server_connect_ms: int = 5000, **listener: Any) -> ProxySettings:
         users_file = self.tmp_path / "users"
         if not users_file.exists():
             users_file.write_text(f'{USER} "{PASSWORD}"\ntrusted anything\n')
@@ -59,11 +66,11 @@ class Cluster:
         return ProxySettings(
             proxy=ListenerSettings(**values),
             store=StoreSettings(endpoints=("http://127.0.0.1:1",)),
-            timeouts=Timeouts(hold_max_ms=hold_max_ms),
+            timeouts=Timeouts(hold_max_ms=hold_max_ms, server_connect_ms=server_connect_ms),
         )
 
-    async def start(self, *, users: str | None = None, hold_max_ms: int = 20_000, **listener: Any) -> Proxy:
-        settings = self.settings(hold_max_ms=hold_max_ms, **listener)
+    async def start(self, *, users: str | None = None, **settings_of: Any) -> Proxy:
+        settings = self.settings(**settings_of)
         known = Users.parse(users) if users is not None else Users.load(settings.proxy.users_file)
         self.proxy = Proxy(settings, self.store, known)
         await self.proxy.start()
@@ -74,7 +81,7 @@ class Cluster:
             await self.proxy.stop()
         await self.store.close()
 
-    async def record(self, server: Server, state: NodeState, epoch: int) -> None:
+    async def record(self, server: Address, state: NodeState, epoch: int) -> None:
         record = NodeRecord(member(server.name), state, epoch, "127.0.0.1", server.port, "http://127.0.0.1:1")
         await self.store.put(KEYS.node(server.name), record.to_json())
 
@@ -82,7 +89,7 @@ class Cluster:
         self.register = register
         await self.store.put(KEYS.register, register.to_json())
 
-    async def serve(self, server: Server, epoch: int) -> None:
+    async def serve(self, server: Address, epoch: int) -> None:
         """``server`` serves in ``epoch``."""
         await self.record(server, NodeState.PRIMARY, epoch)
         leader = Configuration(member(server.name), epoch, NO_QUORUM)

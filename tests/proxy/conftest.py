@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.cluster import Cluster
-from tests.proxy.servers import PASSWORD, USER, Server, find_bin_dir, server_user
+from tests.proxy.servers import PASSWORD, USER, Server, find_bin_dir, free_port, server_user
 
 
 def new_home() -> Path:
@@ -101,3 +101,8 @@ async def served(cluster: Cluster, lasting: Server) -> Cluster:
     await cluster.serve(lasting, 1)
     await cluster.start()
     return cluster
+
+
+@pytest.fixture
+def unused_port() -> int:
+    return free_port()

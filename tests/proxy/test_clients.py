@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from tests.proxy.cluster import Cluster, fetch
+from tests.proxy.cluster import Cluster, fetch, until
 from tests.proxy.servers import PASSWORD, USER
 
 pytestmark = pytest.mark.live
@@ -151,8 +151,11 @@ async def test_cancel(served: Cluster) -> None:
         running = asyncio.create_task(connection.execute("select pg_sleep(60)"))
         async with await served.connect() as watcher:
             seen = "select count(*) from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'"
-            while not await fetch(watcher, seen):
-                await asyncio.sleep(0.01)
+
+            async def is_running() -> bool:
+                return bool(await fetch(watcher, seen))
+
+            await until(is_running)
         await connection.cancel_safe()
         with pytest.raises(psycopg.errors.QueryCanceled):
             await running

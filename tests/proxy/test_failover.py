@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -104,7 +105,7 @@ async def test_held_before_the_register_moves(pair: Pair) -> None:
 
 async def test_hold_ends(cluster: Cluster, lasting: Server) -> None:
     await cluster.serve(lasting, 1)
-    await cluster.start(hold_max_ms=1000)
+    await cluster.start(hold_max_ms=400)
     async with await cluster.connect() as connection:
         await cluster.open_epoch()
         for _ in range(2):
@@ -295,15 +296,19 @@ async def test_statement_in_a_transaction_is_surely_lost(pair: Pair) -> None:
 
 async def test_pipeline_is_lost_as_a_whole(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection:
-        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+
+        async def run_pipeline() -> None:
             async with connection.pipeline() as pipeline:
                 await connection.execute("select 1")
                 await connection.execute("select pg_sleep(60)")
                 await connection.execute("select 2")
-                syncing = asyncio.create_task(pipeline.sync())
-                await wait_until_active(pair.n1, "select pg_sleep(60)")
-                await pair.lose_primary()
-                await syncing
+                await pipeline.sync()
+
+        running = asyncio.create_task(run_pipeline())
+        await wait_until_active(pair.n1, "select pg_sleep(60)")
+        await pair.lose_primary()
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            await running
         await pair.promote()
         assert await fetch(connection, "select 1") == 1
 
@@ -311,11 +316,15 @@ async def test_pipeline_is_lost_as_a_whole(pair: Pair) -> None:
 async def test_copy_in_is_lost(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection:
         await connection.execute("create table t (n int)")
-        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+
+        async def run_copy() -> None:
             async with connection.cursor().copy("copy t from stdin") as copy:
                 await copy.write(b"1\n" * 1000)
                 await pair.lose_primary()
                 await copy.write(b"2\n" * 1000)
+
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            await run_copy()
         await pair.promote()
         assert await fetch(connection, "select count(*) from t") == 0
 
@@ -331,6 +340,40 @@ async def test_server_of_an_old_epoch_is_refused(pair: Pair) -> None:
         await pair.promote()
         assert await running is False
         assert await fetch(connection, "select inet_server_port()") == pair.n2.port
+
+
+async def test_a_server_that_never_answers_is_left_when_the_register_moves(cluster: Cluster, lasting: Server) -> None:
+    """Long time-outs, so that only the register's change can end the attempt."""
+    accepted = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        accepted.set()
+
+    hole = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    silent = SimpleNamespace(name="n9", port=hole.sockets[0].getsockname()[1])
+    await cluster.serve(silent, 1)
+    await cluster.start(server_connect_ms=60_000)
+    connecting = asyncio.create_task(cluster.connect())
+    await accepted.wait()
+    await cluster.serve(lasting, 1)
+    async with await connecting as connection:
+        assert await fetch(connection, "select inet_server_port()") == lasting.port
+    hole.close()
+    for writer in writers:
+        writer.close()
+
+
+async def test_reads_take_turns(pair: Pair, make_server: ServerMaker) -> None:
+    n3 = await asyncio.to_thread(make_server, "n3", pair.n1)
+    await pair.cluster.record(n3, NodeState.STANDBY, 1)
+    await until(lambda: len(pair.proxy.routing.standbys()) == 2)
+    connections = [await pair.cluster.connect(read=True) for _ in range(6)]
+    ports = [await fetch(connection, "select inet_server_port()") for connection in connections]
+    assert sorted(ports) == sorted([pair.n2.port, n3.port] * 3)
+    for connection in connections:
+        await connection.close()
 
 
 async def test_live_server_of_an_old_epoch_is_dropped(pair: Pair) -> None:
@@ -383,7 +426,7 @@ async def test_reads_return_to_a_standby(pair: Pair) -> None:
         assert await fetch(connection, "select pg_is_in_recovery()") is False
         await connection.execute("set work_mem = '5MB'")
         await pair.cluster.record(pair.n2, NodeState.STANDBY, 1)
-        await until(pair.proxy.routing.has_standby)
+        await until(lambda: bool(pair.proxy.routing.standbys()))
         assert await fetch(connection, "select pg_is_in_recovery()") is True
         assert await fetch(connection, "show work_mem") == "5MB"
 
@@ -430,10 +473,11 @@ async def test_switchover_loses_nothing(pair: Pair) -> None:
 
 
 async def test_new_clients_during_the_hold(pair: Pair) -> None:
-    async with await pair.cluster.connect():
+    options = {"options": "-c work_mem=6MB"}
+    async with await pair.cluster.connect(application_name="early", **options):
         pass
     await pair.lose_primary()
-    async with await pair.cluster.connect(application_name="late", options="-c work_mem=6MB") as known:
+    async with await pair.cluster.connect(application_name="late", **options) as known:
         assert known.info.parameter_status("application_name") == "late"
         stranger = asyncio.create_task(pair.cluster.connect(dbname="postgres"))
         running = asyncio.create_task(fetch(known, "show work_mem"))

@@ -7,7 +7,8 @@ import contextlib
 import secrets
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Protocol, cast
 
 import structlog
@@ -35,8 +36,8 @@ from holdfast.wire.startup import (
 
 log = structlog.get_logger(__name__)
 
-_OWN_BY_CLIENT = ("client_encoding", "application_name", "TimeZone")
-"""Parameters that a server reports as the client asked for them."""
+_APPLICATION_NAME = "application_name"
+"""The one parameter of a start-up message that differs between clients that are otherwise alike."""
 
 
 class Endpoint(Protocol):
@@ -58,10 +59,10 @@ class Endpoint(Protocol):
     async def cancel(self, process_id: int, secret: bytes) -> None:
         """A client asks to cancel what the session with this key runs."""
 
-    def remembered(self, user: str, database: str) -> dict[str, str] | None:
-        """The parameters that a server last reported to this user in this database."""
+    def remembered(self, key: Hashable) -> dict[str, str] | None:
+        """The parameters that a server last reported to a client that logged in like this one."""
 
-    def remember(self, user: str, database: str, parameters: dict[str, str]) -> None:
+    def remember(self, key: Hashable, parameters: dict[str, str]) -> None:
         """Keep them."""
 
     def next_process_id(self) -> int:
@@ -181,7 +182,7 @@ class Client(asyncio.Protocol):
             log.info("client.malformed", port=self._lane.purpose, reason=str(violation))
             report = m.fatal("08P01", str(violation))
         except (_Refused, HoldEnded, ServerRefused) as refused:
-            report = _fatal(refused.report)
+            report = replace(refused.report, severity="FATAL")
         except TimeoutError:
             report = m.fatal("08006", "the login took too long")
         except _Left:
@@ -286,17 +287,19 @@ class Client(asyncio.Protocol):
         endpoint = self._endpoint
         secret = secrets.token_bytes(32 if login.minor >= 2 else 4)
         relay = Relay(self, self._lane, login, endpoint.next_process_id(), secret)
-        remembered = endpoint.remembered(login.user, login.database)
+        alike = {name: value for name, value in login.parameters.items() if name != _APPLICATION_NAME}
+        key = (self._lane.purpose, tuple(sorted(alike.items())))
+        remembered = endpoint.remembered(key)
         server = None
         if remembered is None or self._lane.can_serve():
             with contextlib.suppress(ServerUnavailable):
                 server = await self._lane.acquire(relay, once=remembered is not None)
         if server is not None:
             parameters = dict(server.parameters)
-            endpoint.remember(login.user, login.database, parameters)
+            endpoint.remember(key, parameters)
         else:
-            own = {name: login.parameters[name] for name in _OWN_BY_CLIENT if name in login.parameters}
-            parameters = {**(remembered or {}), **own}
+            own_name = login.parameters.get(_APPLICATION_NAME, "")
+            parameters = {**(remembered or {}), _APPLICATION_NAME: own_name}
         welcome = [m.authentication(m.AUTH_OK)]
         welcome += [m.parameter_status(name, value) for name, value in parameters.items()]
         welcome += [m.backend_key_data(relay.process_id, secret), m.ready_for_query(m.IDLE)]
@@ -308,10 +311,3 @@ class Client(asyncio.Protocol):
             data = bytes(self._buffer)
             self._buffer.clear()
             relay.from_client(data)
-
-
-def _fatal(report: m.Report) -> m.Report:
-    return m.fatal(report.sqlstate, report.text, detail=report.detail, hint=report.hint)
-
-
-ClientFactory = Callable[[], Client]

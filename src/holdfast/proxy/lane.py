@@ -82,6 +82,7 @@ class Lane:
     counters: Counters = field(default_factory=Counters)
     held: int = 0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
+    _turn: int = 0
     _failing: bool = False
     _last_refusal: str = ""
 
@@ -102,18 +103,24 @@ class Lane:
 
     def has_better(self, server: ServerConnection) -> bool:
         """Whether a read-only session sits on the primary while a standby could serve it."""
-        return self.purpose is Purpose.READ and server.target.is_primary and self.routing.has_standby()
+        return self.purpose is Purpose.READ and server.target.is_primary and bool(self.routing.standbys())
+
+    def has_target(self) -> bool:
+        """Whether the register and the nodes' records name a server for this port."""
+        return bool(self._targets())
 
     def can_serve(self) -> bool:
         """Whether a new session need not wait, as far as is known."""
-        return bool(self._targets()) and not self._failing
+        return self.has_target() and not self._failing
 
     def _targets(self) -> list[Target]:
-        """Where to go now, the best first."""
+        """Where to go now, the best first; standbys take turns."""
         primary = self.routing.primary()
         if self.purpose is Purpose.WRITE:
             return [primary] if primary is not None and not self.routing.is_handing_over() else []
-        return self.routing.standbys() + ([primary] if primary is not None else [])
+        standbys = self.routing.standbys()
+        turn = self._turn % len(standbys) if standbys else 0
+        return standbys[turn:] + standbys[:turn] + ([primary] if primary is not None else [])
 
     # waiting
 
@@ -157,16 +164,39 @@ class Lane:
 
     async def _try_all(self, wanted: Wanted) -> ServerConnection | None:
         version = self.routing.version
+        self._turn += 1
         for target in self._targets():
             current = wanted.current
             if current is not None and current.is_open and current.target == target and not self.must_hold(current):
                 return current
-            server = await self._try(target, wanted)
+            server = await self._try_while_named(target, wanted)
             if server is not None:
                 return server
             if self.routing.version != version:
                 break
         return None
+
+    async def _try_while_named(self, target: Target, wanted: Wanted) -> ServerConnection | None:
+        """Try a server, and stop at once when the register no longer names it: it may be one that never answers."""
+        trying = asyncio.create_task(self._try(target, wanted))
+        try:
+            while not trying.done() and target in self._targets():
+                change = asyncio.create_task(self.routing.wait_changed())
+                try:
+                    await asyncio.wait((trying, change), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    change.cancel()
+            server = trying.result() if trying.done() else None
+        finally:
+            trying.cancel()
+        if server is not None and target not in self._targets():
+            server.drop()
+            server = None
+        if server is None:
+            return None
+        self._failing = False
+        self.counters.servers_opened += 1
+        return server
 
     async def _try(self, target: Target, wanted: Wanted) -> ServerConnection | None:
         parameters = wanted.server_parameters
@@ -186,12 +216,6 @@ class Lane:
         except ServerUnavailable as unavailable:
             self._refused(target, str(unavailable))
             return None
-        if not server.is_open or target not in self._targets():
-            server.drop()
-            self._refused(target, "the register moved meanwhile")
-            return None
-        self._failing = False
-        self.counters.servers_opened += 1
         return server
 
     def _refused(self, target: Target, reason: str) -> None:

@@ -18,4 +18,4 @@ LISTEN_BACKLOG: Final = 1024
 """Clients that may wait to be accepted: all of them come back at once after a network break."""
 
 STATUS_CACHE_MAX: Final = 1024
-"""Pairs of user and database whose server parameters are remembered, for clients that come while no primary serves."""
+"""Ways of logging in whose server parameters are remembered, for clients that come while no primary serves."""

@@ -7,6 +7,7 @@ or a switchover asks for patience, the first message of a statement waits (`_wai
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
@@ -69,7 +70,7 @@ class Relay:
         self._is_client_busy = False
         self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
         self._is_forwarding = False  # the message that continues goes to the server
-        self._has_lost_transaction = False  # and its owner does not know yet
+        self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
 
     # Wanted
 
@@ -198,7 +199,7 @@ class Relay:
                 return _Fate.FORWARD
             self._client.write(m.ready_for_query(self._ledger.status))
             return _Fate.DROP
-        if self._has_lost_transaction:
+        if self._lost_transaction is not None:
             return self._tell_of_lost_transaction(kind, buffer, start, end)
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None
@@ -216,7 +217,7 @@ class Relay:
 
     def _tell_of_lost_transaction(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
         """The first statement after the server took an open transaction with it."""
-        self._has_lost_transaction = False
+        reason, self._lost_transaction = self._lost_transaction or "", None
         control = Control.OTHER
         if kind == m.QUERY and (statements := split_statements(buffer[start + 5 : end - 1])):
             control = control_of(statements[0])
@@ -224,7 +225,7 @@ class Relay:
             return _Fate.WAIT  # in the failed transaction that the next server is given
         ends = control is Control.COMMIT
         self._ledger.status = m.IDLE if ends else m.IN_FAILED_TRANSACTION
-        fate = self._fail(kind, _transaction_lost("the connection to the server was lost"))
+        fate = self._fail(kind, _transaction_lost(reason))
         if self._is_discarding:
             self._discard(kind, buffer, start, end)
         return fate
@@ -254,7 +255,7 @@ class Relay:
             self._refusal = ended.report
         except ServerRefused as refused:
             self._attaching = None
-            self.end(m.fatal(refused.report.sqlstate, refused.report.text, detail=refused.report.detail))
+            self.end(replace(refused.report, severity="FATAL"))
             return
         self._go_on(server)
 
@@ -385,7 +386,7 @@ class Relay:
         if self._state.pins:
             self.end(_cannot_move(loss, reason, sorted(self._state.pins)))
             return
-        self._has_lost_transaction = held_open
+        self._lost_transaction = reason if held_open else None
         self._is_discarding = loss.awaits_sync
         self._client.write(_answers(loss, reason))
         self._client.pause_reading(False)

@@ -38,7 +38,6 @@ class Routing:
         self._records: dict[str, NodeRecord] = {}
         self._live: set[str] = set()
         self._event = asyncio.Event()
-        self._turn = 0
         self.version = 0
         """Grows with every change that matters for routing."""
         self.register: Register | None = None
@@ -134,12 +133,12 @@ class Routing:
         return rising is not None and rising.node == node
 
     def standbys(self) -> list[Target]:
-        """The standbys that follow the committed leader, each time beginning with another one."""
+        """The standbys that follow the committed leader, by name."""
         register = self.register
         if register is None:
             return []
         epoch = register.committed.epoch
-        found = [
+        return [
             Target(node, record.postgres_host, record.postgres_port, epoch, False)
             for node, record in sorted(self._records.items())
             if node in self._live
@@ -147,10 +146,3 @@ class Routing:
             and record.epoch == epoch
             and not self.is_rising(node)
         ]
-        self._turn += 1
-        turn = self._turn % len(found) if found else 0
-        return found[turn:] + found[:turn]
-
-    def has_standby(self) -> bool:
-        """Whether a read-only session could go to a standby."""
-        return bool(self.standbys())

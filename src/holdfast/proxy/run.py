@@ -9,6 +9,7 @@ import itertools
 import signal
 import ssl
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import asdict
 
 import structlog
@@ -44,7 +45,7 @@ class Proxy:
         self._store = store
         self._clients: set[Client] = set()
         self._relays: dict[int, Relay] = {}
-        self._remembered: dict[tuple[str, str], dict[str, str]] = {}
+        self._remembered: dict[Hashable, dict[str, str]] = {}
         self._process_ids = itertools.count(1)
         self._servers: list[asyncio.Server] = []
         self._status: web.AppRunner | None = None
@@ -134,16 +135,16 @@ class Proxy:
             connect_ms = self.settings.timeouts.server_connect_ms
             await send_cancel(server.target, server.process_id, server.secret, connect_ms)
 
-    def remembered(self, user: str, database: str) -> dict[str, str] | None:
-        """What a server last reported to this user in this database."""
-        return self._remembered.get((user, database))
+    def remembered(self, key: Hashable) -> dict[str, str] | None:
+        """What a server last reported to a client that logged in like this one."""
+        return self._remembered.get(key)
 
-    def remember(self, user: str, database: str, parameters: dict[str, str]) -> None:
+    def remember(self, key: Hashable, parameters: dict[str, str]) -> None:
         """Keep it, for clients that come while no primary serves."""
-        self._remembered.pop((user, database), None)
+        self._remembered.pop(key, None)
         if len(self._remembered) >= STATUS_CACHE_MAX:
             self._remembered.pop(next(iter(self._remembered)))
-        self._remembered[user, database] = parameters
+        self._remembered[key] = parameters
 
     def next_process_id(self) -> int:
         """A number that no other session of this proxy has."""
@@ -157,7 +158,7 @@ class Proxy:
         register = self.routing.register
         servers = Counter(r.current.target.node for r in self._relays.values() if r.current is not None)
         return {
-            "serving": self.lanes[Purpose.WRITE].can_serve(),
+            "serving": self.lanes[Purpose.WRITE].has_target(),
             "store_connected": self.routing.connected,
             "phase": register.phase.value if register is not None else None,
             "epoch": self.routing.epoch,

@@ -22,12 +22,13 @@ from holdfast.wire.scram import MECHANISM, AuthenticationFailed, ScramClient
 from holdfast.wire.state import ReplayStep
 
 CHECK: Final = (
-    "select pg_is_in_recovery(), case when pg_is_in_recovery() then null else pg_walfile_name(pg_current_wal_lsn()) end"
+    "select pg_catalog.pg_is_in_recovery(), case when pg_catalog.pg_is_in_recovery() then null "
+    "else pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) end"
 )
 """One round trip: is it a primary, and of which timeline (the first eight digits of the file's name)?"""
 
-TRANSIENT: Final = frozenset(("57P01", "57P02", "57P03"))
-"""Start-up refusals that pass by themselves: shutting down, crashed, starting."""
+TRANSIENT: Final = frozenset(("57P01", "57P02", "57P03", "53300"))
+"""Start-up refusals that pass by themselves: shutting down, crashed, starting, too many connections."""
 
 
 class ServerUnavailable(Exception):
@@ -253,8 +254,9 @@ class ServerConnection(asyncio.Protocol):
         Raises ServerUnavailable, or ServerRefused if a setting cannot be restored.
         """
         forgotten: set[bytes] = set()
+        self.write(b"".join(step.message for step in steps))
         for step in steps:
-            _, report = await self._ask(step.message)
+            _, report = await self._answer()
             if report is None or step.may_fail:
                 continue
             if step.name is None:
@@ -272,6 +274,9 @@ class ServerConnection(asyncio.Protocol):
     async def _ask(self, message: bytes) -> tuple[list[list[bytes | None]], m.Report | None]:
         """Send something that ends in one ReadyForQuery; returns the rows, and the error if there was one."""
         self.write(message)
+        return await self._answer()
+
+    async def _answer(self) -> tuple[list[list[bytes | None]], m.Report | None]:
         rows: list[list[bytes | None]] = []
         report: m.Report | None = None
         while True:
