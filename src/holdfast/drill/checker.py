@@ -18,7 +18,7 @@ STALL_MS = 100.0
 """A shorter interval without an acknowledgement is not downtime: a slow fsync makes as long a one."""
 
 IN_FLIGHT_GRACE_MS = 50.0
-"""A statement sent this soon after the fault counts as in flight on the dead server: its end takes time to be seen."""
+"""A statement sent this soon after the injection counts as in flight on the dead server: it takes time to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Verdict:
     unknown_committed: tuple[Id, ...]
     unknown_absent: tuple[Id, ...]
     failed_in_flight: int
-    """Errors and unknown outcomes of statements sent before the fault or at most IN_FLIGHT_GRACE_MS after it."""
+    """Errors and unknown outcomes of statements sent before the injection was over, or IN_FLIGHT_GRACE_MS later."""
     failed_later: int
     """Errors and unknown outcomes of statements sent later: a client that should have been held was not."""
     rto_ms: float
@@ -63,9 +63,13 @@ def check(
     *,
     fault_at_ms: float,
     stopped_at_ms: float,
+    injection_ms: float = 0.0,
     payload_of: Callable[[int, int], str] | None = None,
 ) -> Verdict:
-    """Judge a run; raises ValueError if the history itself is no evidence (an id tried twice, time running back)."""
+    """Judge a run; raises ValueError if the history itself is no evidence (an id tried twice, time running back).
+
+    ``fault_at_ms`` is when the injection began, ``injection_ms`` how long it took.
+    """
     attempts = _by_id(history)
     copies: Counter[Id] = Counter()
     altered: list[Id] = []
@@ -79,7 +83,7 @@ def check(
         return tuple(sorted(k for k, a in attempts.items() if a.outcome is outcome and (k in copies) is present))
 
     failed = [a for a in attempts.values() if a.outcome is not Outcome.ACKNOWLEDGED]
-    later = sum(a.start_ms > fault_at_ms + IN_FLIGHT_GRACE_MS for a in failed)
+    later = sum(a.start_ms > fault_at_ms + injection_ms + IN_FLIGHT_GRACE_MS for a in failed)
     acknowledged_at_ms = history.acknowledged_at_ms()
     rto_ms, recovered = longest_gap_ms(acknowledged_at_ms, fault_at_ms, stopped_at_ms)
     return Verdict(

@@ -274,6 +274,7 @@ class _Run:
             rows,
             fault_at_ms=self._fault_at_ms,
             stopped_at_ms=self._now_ms() if stopped_at_ms is None else stopped_at_ms,
+            injection_ms=self._injection_ms,
             payload_of=self._workload.payload_of,
         )
 
