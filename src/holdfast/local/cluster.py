@@ -20,7 +20,7 @@ from holdfast.local import machine
 from holdfast.local.configs import settings_hash, store_settings, write_configs
 from holdfast.local.layout import APP_DATABASE, APP_USER, ClusterFile, Layout
 from holdfast.local.plan import RunFiles, SupervisorState
-from holdfast.local.processes import kill_postgres, postmaster_of
+from holdfast.local.processes import hold_postgres, postmaster_of
 from holdfast.local.servers import find_servers, make_plan
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
@@ -155,11 +155,11 @@ class LocalCluster:
 
         Raises EnvironmentFault if it does not run.
         """
-        data_dir = self.layout.data_dir(node)
-        if postmaster_of(data_dir) is None:
+        held = await asyncio.to_thread(hold_postgres, self.layout.data_dir(node))
+        if held is None:
             raise EnvironmentFault(f"{node}: its PostgreSQL does not run, so it cannot be killed")
         at_ms = time.time() * 1000
-        kill_postgres(data_dir)
+        held.kill()
         return at_ms
 
     async def wait_until_whole(self, deadline_s: float) -> bool:
