@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import psycopg
 import pytest
@@ -144,6 +146,42 @@ async def test_detach_in_a_recovery_conflict(lab: Lab) -> None:
         await reader.execute("SELECT count(*) FROM t")
 
 
+async def test_detach_when_the_startup_process_hangs(lab: Lab) -> None:
+    """Nobody tells the walreceiver to leave then; it is terminated, and the log that it had acknowledged counts."""
+    primary = await lab.primary()
+    standby, member = await lab.standby("b")
+    [(startup,)] = await lab.execute("b", "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'")
+    os.kill(startup, signal.SIGSTOP)
+    try:
+        await lab.execute("a", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i")
+        flushed = await primary.flushed_lsn()
+        await lab.until(standby, lambda v: v.position is not None and v.position.lsn >= flushed)
+        position = await standby.detach()
+        assert position.lsn >= flushed
+        await _assert_revoked(lab, member.application_name)
+    finally:
+        os.kill(startup, signal.SIGCONT)
+    await lab.until(standby, lambda v: v.replay_lsn is not None and v.replay_lsn >= flushed)
+    assert not (await standby.view()).walreceiver
+
+
+async def test_detach_while_the_walreceiver_connects(lab: Lab) -> None:
+    primary = await lab.primary()
+    standby, member = await lab.standby("b")
+    await standby.detach()
+    assert primary.pid is not None
+    os.kill(primary.pid, signal.SIGSTOP)
+    try:
+        await standby.follow(lab.upstream("a"), member)
+        view = await lab.until(standby, lambda v: v.walreceiver)
+        assert not view.streaming
+        await standby.detach()
+        assert not (await standby.view()).walreceiver
+    finally:
+        os.kill(primary.pid, signal.SIGCONT)
+    await lab.until_rows("a", "SELECT 1 FROM pg_stat_replication", present=False)
+
+
 async def _assert_revoked(lab: Lab, application_name: str) -> None:
     """The former upstream has no walsender for it any more, and gets none."""
     query = f"SELECT 1 FROM pg_stat_replication WHERE application_name = '{application_name}'"
@@ -245,6 +283,9 @@ async def test_slots_are_made_advanced_and_dropped(lab: Lab) -> None:
         assert await lab.execute(node, restart) == [(str(flushed),)]
         await server.ensure_slots(["a", "b"])
         assert await lab.execute(node, restart) == []
+    await primary.heartbeat(1)
+    of_replica = restart.replace("holdfast_c", "holdfast_b")
+    await lab.until_rows("a", f"SELECT 1 FROM ({of_replica}) s (lsn) WHERE lsn::pg_lsn >= '{flushed}'")
 
 
 async def test_what_holdfast_owns_cannot_be_overridden(lab: Lab) -> None:

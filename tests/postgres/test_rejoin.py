@@ -22,6 +22,15 @@ from tests.postgres.lab import Lab, new_incarnation, nothing
 pytestmark = pytest.mark.live
 
 
+async def write(lab: Lab, node: str, stop: asyncio.Event) -> None:
+    """Write until told to stop, or until the server is killed."""
+    session = await lab.connect(node)
+    await session.execute("CREATE TABLE IF NOT EXISTS filler AS SELECT 1 AS i, repeat('x', 700) AS filler")
+    with contextlib.suppress(psycopg.Error):
+        while not stop.is_set():
+            await session.execute("INSERT INTO filler SELECT i, repeat('x', 700) FROM generate_series(1, 300) i")
+
+
 async def diverged_pair(lab: Lab, epoch: int = 3) -> tuple[Server, Server]:
     """An old primary, stopped with rows that nobody else has, and the new one."""
     old = await lab.primary("a")
@@ -46,7 +55,11 @@ async def test_a_diverged_primary_is_rewound_right_after_the_promotion(lab: Lab)
     assert end.timeline == 1
     assert end.lsn > fork
     steps: list[str] = []
+    stop = asyncio.Event()
+    writer = asyncio.create_task(write(lab, "b", stop))  # consistent only with what is written meanwhile
     await old.rewind(lab.upstream("b"), end, lambda step, fraction: steps.append(step))
+    stop.set()
+    await writer
     assert "rewinding" in steps
     assert old.incarnation() is None
     assert (await old.view()).status is ServerStatus.STOPPED
@@ -207,16 +220,10 @@ async def test_end_of_log_at_the_end_of_a_segment(lab: Lab) -> None:
 async def test_end_of_log_and_a_standby_agree_after_a_crash_under_load(lab: Lab) -> None:
     """Whatever was half written when it was killed: the end is where a start finds it."""
     primary = await lab.primary("a")
-    await lab.execute("a", "CREATE TABLE t (i int, filler text)")
     stop = asyncio.Event()
 
-    async def write() -> None:
-        session = await lab.connect("a")
-        with contextlib.suppress(psycopg.Error):  # the server is killed under it
-            while not stop.is_set():
-                await session.execute("INSERT INTO t SELECT i, repeat('x', 700) FROM generate_series(1, 300) i")
-
-    writers = [asyncio.create_task(write()) for _ in range(3)]
+    await lab.execute("a", "CREATE TABLE filler (i int, filler text)")
+    writers = [asyncio.create_task(write(lab, "a", stop)) for _ in range(3)]
     start = await primary.flushed_lsn()
     await lab.until(primary, lambda v: v.position is not None and v.position.lsn > start + 40_000_000)
     await primary.kill()

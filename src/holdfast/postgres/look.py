@@ -41,7 +41,8 @@ SELECT standby, startup_waits_for, walreceivers,
        standby AND pg_is_wal_replay_paused(), standby AND coalesce(replay_blocked, false)
   FROM seen
 """
-_WAITS_FOR_LOG = frozenset({"RecoveryWalStream", "RecoveryRetrieveRetryInterval"})
+_WAITS_FOR_WALRECEIVER = "RecoveryWalStream"
+_WAITS_TO_TRY_AGAIN = "RecoveryRetrieveRetryInterval"
 _TIMELINE = re.compile(r"\A[0-9A-F]{8}")
 
 
@@ -67,26 +68,23 @@ class Look:
     """Whether the startup process waits for a session (a recovery conflict)."""
 
     @property
-    def all_replayed(self) -> bool:
-        """Whether the startup process has come to the end of the log that there is, and waits for more."""
-        return self.startup_waits_for in _WAITS_FOR_LOG
-
-    @property
     def shows_end(self) -> bool:
         """Whether the end of the log is known from this look alone.
 
         A walreceiver is started only once the startup process has come to the end of the local log.
         """
-        return self.all_replayed or self.walreceiver_status is not None
+        waits = self.startup_waits_for in (_WAITS_FOR_WALRECEIVER, _WAITS_TO_TRY_AGAIN)
+        return waits or self.walreceiver_status is not None
 
     @property
     def end(self) -> Lsn | None:
         """Where a standby's log ends.
 
-        Once all of it is replayed and nobody sends more, what lies behind the last replayed record is a part of a
-        record: no commit, and nothing that a later leader must have. Before that, what was received counts.
+        What was received counts, unless the startup process waits to try again, and there is no walreceiver: it has
+        read the whole log after the last walreceiver left, and what lies behind the last replayed record is a part of
+        a record, no commit. (While it waits for a walreceiver, it may just not have run since more log came.)
         """
-        if self.all_replayed and not self.walreceivers:
+        if self.startup_waits_for == _WAITS_TO_TRY_AGAIN and not self.walreceivers:
             return self.replayed
         ends = [lsn for lsn in (self.received, self.replayed) if lsn is not None]
         return max(ends) if ends else None
