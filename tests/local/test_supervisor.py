@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,21 @@ def test_one_that_comes_after_a_killed_one_picks_up_what_still_runs(place: Path)
     assert processes_below(place) == []
 
 
+def test_one_that_was_started_with_more_words_is_picked_up_too(place: Path) -> None:
+    spec = replace(stand_in(place, "a"), extra=("--once",))
+    supervised = Supervised(place, spec)
+    killed = supervised.start()
+    a = supervised.process("a")
+    killed.kill()
+    killed.wait(DEADLINE_S)
+    supervised = Supervised(place, replace(spec, extra=()))
+    supervisor = supervised.start()
+    assert supervised.process("a") == a
+    supervisor.terminate()
+    assert supervisor.wait(DEADLINE_S) == 0
+    assert processes_below(place) == []
+
+
 def test_a_directory_has_one_supervisor(place: Path) -> None:
     supervised = Supervised(place, stand_in(place, "a"))
     first = supervised.start()
@@ -138,8 +154,6 @@ def test_a_process_that_keeps_ending_is_started_with_pauses(place: Path) -> None
 
 
 def test_a_program_that_is_not_there_is_said_in_its_log(place: Path) -> None:
-    from dataclasses import replace
-
     missing = replace(stand_in(place, "missing"), command=(str(place / "nowhere"),))
     supervised = Supervised(place, missing)
     supervisor = subprocess.Popen(

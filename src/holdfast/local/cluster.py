@@ -326,7 +326,8 @@ class LocalCluster:
             if primary is not None:
                 break
             if time.monotonic() > give_up_at:
-                raise HoldfastError(f"no primary serves yet; {self._where_to_look()}")
+                last = "; ".join(f"{name} {words}" for name, words in sorted(told.items()))
+                raise HoldfastError(f"no primary serves yet ({last or 'no agent answers'}); {self._where_to_look()}")
             await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
         if not self.file.complete:
             await self._make_application(primary)

@@ -15,7 +15,7 @@ from holdfast.local.processes import Process
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to keep alive.
+    """One process to keep alive. ``command`` tells it from all others; ``extra`` is only added to it at a start.
 
     ``stage``: processes of a lower stage are stopped first. ``data_dir`` is the PostgreSQL that an agent owns.
     ``may_kill``: whether SIGKILL is allowed when it does not stop in ``stop_ms`` although its data are to be kept.
@@ -32,6 +32,7 @@ class ProcessSpec:
     may_kill: bool = True
     hidden_environment: str | None = None
     delay_ms: int = 0
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,10 @@ class Plan:
     def load(cls, path: Path) -> Plan:
         """Read the stored form."""
         raw = json.loads(path.read_text())
-        specs = tuple(ProcessSpec(**{**p, "command": tuple(p["command"])}) for p in raw.pop("processes"))
+        specs = tuple(
+            ProcessSpec(**{**p, "command": tuple(p["command"]), "extra": tuple(p["extra"])})
+            for p in raw.pop("processes")
+        )
         return cls(processes=specs, **raw)
 
     def spec(self, name: str) -> ProcessSpec | None:

@@ -50,7 +50,8 @@ def make_plan(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> Pla
     agents = [
         ProcessSpec(
             name,
-            _holdfast("node", "--config", str(layout.node_config(name)), *(bootstrap if name == file.nodes[0] else ())),
+            _holdfast("node", "--config", str(layout.node_config(name))),
+            extra=bootstrap if name == file.nodes[0] else (),
             log_file=str(layout.agent_log(name)),
             stage=AGENT_STAGE,
             stop_ms=timeouts.local_stop_ms,

@@ -34,8 +34,8 @@ class AlreadySupervised(Exception):
 
 
 def find_by_command(commands: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], Process]:
-    """Running processes with exactly these command lines; each of ours names a file of its own cluster."""
-    wanted = set(commands)
+    """Running processes whose command lines begin so; each of ours names a file of its own cluster."""
+    wanted = tuple(commands)
     found: dict[tuple[str, ...], Process] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -44,8 +44,9 @@ def find_by_command(commands: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...]
             words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")[:-1]
         except OSError:
             continue
-        command = tuple(os.fsdecode(word) for word in words)
-        if command in wanted and (process := Process.of(int(entry))) is not None:
+        running = tuple(os.fsdecode(word) for word in words)
+        command = next((c for c in wanted if running[: len(c)] == c), None)
+        if command is not None and (process := Process.of(int(entry))) is not None:
             found[command] = process
     return found
 
@@ -182,7 +183,7 @@ class Supervisor:
         try:
             with Path(spec.log_file).open("ab") as log:
                 child = subprocess.Popen(
-                    spec.command,
+                    (*spec.command, *spec.extra),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
