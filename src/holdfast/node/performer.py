@@ -61,7 +61,7 @@ class Performer:
         self._detached: Position | None = None
         self._starts = 0
         self._promoting: tuple[int, int] | None = None
-        """The epoch that the server was told to promote in, and at which of its starts: it is told once."""
+        """The epoch that the server was told to promote in, and at which of its starts."""
         self.rebuilding = False
         self.creating = False
         self.alarm: str | None = None
@@ -239,11 +239,11 @@ class Performer:
         return True
 
     async def _promote(self, action: a.Promote, rule: str, o: Observation) -> bool:
-        if self._promoting is not None and self._promoting == (action.epoch, self._starts):
-            return False
+        # Told again at each turn until it is done: sessions that come in the way of replay give way.
         await self._server.promote(action.epoch)
+        told_before = self._promoting == (action.epoch, self._starts)
         self._promoting = (action.epoch, self._starts)
-        return True
+        return not told_before
 
     async def _write_marker(self, action: a.WriteMarker, rule: str, o: Observation) -> bool:
         if o.register is not None and o.register.phase is Phase.PROMOTING:

@@ -19,6 +19,7 @@ from holdfast.postgres.config import BARRIER, Runtime
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import Look, position_of, take_look
 from holdfast.postgres.process import child_titles
+from holdfast.postgres.session import APPLICATION_NAME
 from holdfast.postgres.timelines import read_history, write_placeholders
 
 _log = structlog.get_logger(__name__)
@@ -35,16 +36,16 @@ _HEARTBEAT = """
 INSERT INTO holdfast.heartbeat (id, epoch, at) VALUES (1, %s, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, at = excluded.at
 """
-_ACTIVE_TRANSACTIONS = """
+_ACTIVE_TRANSACTIONS = f"""
 SELECT count(*) FROM pg_stat_activity
  WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
-   AND application_name NOT LIKE 'holdfast\\_%'
+   AND application_name <> '{APPLICATION_NAME}'
 """
-_END_READERS = """
+_END_READERS = f"""
 SELECT CASE WHEN state = 'active' THEN pg_cancel_backend(pid) ELSE pg_terminate_backend(pid) END
   FROM pg_stat_activity
  WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
-   AND application_name NOT LIKE 'holdfast\\_%'
+   AND application_name <> '{APPLICATION_NAME}'
 """
 _SLOTS = """
 SELECT slot_name, coalesce(wal_status, 'lost') = 'lost', active FROM pg_replication_slots
@@ -151,13 +152,13 @@ async def promote(instance: Instance, epoch: int) -> None:
         if position.timeline == epoch:
             return
         raise PostgresError(f"cannot promote to epoch {epoch}: the server leads timeline {position.timeline} already")
+    await _clear_conflict(instance, look)
     if instance.promoting_to == epoch:
         return
     if look.synchronous_names != BARRIER:
         raise PostgresError(
             f"cannot promote: synchronous_standby_names is {look.synchronous_names!r}, which is not the barrier"
         )
-    await _clear_conflict(instance, look)
     ((archiving,),) = await session.fetch("SELECT current_setting('archive_mode') <> 'off'")
     try:
         written = await asyncio.to_thread(
