@@ -36,6 +36,10 @@ DEFAULTS: Mapping[str, str] = {
     "wal_keep_size": "256MB",
     "max_slot_wal_keep_size": "4GB",
     "wal_sender_timeout": "10s",
+    # What replay is behind has to be replayed before a promotion ends: a reader may hold it up for this long, not for
+    # PostgreSQL's 30 s.
+    "max_standby_streaming_delay": "5s",
+    "max_standby_archive_delay": "5s",
     "log_line_prefix": "%m [%p] %q%u@%d ",
 }
 """What ``postgres.parameters`` may change."""
