@@ -31,7 +31,7 @@ def bin_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def template(bin_dir: Path) -> Iterator[Server]:
-    """A stopped server with the applications' roles, tables and pgbench's."""
+    """A stopped server with the applications' roles and a table."""
     home = new_home()
     server = Server(home, "template", bin_dir)
     try:
@@ -41,7 +41,8 @@ def template(bin_dir: Path) -> Iterator[Server]:
         server.query("create role trusted login superuser")
         server.query("create role other login password 'other password'")
         server.query(f"create database app owner {USER}")
-        server.run("pgbench", "-i", "-q", "-s", "2", "-h", str(home), "-p", str(server.port), "-U", USER, "app")
+        server.query("create table ledger as select 1 as account, 0 as balance", "app")
+        server.query(f"alter table ledger owner to {USER}", "app")
         server.stop()
         yield server
     finally:
@@ -75,12 +76,13 @@ def make_server(template: Server) -> Iterator[ServerMaker]:
 
 @pytest.fixture(scope="session")
 def lasting(template: Server) -> Iterator[Server]:
-    """One primary for all tests that break nothing."""
+    """One primary, with pgbench's tables, for all tests that break nothing."""
     home = new_home()
     server = Server(home, "n1", template.bin_dir)
     try:
         server.copy(template)
         server.start()
+        server.run("pgbench", "-i", "-q", "-s", "2", "-h", str(home), "-p", str(server.port), "-U", USER, "app")
         yield server
     finally:
         server.kill()

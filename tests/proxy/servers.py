@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 USER = "app"
@@ -62,7 +64,20 @@ class Server:
         assert done.returncode == 0, f"{program}: {done.stderr.decode()}"
 
     def init(self) -> None:
-        self.run("initdb", "-D", str(self.data), "-A", "trust", "-U", "postgres", "-N", "--no-locale", "-E", "UTF8")
+        self.run(
+            "initdb",
+            "-D",
+            str(self.data),
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-N",
+            "--no-locale",
+            "-E",
+            "UTF8",
+            "--wal-segsize=1",
+        )
         (self.data / "pg_hba.conf").write_text(
             "local all all trust\n"
             "host replication all 127.0.0.1/32 trust\n"
@@ -72,12 +87,13 @@ class Server:
         with (self.data / "postgresql.conf").open("a") as settings:
             settings.write(
                 "listen_addresses = '127.0.0.1'\nmax_connections = 200\nshared_buffers = '32MB'\nfsync = off\n"
-                "wal_keep_size = '128MB'\nhot_standby = on\nlogging_collector = off\nwal_retrieve_retry_interval = 50\n"
+                "wal_keep_size = '32MB'\nmin_wal_size = '2MB'\n"
+                "hot_standby = on\nlogging_collector = off\nwal_retrieve_retry_interval = 50\n"
             )
 
     def copy(self, source: Server) -> None:
         """Become a copy of a stopped server."""
-        subprocess.run(["cp", "-a", str(source.data), str(self.data)], check=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", str(source.data), str(self.data)], check=True)
 
     def follow(self, primary: Server) -> None:
         (self.data / "standby.signal").touch()
@@ -109,10 +125,10 @@ class Server:
                 assert self.process.poll() is None, (self.home / f"{self.name}.log").read_text()[-2000:]
                 time.sleep(0.02)
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """As superuser, by the Unix socket."""
         with psycopg.connect(
-            host=str(self.home), port=self.port, user="postgres", dbname="postgres", autocommit=True
+            host=str(self.home), port=self.port, user="postgres", dbname=database, autocommit=True
         ) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
@@ -128,32 +144,22 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        self._end(signal.SIGINT)
+        """A fast shutdown."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(30)
+        self.process = None
 
     def kill(self) -> None:
         """Kill the postmaster and every backend, as a crash of the host's memory would."""
         if self.process is None:
             return
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
-        self._end(signal.SIGKILL, wait=False)
-        for pid in children:
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        if self.process.poll() is None:
+            postmaster = psutil.Process(self.process.pid)
+            family = [postmaster, *postmaster.children(recursive=True)]
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family)
         self.process.wait()
         self.process = None
-
-    def _end(self, number: signal.Signals, wait: bool = True) -> None:
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        if wait:
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self.process = None

@@ -40,11 +40,13 @@ class Pair:
         """The primary dies, and an epoch is opened."""
         await asyncio.to_thread(self.n1.kill)
         await self.cluster.open_epoch()
+        await until(lambda: self.proxy.routing.epoch == 2)
 
     async def promote(self) -> None:
         """The standby becomes the primary of epoch 2 (and of timeline 2)."""
         await asyncio.to_thread(self.n2.promote)
         await self.cluster.serve(self.n2, 2)
+        await until(lambda: self.proxy.routing.primary() is not None)
 
     async def fail_over(self) -> None:
         await self.lose_primary()
@@ -96,6 +98,7 @@ async def test_held_before_the_register_moves(pair: Pair) -> None:
     """The process is gone, nobody has said so yet: the proxy tries again until somebody does."""
     async with await pair.cluster.connect() as connection:
         await asyncio.to_thread(pair.n1.kill)
+        await until(lambda: pair.proxy.lanes[Purpose.WRITE].counters.servers_lost == 1)
         running = asyncio.create_task(fetch(connection, "select 1"))
         await pair.wait_until_held(1)
         await pair.cluster.open_epoch()
@@ -250,15 +253,15 @@ async def test_killed_while_rows_flow(pair: Pair) -> None:
 async def test_open_transaction_is_lost(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection:
         await connection.execute("begin")
-        await connection.execute("update pgbench_branches set bbalance = 7 where bid = 1")
+        await connection.execute("update ledger set balance = 7")
         await pair.fail_over()
         with pytest.raises(psycopg.errors.AdminShutdown, match="nothing of the transaction was committed"):
-            await connection.execute("update pgbench_branches set bbalance = 8 where bid = 1")
+            await connection.execute("update ledger set balance = 8")
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):
-            await connection.execute("update pgbench_branches set bbalance = 9 where bid = 1")
+            await connection.execute("update ledger set balance = 9")
         cursor = await connection.execute("commit")
         assert cursor.statusmessage == "ROLLBACK"
-        assert await fetch(connection, "select bbalance from pgbench_branches where bid = 1") == 0
+        assert await fetch(connection, "select balance from ledger") == 0
 
 
 async def test_commit_after_the_loss_is_no_success(pair: Pair) -> None:
@@ -266,7 +269,7 @@ async def test_commit_after_the_loss_is_no_success(pair: Pair) -> None:
     rolled_back = await pair.cluster.connect()
     for connection in (simple, drivers, rolled_back):
         await connection.execute("begin")
-        await connection.execute("select count(*) from pgbench_branches")
+        await connection.execute("select count(*) from ledger")
     await pair.fail_over()
     with pytest.raises(psycopg.errors.AdminShutdown):
         await simple.execute("commit")
@@ -473,7 +476,7 @@ async def test_switchover_loses_nothing(pair: Pair) -> None:
 
 
 async def test_new_clients_during_the_hold(pair: Pair) -> None:
-    options = {"options": "-c work_mem=6MB"}
+    options: dict[str, Any] = {"options": "-c work_mem=6MB"}
     async with await pair.cluster.connect(application_name="early", **options):
         pass
     await pair.lose_primary()
