@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.core.choice import ChoiceReason, choose
+from holdfast.model.lsn import Lsn
 from holdfast.model.register import Configuration, Quorum, Recruit
 from tests.core.builders import BOTH, N1, N2, N3, recruit
 
@@ -27,6 +28,11 @@ def test_a_newer_timeline_beats_a_longer_log() -> None:
 def test_preference_only_breaks_ties() -> None:
     assert chosen(recruit(N2, 2, 1, 100), recruit(N3, 2, 1, 100), preferred="n2") == (N2, ChoiceReason.STANDBYS)
     assert chosen(recruit(N2, 2, 1, 100), recruit(N3, 2, 1, 101), preferred="n2") == (N3, ChoiceReason.STANDBYS)
+
+
+def test_of_equal_logs_the_one_that_has_replayed_more_wins() -> None:
+    ahead = replace(recruit(N2, 2, 1, 100), replayed_lsn=Lsn(90))
+    assert chosen(ahead, replace(recruit(N3, 2, 1, 100), replayed_lsn=Lsn(50))) == (N2, ChoiceReason.STANDBYS)
 
 
 def test_one_standby_of_two_is_not_enough() -> None:

@@ -69,7 +69,7 @@ def test_parameters_come_before_what_is_owned(tmp_path: Path) -> None:
     assert "wal_level = 'logical'" in text
     assert f"synchronous_standby_names = '{BARRIER}'" in text
     assert "primary_conninfo = ''" in text
-    assert "max_standby_streaming_delay" not in text
+    assert "max_standby_streaming_delay = '5s'" in text
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:

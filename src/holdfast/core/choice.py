@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from holdfast.core.quorum import standbys_suffice
+from holdfast.model.lsn import Lsn, Position
 from holdfast.model.register import Configuration, Member, Recruit
 
 
@@ -32,10 +33,11 @@ def choose(
     """The candidate, or None while no safe one is among the recruits.
 
     The leader that was lost is chosen only as the last resort (``leader_may_lead``: the others have had their time):
-    what killed it may kill it again. ``preferred`` is a node's name and breaks ties only.
+    what killed it may kill it again. ``preferred`` is a node's name and breaks ties only; then what has been replayed
+    does, since the rest delays the promotion.
     """
     others = [r for r in recruits if r.member != committed.leader]
-    best = max(others, key=lambda r: (r.position, r.member.node == preferred, r.member), default=None)
+    best = max(others, key=lambda r: _rank(r, preferred), default=None)
     if best is not None and standbys_suffice(committed, [r.member for r in others]):
         return Choice(best.member, ChoiceReason.STANDBYS)
     led = next((r for r in recruits if r.member == committed.leader), None)
@@ -46,3 +48,7 @@ def choose(
     if leader_may_lead or committed.quorum.k == 0:
         return Choice(led.member, ChoiceReason.LEADER_ITSELF)
     return None
+
+
+def _rank(r: Recruit, preferred: str | None) -> tuple[Position, bool, Lsn, Member]:
+    return r.position, r.member.node == preferred, r.replayed_lsn, r.member

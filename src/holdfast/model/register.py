@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from holdfast.model.errors import RegisterError
-from holdfast.model.lsn import History, Position
+from holdfast.model.lsn import History, Lsn, Position
 
 REGISTER_FORMAT = 1
 BARRIER_NAME = "holdfast_barrier"
@@ -188,12 +188,14 @@ class Recruit:
     """What a member wrote when it joined a new epoch: it streams from nobody any more, and its log ends here.
 
     ``history`` lists the timelines before ``position.timeline``: others learn from it whether they can follow.
+    ``replayed_lsn`` is how much of the log it has replayed; the rest has to be before a promotion ends.
     """
 
     member: Member
     epoch: int
     position: Position
     history: History
+    replayed_lsn: Lsn = Lsn(0)  # noqa: RUF009 - an immutable number
 
     def to_json(self) -> bytes:
         """The stored form."""

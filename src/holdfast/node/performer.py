@@ -219,7 +219,8 @@ class Performer:
         if position is None or o.member is None:
             raise PostgresError("an epoch cannot be joined without knowing where the own log ends")
         history = await self._server.history_of(position.timeline)
-        recruit = Recruit(o.member, action.epoch, position, history)
+        replayed_lsn = o.server.replay_lsn or position.lsn
+        recruit = Recruit(o.member, action.epoch, position, history, replayed_lsn)
         await self._store.put(self._keys.recruit(action.epoch, self._node), recruit.to_json())
         self._journal.record(
             "recruit.joined",
