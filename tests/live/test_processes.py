@@ -102,6 +102,7 @@ async def test_health_answers_are_true(cluster: LocalCluster) -> None:
 
 
 async def test_a_whole_cluster_stops_and_starts_as_it_was(cluster: LocalCluster) -> None:
+    """The last of this module: it leaves the cluster stopped."""
     before = await the_register(cluster)
     async with await connect(cluster.write_dsn) as connection:
         await connection.execute("CREATE TABLE IF NOT EXISTS remembered AS SELECT 1 AS id")
@@ -118,4 +119,4 @@ async def test_a_whole_cluster_stops_and_starts_as_it_was(cluster: LocalCluster)
         reports = await cluster.reports()
         assert all(r is not None and r.status is not ServerStatus.STOPPED for r in reports.values())
     finally:
-        cluster.keep()
+        await cluster.stop()
