@@ -70,7 +70,8 @@ async def try_on_own_cluster(trial: Trial, *, nodes: int, keep: bool = False, di
     configure_quiet_logs()
     _check_places(trial)
     steps = Steps(err=trial.json_file == STANDARD_OUTPUT)
-    async with temporary_cluster(nodes=nodes, progress=steps, directory=directory) as cluster:
+    cluster_made = temporary_cluster(nodes=nodes, progress=steps, directory=directory, meanwhile=_load_drill)
+    async with cluster_made as cluster:
         result = await _drill(trial, cluster, steps)
         if keep:
             cluster.keep()
@@ -99,6 +100,11 @@ async def try_on_running_cluster(trial: Trial, directory: Path) -> bool:
     finally:
         await cluster.close()
     return result.passed
+
+
+def _load_drill() -> None:
+    import holdfast.drill.primary_crash
+    import holdfast.drill.progress  # noqa: F401
 
 
 async def _drill(trial: Trial, cluster: LocalCluster, steps: Steps) -> DrillResult:

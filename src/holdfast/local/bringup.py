@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -99,10 +99,11 @@ async def temporary_cluster(
     progress: Progress,
     directory: Path | None = None,
     parameters: dict[str, str] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> AsyncIterator[LocalCluster]:
     """A cluster that serves; afterwards its processes and files are gone, unless `LocalCluster.keep` was called.
 
-    Also when we are killed: its supervisor is tied to us.
+    Also when we are killed: its supervisor is tied to us. ``meanwhile``: see `LocalCluster.wait_until_serving`.
     """
     os_user = machine.server_user()
     root = directory or machine.temporary_root(nodes, os_user)
@@ -116,7 +117,7 @@ async def temporary_cluster(
     try:
         announce(cluster, progress)
         cluster.start(remove_unless_kept=True)
-        await cluster.wait_until_serving(progress)
+        await cluster.wait_until_serving(progress, meanwhile)
         await cluster.wait_until_proxy_answers()
         yield cluster
     finally:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from holdfast.store.contract import Store
 
 Progress = Callable[[str], None]
+IS_PRIMARY = "is primary"
 CRASH_LOOP_RESTARTS = 3
 """A process that ended this often while the cluster starts will not come up by itself."""
 
@@ -73,6 +74,7 @@ class LocalCluster:
         layout = Layout.at(directory)
         names = rooms.node_names(nodes)
         rooms.check_new(layout)
+        machine.check_system()
         os_user = machine.server_user()
         machine.check_place(layout.root, nodes, os_user)
         ports = rooms.draw_ports(names, port, anywhere=temporary)
@@ -308,9 +310,11 @@ class LocalCluster:
             postmaster_of(self.layout.data_dir(name)) for name in self.nodes
         )
 
-    async def wait_until_serving(self, progress: Progress) -> None:
+    async def wait_until_serving(self, progress: Progress, meanwhile: Callable[[], None] | None = None) -> None:
         """Wait until clients can write, telling each step; then make the application's role and database once.
 
+        ``meanwhile`` is called when there is a primary and its standbys are still being copied: the one moment of a
+        start at which the processors have little to do, good for loading what comes next.
         Raises EnvironmentFault if a process does not stay up, HoldfastError if it takes too long.
         """
         told: dict[str, str] = {}
@@ -322,6 +326,9 @@ class LocalCluster:
                 if words and told.get(name) != words:
                     told[name] = words
                     progress(f"{name}: {words}")
+            if meanwhile is not None and IS_PRIMARY in told.values():
+                meanwhile()
+                meanwhile = None
             primary = await self._serving_primary()
             if primary is not None:
                 break
@@ -457,7 +464,7 @@ def _describe(report: NodeReport | None) -> str:
     if report.alarm:
         return f"ALARM: {report.alarm}"
     if report.status is ServerStatus.PRIMARY:
-        return "is primary"
+        return IS_PRIMARY
     if report.status is ServerStatus.STANDBY:
         return "streams" if report.streaming else "is a standby"
     return {

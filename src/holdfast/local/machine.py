@@ -17,6 +17,17 @@ SPACE_PER_NODE_BYTES = 150 * 2**20
 """A new PostgreSQL takes about 40 MB and its first segments of log 16 MB each."""
 
 
+def check_system() -> None:
+    """Raise EnvironmentFault if the system cannot tell us about processes."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        Path("/proc/self/stat").read_text()
+    except (AttributeError, OSError) as error:
+        raise EnvironmentFault(
+            f"Holdfast needs Linux 5.3 or newer with /proc ({error}): in a chroot, `mount -t proc proc /proc` there"
+        ) from error
+
+
 def server_user() -> str | None:
     """The user for the servers: None (ourselves), or an unprivileged one when we are root, whom PostgreSQL refuses.
 

@@ -63,10 +63,13 @@ class Process:
         return _start_ticks(self.pid) == self.start_ticks and _boot_id() == self.boot_id
 
     def open(self) -> int | None:
-        """A descriptor that becomes readable when the process ends (pidfd_open(2)); None if it has ended."""
+        """A descriptor that becomes readable when the process ends (pidfd_open(2)); None if it has ended.
+
+        Raises OSError where Linux is older than 5.3.
+        """
         try:
             descriptor = os.pidfd_open(self.pid)
-        except (ProcessLookupError, OSError):
+        except ProcessLookupError:
             return None
         if self.is_alive():
             return descriptor

@@ -66,7 +66,8 @@ def make_plan(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> Pla
         log_file=str(layout.proxy_log),
         stage=PROXY_STAGE,
         stop_ms=timeouts.local_stop_ms,
-        delay_ms=later_ms,
+        # Nobody needs it before the first standby is there.
+        delay_ms=3 * later_ms,
     )
     return Plan(
         processes=(_etcd(layout, file, timeouts), *agents, proxy),

@@ -260,6 +260,7 @@ def _running(plan: Plan, state: SupervisorState) -> dict[str, Process]:
 
 async def _stop_one(spec: ProcessSpec, process: Process, log: Callable[..., Any]) -> None:
     process.send(signal.SIGTERM)
+    process.send(signal.SIGCONT)  # a frozen process takes no other signal
     if await wait_until_ended(process, spec.stop_ms / 1000):
         return
     if not spec.may_kill:
