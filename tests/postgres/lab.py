@@ -24,6 +24,7 @@ from holdfast.postgres.server import Server
 
 PASSWORD = "correct horse 'battery"
 DEADLINE_S = 60
+PARAMETERS = {"shared_buffers": "16MB", "wal_init_zero": "off", "wal_recycle": "off"}
 _incarnations = itertools.count(1)
 
 
@@ -65,7 +66,7 @@ class Lab:
                 "socket_dir": self.root / node / "run",
                 "superuser_password_file": self._secret,
                 "replication_password_file": self._secret,
-                "parameters": {"shared_buffers": "16MB", "max_connections": "40"},
+                "parameters": PARAMETERS,
             }
             self.settings[node] = PostgresSettings(**{**defaults, **more})
         return self.settings[node]
@@ -86,13 +87,7 @@ class Lab:
     async def primary(self, node: str = "a", quorum: Quorum | None = NO_QUORUM, **more: Any) -> Server:
         """A running primary of epoch 1."""
         server = self.server(node, **more)
-        if self._template is None:
-            await server.initialize()
-        else:
-            target = self.data_dir(node)
-            target.parent.mkdir(mode=0o711)
-            copy = ["cp", "-a", "--reflink=auto", str(self._template), str(target)]
-            await asyncio.to_thread(subprocess.run, copy, check=True)
+        await self.make(node, server)
         server.set_incarnation(new_incarnation())
         await server.start(standby=False)
         await self.until(server, lambda view: view.status is ServerStatus.PRIMARY)
@@ -101,12 +96,23 @@ class Lab:
         return server
 
     async def standby(self, node: str, of: str = "a", **more: Any) -> tuple[Server, Member]:
-        """A clone of ``of`` that streams from it."""
+        """A standby that streams from ``of``. Any copy of the template can: the primary still has all its log."""
         server = self.server(node, **more)
         member = Member(node, new_incarnation())
-        await server.clone(self.upstream(of), member, nothing)
+        await self.make(node, server)
+        server.set_incarnation(member.incarnation)
         await self.join(server, of, member)
         return server, member
+
+    async def make(self, node: str, server: Server) -> None:
+        """A stopped data directory: a copy of the template if there is one."""
+        if self._template is None:
+            await server.initialize()
+            return
+        target = self.data_dir(node)
+        target.parent.mkdir(mode=0o711)
+        copy = ["cp", "-a", "--reflink=auto", str(self._template), str(target)]
+        await asyncio.to_thread(subprocess.run, copy, check=True)
 
     async def join(self, server: Server, of: str, member: Member) -> None:
         """Start a stopped server as a standby of ``of`` and wait until it streams."""
@@ -122,6 +128,7 @@ class Lab:
             view = await server.view()
             if wanted(view):
                 return view
+            assert view.status is not ServerStatus.STOPPED, f"it ended: {server.why_it_ended()}"
             assert asyncio.get_running_loop().time() < deadline, f"not in time: {view}, {server.why_it_ended()}"
             await asyncio.sleep(0.005)
 

@@ -149,6 +149,8 @@ async def test_a_recycled_pid_is_not_adopted(lab: Lab) -> None:
     assert PidFile.read(lab.data_dir("a")) == PidFile(os.getpid(), "ready")
     assert Postmaster.find(lab.data_dir("a"), asyncio.Event()) is None
     assert not await primary.adopt()
+    pid_file.write_text(pid_file.read_text().replace(str(os.getpid()), f"-{os.getpid()}", 1))
+    assert PidFile.read(lab.data_dir("a")) is None  # a single-user server's
     pid_file.unlink()
 
 

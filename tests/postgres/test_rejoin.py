@@ -142,7 +142,7 @@ async def test_an_unreachable_source_is_said(lab: Lab) -> None:
 
 
 async def test_a_cancelled_clone_leaves_nothing(lab: Lab) -> None:
-    await lab.primary("a", parameters={"shared_buffers": "16MB"})
+    await lab.primary("a")
     await lab.execute("a", "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
     server = lab.server("b")
     copying = asyncio.Event()

@@ -37,12 +37,13 @@ class PidFile:
 
     @classmethod
     def read(cls, data_dir: Path) -> PidFile | None:
-        """The file of ``data_dir``, or None if there is none or it is not complete."""
+        """The file of ``data_dir``; None if there is none, it is not complete, or a single-user server wrote it."""
         try:
             lines = (data_dir / "postmaster.pid").read_text().splitlines()
-            return cls(int(lines[0]), lines[7].strip() if len(lines) > 7 else "")
+            pid, status = int(lines[0]), lines[7].strip() if len(lines) > 7 else ""
         except (OSError, ValueError, IndexError):
             return None
+        return cls(pid, status) if pid > 0 else None
 
 
 class Postmaster:
