@@ -22,10 +22,11 @@ from holdfast.model.register import (
 )
 from holdfast.model.settings import ListenerSettings, ProxySettings, StoreSettings
 from holdfast.model.timeouts import Timeouts
+from holdfast.proxy.lane import Purpose
 from holdfast.proxy.run import Proxy
 from holdfast.proxy.users import Users
 from holdfast.store.memory import MemoryStore
-from tests.proxy.servers import PASSWORD, USER, free_port
+from tests.proxy.servers import PASSWORD, USER, Server, free_port
 
 KEYS = Keys("main")
 
@@ -134,3 +135,40 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
         if result if isinstance(result, bool) else await result:
             return
         await asyncio.sleep(0.01)
+
+
+class Pair:
+    """A primary, its standby, a proxy, and the failover from one to the other."""
+
+    def __init__(self, cluster: Cluster, n1: Server, n2: Server, proxy: Proxy) -> None:
+        self.cluster = cluster
+        self.n1 = n1
+        self.n2 = n2
+        self.proxy = proxy
+
+    def held(self) -> int:
+        return self.proxy.lanes[Purpose.WRITE].held
+
+    async def wait_until_held(self, count: int) -> None:
+        await until(lambda: self.held() == count)
+
+    async def lose_primary(self) -> None:
+        """The primary dies, and an epoch is opened."""
+        await asyncio.to_thread(self.n1.kill)
+        await self.cluster.open_epoch()
+        await until(lambda: self.proxy.routing.epoch == 2)
+
+    async def promote(self) -> None:
+        """The standby becomes the primary of epoch 2 (and of timeline 2)."""
+        await asyncio.to_thread(self.n2.promote)
+        await self.cluster.serve(self.n2, 2)
+        await until(lambda: self.proxy.routing.primary() is not None)
+
+    async def fail_over(self) -> None:
+        await self.lose_primary()
+        await self.promote()
+
+
+async def wait_until_active(server: Server, query: str) -> None:
+    sql = f"select exists (select from pg_stat_activity where state = 'active' and query = '{query}')"
+    await asyncio.to_thread(server.wait_for, sql)

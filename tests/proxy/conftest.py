@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy.cluster import Cluster
+from holdfast.model.register import NodeState
+from tests.proxy.cluster import Cluster, Pair
 from tests.proxy.servers import PASSWORD, USER, Server, find_bin_dir, free_port, server_user
 
 
@@ -108,3 +110,13 @@ async def served(cluster: Cluster, lasting: Server) -> Cluster:
 @pytest.fixture
 def unused_port() -> int:
     return free_port()
+
+
+@pytest.fixture
+async def pair(cluster: Cluster, make_server: ServerMaker) -> Pair:
+    n1 = await asyncio.to_thread(make_server, "n1")
+    n2 = await asyncio.to_thread(make_server, "n2", n1)
+    await asyncio.to_thread(n1.wait_for, "select exists (select from pg_stat_replication where state = 'streaming')")
+    await cluster.serve(n1, 1)
+    await cluster.record(n2, NodeState.STANDBY, 1)
+    return Pair(cluster, n1, n2, await cluster.start())

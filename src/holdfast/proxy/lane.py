@@ -179,6 +179,7 @@ class Lane:
     async def _try_while_named(self, target: Target, wanted: Wanted) -> ServerConnection | None:
         """Try a server, and stop at once when the register no longer names it: it may be one that never answers."""
         trying = asyncio.create_task(self._try(target, wanted))
+        server: ServerConnection | None = None
         try:
             while not trying.done() and target in self._targets():
                 change = asyncio.create_task(self.routing.wait_changed())
@@ -186,15 +187,16 @@ class Lane:
                     await asyncio.wait((trying, change), return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     change.cancel()
-            server = trying.result() if trying.done() else None
+            if trying.done() and target in self._targets():
+                server = trying.result()
         finally:
-            trying.cancel()
-        if server is not None and target not in self._targets():
-            server.drop()
-            server = None
-        if server is None:
+            if server is None:
+                trying.cancel()
+                trying.add_done_callback(_drop_unused)
+        if server is None or not server.is_open:
             return None
         self._failing = False
+        self._last_refusal = ""
         self.counters.servers_opened += 1
         return server
 
@@ -224,6 +226,15 @@ class Lane:
         if reason != self._last_refusal:
             log.info("server.refused", port=self.purpose, node=target.node, epoch=target.epoch, reason=reason)
         self._last_refusal = reason
+
+
+def _drop_unused(trying: asyncio.Task[ServerConnection | None]) -> None:
+    """Nobody waits for this attempt any more; it may have ended well at the last moment."""
+    if trying.cancelled() or trying.exception() is not None:
+        return
+    server = trying.result()
+    if server is not None:
+        server.drop()
 
 
 class _Hold:
