@@ -280,6 +280,7 @@ class LocalCluster:
 
         With ``remove_unless_kept`` it removes the directory when we end without having called `keep`.
         """
+        self.layout.load()  # a directory that was removed meanwhile is not made again in part
         owner = machine.owner_ids(self.file.os_user)
         self.file = rooms.ensure_socket_directories(self.layout, self.file, owner)
         if not self._leftovers():
