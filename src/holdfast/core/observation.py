@@ -67,6 +67,8 @@ class Observation:
     create: bool = False
     """Whether a person asked to create the cluster on this node."""
     register: Register | None = None
+    register_revision: int = 0
+    """The revision of ``register``: a swap that a decision asks for must be of exactly this one."""
     trouble: RegisterTrouble | None = None
     recruits: tuple[Recruit, ...] = ()
     phase_since_ms: int = 0

@@ -92,14 +92,10 @@ class Agent:
         self._promise.load(self._settings.cluster.name)
         self._ever_started = await self._server.adopt()
         promise = self._promise.current
-        if promise is None or self._server.system_identifier() is None:
-            return
-        self._performer.creating = self._performer.creating and promise.epoch == 0
-        if promise.incarnation is None or self._server.incarnation() != promise.incarnation:
-            # The directory is not the one that the promise speaks for: to the cluster it is a stranger.
-            incarnation = new_incarnation()
-            self._promise.speak_for(incarnation)
-            self._server.set_incarnation(incarnation)
+        if promise is not None:
+            self._performer.creating = self._performer.creating and promise.epoch == 0
+        if self._server.system_identifier() is not None and not self._is_spoken_for():
+            await self._name_directory()
 
     async def run(self) -> None:
         """Observe, decide and apply until `stop`; raises ConfigurationError or EnvironmentFault before the start."""
@@ -155,7 +151,8 @@ class Agent:
 
     async def _turn(self) -> None:
         self._take_failure()
-        self._name_directory()
+        if self._has_nameless_directory():
+            await self._name_directory()
         server = await self._look_at_server()
         o = self._observer.observe(self._look(server))
         self._last = o
@@ -234,15 +231,26 @@ class Agent:
 
     # ---- looking ----------------------------------------------------------------------------------------------
 
-    def _name_directory(self) -> None:
-        """A directory that no promise speaks for (it was lost, say) is a new member."""
+    def _is_spoken_for(self) -> bool:
+        """Whether the promise speaks for the directory that is there."""
+        promise = self._promise.current
+        if promise is None or promise.incarnation is None:
+            return False
+        return promise.incarnation == self._server.incarnation()
+
+    def _has_nameless_directory(self) -> bool:
         promise = self._promise.current
         if promise is None or promise.incarnation is not None or self._performer.busy:
-            return
-        if self._server.system_identifier() is not None:
+            return False
+        return self._server.system_identifier() is not None
+
+    async def _name_directory(self) -> None:
+        """A directory that no promise speaks for is a new member, and streams under its new name only."""
+        await self._server.stop("fast", self._timeouts.stop_ms)
+        if self._promise.current is not None:
             incarnation = new_incarnation()
-            self._server.set_incarnation(incarnation)
             self._promise.speak_for(incarnation)
+            self._server.set_incarnation(incarnation)
 
     async def _look_at_server(self) -> ServerView:
         if self._performer.rebuilding:
@@ -258,6 +266,7 @@ class Agent:
             creating=self._performer.creating,
             rebuilding=self._performer.rebuilding,
             register=self._registry.register,
+            register_revision=self._registry.register_revision,
             unreadable=self._registry.unreadable is not None,
             recruits=self._registry.recruits(),
             nodes=self._registry.nodes,

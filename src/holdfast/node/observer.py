@@ -26,6 +26,7 @@ class Look:
     creating: bool
     rebuilding: bool
     register: Register | None
+    register_revision: int
     unreadable: bool
     recruits: tuple[Recruit, ...]
     nodes: dict[str, NodeRecord]
@@ -90,6 +91,7 @@ class Observer:
             settled_lsn=self._settled_lsn,
             create=look.creating,
             register=look.register,
+            register_revision=look.register_revision,
             trouble=_trouble(look),
             recruits=look.recruits,
             phase_since_ms=self._phase_since_ms,

@@ -179,6 +179,7 @@ class Performer:
 
     async def _stop(self, action: a.Stop, rule: str, o: Observation) -> bool:
         if action.immediate:
+            await self.cancel_job()
             await self._server.stop("immediate", self._timeouts.fence_ms)
         else:
             await self._server.stop("fast", self._timeouts.stop_ms)
@@ -186,6 +187,7 @@ class Performer:
         return True
 
     async def _kill(self, action: a.Kill, rule: str, o: Observation) -> bool:
+        await self.cancel_job()
         await self._server.kill()
         self._journal.record("postgres.killed", o.promised, rule)
         return True
@@ -261,10 +263,9 @@ class Performer:
 
     # ---- the register -----------------------------------------------------------------------------------------
 
-    async def _swap(self, new: Register, kind: str, rule: str, **detail: str) -> None:
-        revision = await self._store.compare_and_swap(
-            self._keys.register, new.to_json(), self._registry.register_revision
-        )
+    async def _swap(self, o: Observation, new: Register, kind: str, rule: str, **detail: str) -> None:
+        # Of the register that the decision was made on, not of the newest: that one may call for another decision.
+        revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), o.register_revision)
         if revision is not None:
             self._registry.swapped(new, revision)
             self._journal.record(kind, new.epoch, rule, **detail)
@@ -288,28 +289,32 @@ class Performer:
     async def _commit(self, action: a.CommitConfiguration, rule: str, o: Observation) -> bool:
         if o.register is not None and o.member is not None:
             new = o.register.served_by(o.member, action.quorum)
-            await self._swap(new, "epoch.serving", rule, leader=self._node, quorum=str(action.quorum))
+            await self._swap(o, new, "epoch.serving", rule, leader=self._node, quorum=str(action.quorum))
         return True
 
     async def _tell_register(self, action: a.TellRegister, rule: str, o: Observation) -> bool:
         if o.register is not None:
-            await self._swap(o.register.requorumed(action.quorum), "quorum.register", rule, quorum=str(action.quorum))
+            await self._swap(
+                o, o.register.requorumed(action.quorum), "quorum.register", rule, quorum=str(action.quorum)
+            )
         return True
 
     async def _open_epoch(self, action: a.OpenEpoch, rule: str, o: Observation) -> bool:
         if o.register is not None:
-            await self._swap(o.register.opened(), "epoch.opened", rule, reason=action.reason)
+            await self._swap(o, o.register.opened(), "epoch.opened", rule, reason=action.reason)
         return True
 
     async def _choose(self, action: a.ChooseCandidate, rule: str, o: Observation) -> bool:
         if o.register is not None:
             new = o.register.chosen(action.candidate)
-            await self._swap(new, "candidate.chosen", rule, candidate=action.candidate.node, reason=action.reason.value)
+            await self._swap(
+                o, new, "candidate.chosen", rule, candidate=action.candidate.node, reason=action.reason.value
+            )
         return True
 
     async def _cancel_hand_over(self, action: a.CancelHandOver, rule: str, o: Observation) -> bool:
         if o.register is not None:
-            await self._swap(o.register.handing_over(None), "handover.cancelled", rule)
+            await self._swap(o, o.register.handing_over(None), "handover.cancelled", rule)
         return True
 
     # ---- others -----------------------------------------------------------------------------------------------
