@@ -190,6 +190,24 @@ def test_down_stops_everything_and_up_brings_it_back(running: Running) -> None:
     assert (after["primary"], after["epoch"]) == (before["primary"], before["epoch"])
 
 
+async def test_a_handle_stops_the_supervisor_that_came_after_its_own(running: Running) -> None:
+    running.wait_until_healthy()
+    handle = LocalCluster.open(running.root)
+    try:
+        assert await handle.stop()
+        handle.start()
+        own = handle.state
+        until(lambda: own().is_alive, "its supervisor runs")
+        assert holdfast("down", "--dir", running.root).returncode == 0
+        assert holdfast("up", "--dir", running.root).returncode == 0
+        assert await handle.stop()
+        assert processes_below(running.root) == []
+    finally:
+        await handle.close()
+    assert answer("up", "--dir", running.root)["started"] is True
+    running.wait_until_healthy()
+
+
 def test_everything_killed_at_once_is_whole_after_up(running: Running) -> None:
     running.write("before the crash")
     running.wait_until_healthy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,16 @@ def test_one_that_was_started_with_more_words_is_picked_up_too(place: Path) -> N
     supervisor = supervised.start()
     assert supervised.process("a") == a
     supervisor.terminate()
+    assert supervisor.wait(DEADLINE_S) == 0
+    assert processes_below(place) == []
+
+
+def test_one_whose_directory_is_removed_ends_with_all_its_processes(place: Path) -> None:
+    supervised = Supervised(place, stand_in(place, "a"), stand_in(place, "b"))
+    supervisor = supervised.start()
+    a = supervised.process("a")
+    shutil.rmtree(supervised.root)
+    a.send(signal.SIGKILL)
     assert supervisor.wait(DEADLINE_S) == 0
     assert processes_below(place) == []
 

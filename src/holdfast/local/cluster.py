@@ -430,7 +430,9 @@ class LocalCluster:
             self.keep_nothing()
             await asyncio.to_thread(self._supervisor.wait)
             self._supervisor = None
-        elif state.is_alive and state.supervisor is not None:
+            state = self.state()
+        # Ours may have ended long ago, and somebody else's may have come after it.
+        if state.is_alive and state.supervisor is not None:
             state.supervisor.send(signal.SIGTERM)
             await wait_until_ended(state.supervisor)
         if self._files.plan.exists() and self._leftovers():

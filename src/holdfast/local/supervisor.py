@@ -98,6 +98,8 @@ class Supervisor:
             loop.add_reader(sys.stdin.fileno(), self._on_stdin)
         leftovers = find_by_command(spec.command for spec in self._plan.processes)
         keepers = [asyncio.create_task(self._keep(s.name, leftovers.get(s.command))) for s in self._plan.processes]
+        for keeper in keepers:
+            keeper.add_done_callback(self._on_keeper_end)
         announcer = asyncio.create_task(self._announce())
         try:
             await self._stop.wait()
@@ -106,8 +108,15 @@ class Supervisor:
             for task in (*keepers, announcer):
                 task.cancel()
             await asyncio.gather(*keepers, announcer, return_exceptions=True)
-            self._publish()
+            with contextlib.suppress(OSError):
+                self._publish()
             await self._end()
+
+    def _on_keeper_end(self, keeper: asyncio.Task[None]) -> None:
+        """A process that nobody keeps any more (its directory was removed, say) ends everything."""
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            self._log("supervisor.failed", error=str(error))
+            self._stop.set()
 
     async def _announce(self) -> None:
         await self._all_started.wait()
