@@ -99,8 +99,11 @@ class Lab:
         """A standby that streams from ``of``. Any copy of the template can: the primary still has all its log."""
         server = self.server(node, **more)
         member = Member(node, new_incarnation())
-        await self.make(node, server)
-        server.set_incarnation(member.incarnation)
+        if self._template is None:
+            await server.clone(self.upstream(of), member, nothing)
+        else:
+            await self.make(node, server)
+            server.set_incarnation(member.incarnation)
         await self.join(server, of, member)
         return server, member
 

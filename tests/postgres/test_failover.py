@@ -11,11 +11,11 @@ import pytest
 
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import is_on_history
-from holdfast.model.register import Quorum
+from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ServerStatus
 from holdfast.postgres.config import BARRIER
 from holdfast.postgres.timelines import is_placeholder, timelines_on_disk, write_placeholders
-from tests.postgres.lab import Lab
+from tests.postgres.lab import Lab, new_incarnation
 
 pytestmark = pytest.mark.live
 
@@ -261,6 +261,19 @@ async def test_views_of_a_whole_life(lab: Lab) -> None:
     assert again.upstream_host is None
     await standby.stop("fast", 10_000)
     assert again.position == await standby.end_of_log()
+
+
+async def test_a_connection_that_is_refused_is_no_stream(lab: Lab) -> None:
+    await lab.primary()
+    stranger = lab.server("b")
+    await stranger.initialize()  # another cluster
+    await stranger.start(standby=True)
+    await lab.until(stranger, lambda v: v.status is ServerStatus.STANDBY)
+    await stranger.follow(lab.upstream("a"), Member("b", new_incarnation()))
+    seen = [await stranger.view() for _ in range(200)]
+    assert not any(v.streaming for v in seen)
+    await lab.until(stranger, lambda v: v.walreceiver)
+    assert "identifier differs" in str(stranger.why_it_ended())
 
 
 async def test_slots_are_made_advanced_and_dropped(lab: Lab) -> None:

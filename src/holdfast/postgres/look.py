@@ -23,11 +23,14 @@ WITH seen AS MATERIALIZED (
          max(wait_event) FILTER (WHERE backend_type = 'startup') AS startup_waits_for,
          bool_or(wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin'))
            FILTER (WHERE backend_type = 'startup') AS replay_blocked,
-         array_agg(pid) FILTER (WHERE backend_type = 'walreceiver') AS walreceivers
+         array_agg(pid) FILTER (WHERE backend_type = 'walreceiver') AS walreceivers,
+         max(wait_event) FILTER (WHERE backend_type = 'walreceiver') AS walreceiver_waits_for
     FROM pg_stat_activity
 )
 SELECT standby, startup_waits_for, walreceivers,
        (SELECT status FROM pg_stat_wal_receiver),
+       (SELECT walreceiver_waits_for = 'WalReceiverMain' OR last_msg_send_time <> last_msg_receipt_time
+          FROM pg_stat_wal_receiver),
        CASE WHEN NOT standby THEN pg_current_wal_flush_lsn()::text END,
        CASE WHEN NOT standby THEN pg_walfile_name(pg_current_wal_flush_lsn()) END,
        pg_last_wal_replay_lsn()::text,
@@ -54,6 +57,8 @@ class Look:
     startup_waits_for: str | None
     walreceivers: tuple[int, ...]
     walreceiver_status: str | None
+    heard: bool
+    """Whether the upstream answered this walreceiver with log; its status says streaming from the connection on."""
     flushed: Lsn | None
     flushed_file: str | None
     replayed: Lsn | None
@@ -98,17 +103,18 @@ async def take_look(session: Session, deadline_ms: int) -> Look:
         startup_waits_for=row[1],
         walreceivers=tuple(row[2] or ()),
         walreceiver_status=row[3],
-        flushed=_lsn(row[4]),
-        flushed_file=row[5],
-        replayed=_lsn(row[6]),
-        received=_lsn(row[7]),
-        synchronous_names=row[8],
-        primary_conninfo=row[9],
-        segment_bytes=row[10],
-        configured_at=row[11],
-        replicas=_replicas(row[12] or ()),
-        replay_paused=row[13],
-        replay_blocked=row[14],
+        heard=bool(row[4]),
+        flushed=_lsn(row[5]),
+        flushed_file=row[6],
+        replayed=_lsn(row[7]),
+        received=_lsn(row[8]),
+        synchronous_names=row[9],
+        primary_conninfo=row[10],
+        segment_bytes=row[11],
+        configured_at=row[12],
+        replicas=_replicas(row[13] or ()),
+        replay_paused=row[14],
+        replay_blocked=row[15],
     )
 
 
@@ -126,7 +132,7 @@ def view_of(look: Look, position: Position, history: History) -> ServerView:
         history=history,
         upstream_host=upstream_of(look.primary_conninfo) if look.standby else None,
         walreceiver=bool(look.walreceivers),
-        streaming=look.walreceiver_status == "streaming",
+        streaming=look.walreceiver_status == "streaming" and look.heard,
         synchronous_names=look.synchronous_names,
         replicas=look.replicas,
     )
