@@ -257,6 +257,8 @@ class Performer:
 
     async def _tell_postgres(self, action: a.TellPostgres, rule: str, o: Observation) -> bool:
         await self._server.set_quorum(action.quorum)
+        # Commits that waited for the former names are released by a standby's next word: give it something to say.
+        await self._server.heartbeat(o.promised)
         self._observer.told_postgres(monotonic_ms())
         self._journal.record("quorum.postgres", o.promised, rule, quorum=str(action.quorum))
         return True
