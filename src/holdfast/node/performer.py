@@ -12,7 +12,7 @@ import structlog
 
 from holdfast.core import actions as a
 from holdfast.core.observation import Observation
-from holdfast.model.errors import PostgresError
+from holdfast.model.errors import PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.lsn import Position
 from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Recruit, Register
@@ -59,6 +59,7 @@ class Performer:
         self._on_done = on_done
         self._job: asyncio.Task[None] | None = None
         self._detached: Position | None = None
+        self._tidying: asyncio.Task[None] | None = None
         self._starts = 0
         self._promoting: tuple[int, int] | None = None
         """The epoch that the server was told to promote in, and at which of its starts."""
@@ -292,7 +293,17 @@ class Performer:
         if o.register is not None and o.member is not None:
             new = o.register.served_by(o.member, action.quorum)
             await self._swap(o, new, "epoch.serving", rule, leader=self._node, quorum=str(action.quorum))
+            before = range(o.register.committed.epoch, new.epoch)
+            self._tidying = asyncio.create_task(self._forget_recruits(before))
         return True
+
+    async def _forget_recruits(self, epochs: range) -> None:
+        """What was written for epochs that are over; nobody waits for it."""
+        for epoch in epochs:
+            try:
+                await self._store.delete_prefix(self._keys.recruits(epoch))
+            except StoreUnavailable as error:
+                log.debug("recruits.left", epoch=epoch, error=str(error))
 
     async def _tell_register(self, action: a.TellRegister, rule: str, o: Observation) -> bool:
         if o.register is not None:
