@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
-from holdfast.postgres.installation import OLDEST_MAJOR, Installation, find_installation, wheel_bin_dir
+from holdfast.postgres.account import run_as
+from holdfast.postgres.installation import OLDEST_MAJOR, Installation, look_at, readable_for, wheel_bin_dir
 
 
 def oldest_and_newest() -> list[Installation]:
@@ -12,9 +17,24 @@ def oldest_and_newest() -> list[Installation]:
     directories = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
     if wheel := wheel_bin_dir():
         directories.append(wheel)
-    found = [find_installation(d) for d in directories if (d / "postgres").exists() and (d / "pg_rewind").exists()]
+    found = [i for i in (look_at(d, "test") for d in directories) if isinstance(i, Installation)]
     usable = sorted((i for i in found if i.major >= OLDEST_MAJOR), key=lambda i: i.version)
     return list(dict.fromkeys([usable[0], usable[-1]])) if usable else []
+
+
+@cache
+def readable(installation: Installation) -> Installation:
+    """The same, or a copy that the servers' user can read: a wheel may lie below a closed home."""
+    copies = Path(tempfile.mkdtemp(prefix="holdfast-programs-"))
+    copies.chmod(0o711)
+    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    return readable_for(run_as(None), installation, copies)
+
+
+def any_bin_dir() -> Path | None:
+    """The programs for tests that try one version only."""
+    found = oldest_and_newest()
+    return readable(found[0]).bin_dir if found else None
 
 
 def version_id(installation: Installation) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drill.servers import find_bin_dir
+from tests.installations import any_bin_dir
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def server_home() -> Iterator[Path]:
 
 @pytest.fixture
 def bin_dir() -> Path:
-    found = find_bin_dir()
+    found = any_bin_dir()
     if found is None:
         pytest.skip("no PostgreSQL on this machine and no wheel of it")
     return found

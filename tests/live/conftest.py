@@ -17,15 +17,14 @@ from holdfast.model.keys import Keys
 from holdfast.model.register import Register
 from holdfast.postgres.installation import Installation
 from holdfast.store.contract import Put, Resync
-from tests.installations import oldest_and_newest, version_id
+from tests.installations import oldest_and_newest, readable, version_id
 
 WHOLE_S = 60.0
 
 
 @pytest.fixture(scope="module", params=oldest_and_newest(), ids=version_id)
 def installation(request: pytest.FixtureRequest) -> Installation:
-    found: Installation = request.param
-    return found
+    return readable(request.param)
 
 
 @pytest.fixture(scope="module")

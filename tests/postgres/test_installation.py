@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,25 @@ def fake(directory: Path, version: str) -> Path:
     return directory
 
 
-def test_the_setting_wins_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    explicit, named = fake(tmp_path / "a", "16.2 (Distribution 1)"), fake(tmp_path / "b", "17beta1")
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user may enter (pytest's own is closed to others)."""
+    path = Path(tempfile.mkdtemp(prefix="holdfast-fakes-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_what_was_named_and_cannot_be_run_by_the_servers_user_is_told(tmp_path: Path) -> None:
+    if run_as(None) is None:
+        pytest.skip("only root runs PostgreSQL as somebody else")
+    tmp_path.chmod(0o700)
+    with pytest.raises(EnvironmentFault, match=r"cannot read .*make the directories above it searchable"):
+        find_installation(fake(tmp_path / "a", "16.2"))
+
+
+def test_the_setting_wins_over_the_environment(open_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explicit, named = fake(open_path / "a", "16.2 (Distribution 1)"), fake(open_path / "b", "17beta1")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(named))
     assert find_installation(explicit) == Installation(explicit, (16, 2), "setting")
     assert find_installation(None) == Installation(named, (17, 0), "environment")

