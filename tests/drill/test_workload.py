@@ -15,7 +15,8 @@ from holdfast.drill.history import Outcome
 from holdfast.drill.workload import Workload
 from holdfast.model.errors import HoldfastError
 from holdfast.model.timeouts import DrillTimeouts
-from tests.drill.servers import Server, free_port
+from tests.drill.servers import Server
+from tests.ports import free_port
 
 QUICK = DrillTimeouts(stop_s=5.0, connect_s=5)
 

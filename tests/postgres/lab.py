@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -21,18 +20,12 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.process import processes_in
 from holdfast.postgres.server import Server
+from tests.ports import free_port
 
 PASSWORD = "correct horse 'battery"
 DEADLINE_S = 60
 PARAMETERS = {"shared_buffers": "16MB", "wal_init_zero": "off", "wal_recycle": "off"}
 _incarnations = itertools.count(1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def new_incarnation() -> str:

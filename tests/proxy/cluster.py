@@ -26,7 +26,8 @@ from holdfast.proxy.lane import Purpose
 from holdfast.proxy.run import Proxy
 from holdfast.proxy.users import Users
 from holdfast.store.memory import MemoryStore
-from tests.proxy.servers import PASSWORD, USER, Server, free_port
+from tests.ports import free_port
+from tests.proxy.servers import PASSWORD, USER, Server
 
 KEYS = Keys("main")
 

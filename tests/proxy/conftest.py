@@ -10,8 +10,9 @@ import pytest
 
 from holdfast.model.register import NodeState
 from tests.installations import any_bin_dir
+from tests.ports import free_port
 from tests.proxy.cluster import Cluster, Pair
-from tests.proxy.servers import PASSWORD, USER, Server, free_port, server_user
+from tests.proxy.servers import PASSWORD, USER, Server, server_user
 
 
 def new_home() -> Path:

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -15,6 +14,8 @@ from typing import Any
 
 import psutil
 import psycopg
+
+from tests.ports import free_port
 
 USER = "app"
 PASSWORD = "app password"
@@ -26,13 +27,6 @@ def server_user() -> str | None:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in names else "nobody"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Server:

@@ -11,8 +11,9 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Change
 from holdfast.store.etcd import EtcdStore
 from holdfast.store.etcd_server import EtcdInstallation, find_etcd
+from tests.ports import free_port
 
-from .running import EtcdProcess, EtcdWorld, MemoryWorld, Watcher, World, free_port
+from .running import EtcdProcess, EtcdWorld, MemoryWorld, Watcher, World
 
 _clusters = itertools.count(1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -21,14 +20,9 @@ from holdfast.store.contract import Change, Connected, Deleted, Disconnected, Pu
 from holdfast.store.etcd import EtcdStore
 from holdfast.store.etcd_server import EtcdInstallation, PrivateEtcd
 from holdfast.store.memory import Fault, MemoryBackend, MemoryStore
+from tests.ports import free_port
 
 PATIENCE_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class EtcdProcess:

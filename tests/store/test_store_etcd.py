@@ -21,8 +21,9 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Change, Disconnected, Resync
 from holdfast.store.etcd import EtcdStore
 from holdfast.store.etcd_server import EtcdInstallation
+from tests.ports import free_port
 
-from .running import EtcdProcess, Watcher, free_port
+from .running import EtcdProcess, Watcher
 
 pytestmark = pytest.mark.live
 

@@ -23,8 +23,9 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.store.etcd import EtcdStore
 from holdfast.store.etcd_server import EtcdInstallation, PrivateEtcd, check_port_free, find_etcd
 from holdfast.store.etcd_version import is_supported, parse_version, survives_kill
+from tests.ports import free_port
 
-from .running import PATIENCE_S, free_port
+from .running import PATIENCE_S
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 UNPRIVILEGED = "nobody"
