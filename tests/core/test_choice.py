@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.core.choice import ChoiceReason, choose
-from holdfast.model.lsn import Lsn
+from holdfast.model.lsn import Lsn, TimelineSwitch
 from holdfast.model.register import Configuration, Quorum, Recruit
 from tests.core.builders import BOTH, N1, N2, N3, recruit
 
@@ -22,7 +22,23 @@ def test_the_most_log_wins() -> None:
 
 
 def test_a_newer_timeline_beats_a_longer_log() -> None:
-    assert chosen(recruit(N2, 3, 2, 100), recruit(N3, 3, 1, 900)) == (N2, ChoiceReason.STANDBYS)
+    branched = replace(recruit(N2, 3, 2, 100), history=(TimelineSwitch(1, Lsn(90)),))
+    assert chosen(branched, recruit(N3, 3, 1, 80)) == (N2, ChoiceReason.STANDBYS)
+    assert chosen(branched, recruit(N3, 3, 1, 900), leader_may_lead=True) == (N2, ChoiceReason.STANDBYS)
+
+
+def test_a_candidate_that_nobody_can_follow_waits_for_better() -> None:
+    """Its barrier could never be passed; with the leader, whose log is the longest, the other fits."""
+    branched = replace(recruit(N2, 3, 2, 100), history=(TimelineSwitch(1, Lsn(90)),))
+    assert chosen(branched, recruit(N3, 3, 1, 900)) is None
+    only_n2 = replace(COMMITTED, quorum=Quorum(frozenset({N2}), 1))
+    with_tail = [recruit(N1, 2, 1, 500), recruit(N2, 2, 1, 100)]
+    choice = choose(only_n2, with_tail, None, False)
+    assert choice is not None
+    assert (choice.candidate, choice.reason) == (N1, ChoiceReason.LEADER_ITSELF)
+    third = choose(only_n2, [*with_tail, recruit(N3, 2, 1, 90)], None, False)
+    assert third is not None
+    assert third.candidate == N2
 
 
 def test_preference_only_breaks_ties() -> None:

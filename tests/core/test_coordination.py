@@ -147,3 +147,10 @@ def test_a_new_cluster_has_nobody_else_to_promote() -> None:
 
 def test_who_is_no_voter_coordinates_nothing() -> None:
     assert coordinate(observation(node="n9")) is None
+
+
+def test_a_switchover_that_nobody_goes_on_with_expires() -> None:
+    waiting = replace(register(), handover="n2")
+    o = observation(register=waiting, verdict=verdict(VerdictKind.HEALTHY), progress_ms=NOW_MS - 6000)
+    assert rule_and_actions(o)[0] == "epoch.quiet"
+    assert rule_and_actions(replace(o, progress_ms=NOW_MS - 60_000)) == ("handover.expire", (a.CancelHandOver(),))

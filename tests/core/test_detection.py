@@ -69,3 +69,10 @@ def test_the_own_agent_knows() -> None:
     assert judge_own(N1, 1, ServerStatus.STOPPED, False).kind is VerdictKind.UNKNOWN
     assert judge_own(N1, 1, ServerStatus.PRIMARY, True).kind is VerdictKind.HEALTHY
     assert judge_own(N1, 1, ServerStatus.ABSENT, False).kind is VerdictKind.DEAD
+
+
+def test_a_candidate_that_recovers_is_not_hung() -> None:
+    starting = peer(N1, status=ServerStatus.STARTING)
+    late = Probe(answered_ms=LONG_AGO_MS)
+    assert judge(N1, 2, NOW_MS, LONG_AGO_MS, starting, late, TIMEOUTS, True).kind is VerdictKind.HEALTHY
+    assert judge(N1, 2, NOW_MS, LONG_AGO_MS, starting, late, TIMEOUTS, False).kind is VerdictKind.HUNG

@@ -10,7 +10,7 @@ from holdfast.core.membership import change_of
 from holdfast.core.observation import Observation
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member, Quorum, Register
-from tests.core.builders import BOTH, N1, N2, N3, NOW_MS, observation, peer, primary, register, streaming
+from tests.core.builders import BARRIER, BOTH, N1, N2, N3, NOW_MS, observation, peer, primary, register, streaming
 
 ONLY_N2 = Quorum(frozenset({N2}), 1)
 
@@ -78,3 +78,11 @@ def test_a_switchover_needs_a_close_standby_and_another_to_confirm() -> None:
     assert "nobody could confirm" in successor(alone, "n2")[1]
     assert "not a member that streams" in successor(alone, "n3")[1]
     assert "ask the primary's agent" in successor(observation(), None)[1]
+
+
+def test_a_closed_leader_may_take_in_who_could_open_it_and_do_nothing_else() -> None:
+    gone = Quorum(frozenset({replace(N2, incarnation="ffffffff")}), 1)
+    o, reg = leader(gone, BOTH, N3)
+    closed = replace(o, server=replace(o.server, synchronous_names=BARRIER))
+    assert action(closed, reg) == a.TellRegister(Quorum(gone.members | {N3}, 1))
+    assert action(replace(closed, server=replace(closed.server, replicas=())), reg) is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from holdfast.core.quorum import standbys_suffice
-from holdfast.model.lsn import Lsn, Position
+from holdfast.model.lsn import Lsn, Position, TimelineSwitch, is_on_history
 from holdfast.model.register import Configuration, Member, Recruit
 
 
@@ -38,16 +38,28 @@ def choose(
     """
     others = [r for r in recruits if r.member != committed.leader]
     best = max(others, key=lambda r: _rank(r, preferred), default=None)
-    if best is not None and standbys_suffice(committed, [r.member for r in others]):
-        return Choice(best.member, ChoiceReason.STANDBYS)
     led = next((r for r in recruits if r.member == committed.leader), None)
-    if led is None:
-        return None
-    if best is not None and best.position >= led.position:
-        return Choice(best.member, ChoiceReason.EQUALS_LEADER)
-    if leader_may_lead or committed.quorum.k == 0:
+    reason = None
+    if best is not None and standbys_suffice(committed, [r.member for r in others]):
+        reason = ChoiceReason.STANDBYS
+    elif best is not None and led is not None and best.position >= led.position:
+        reason = ChoiceReason.EQUALS_LEADER
+    if best is not None and reason is not None and _has_follower(best, recruits):
+        return Choice(best.member, reason)
+    # The best of the others is safe, but its barrier could never be passed; with the leader the others fit.
+    stranded = reason is not None and led is not None and _has_follower(led, recruits)
+    if led is not None and (leader_may_lead or committed.quorum.k == 0 or stranded):
         return Choice(led.member, ChoiceReason.LEADER_ITSELF)
+    if best is not None and reason is not None and leader_may_lead:
+        return Choice(best.member, reason)
     return None
+
+
+def _has_follower(candidate: Recruit, recruits: Sequence[Recruit]) -> bool:
+    """Whether another recruit can follow the candidate as it is, and so confirm its barrier."""
+    branch = TimelineSwitch(candidate.position.timeline, candidate.position.lsn)
+    history = (*candidate.history, branch)
+    return any(r is not candidate and is_on_history(r.position, candidate.epoch, history) for r in recruits)
 
 
 def _rank(r: Recruit, preferred: str | None) -> tuple[Position, bool, Lsn, Member]:

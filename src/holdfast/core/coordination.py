@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from holdfast.core.actions import Action, AskPeers, ChooseCandidate, OpenEpoch
+from holdfast.core.actions import Action, AskPeers, CancelHandOver, ChooseCandidate, OpenEpoch
 from holdfast.core.choice import Choice, choose
 from holdfast.core.leadership import Situation
 from holdfast.core.observation import Observation
@@ -117,6 +117,10 @@ def _nothing(o: Observation, register: Register) -> tuple[Action, ...]:
     return ()
 
 
+def _expire(o: Observation, register: Register) -> tuple[Action, ...]:
+    return (CancelHandOver(),)
+
+
 _OPEN = CoordinationRule(
     "epoch.suspect", "pre-vote; if the epoch could be recruited and barred, open it", _suspected, Phase.RECRUITING
 )
@@ -128,6 +132,9 @@ _QUIET = CoordinationRule("epoch.quiet", "nothing calls for the voters", _nothin
 COORDINATION: dict[tuple[Phase, Signal], CoordinationRule] = {
     (Phase.SERVING, Signal.QUIET): _QUIET,
     (Phase.SERVING, Signal.SUSPECTED): _OPEN,
+    (Phase.SERVING, Signal.STALLED): CoordinationRule(
+        "handover.expire", "a switchover whose leader does not go on with it is given up for it", _expire
+    ),
     (Phase.RECRUITING, Signal.QUIET): _QUIET,
     (Phase.RECRUITING, Signal.ENOUGH): CoordinationRule(
         "epoch.choose", "after a short grace for more log, swap to promoting", _choose, Phase.PROMOTING
@@ -146,6 +153,11 @@ def phase_timeout_ms(o: Observation, register: Register) -> int:
     replaced = min(register.epoch - register.committed.epoch - 1, 16)
     rank = register.voters.index(o.node) if o.node in register.voters else len(register.voters)
     return min(base_ms << max(replaced, 0), o.timeouts.phase_backoff_max_ms) + rank * base_ms // 8
+
+
+def hand_over_limit_ms(o: Observation) -> int:
+    """How long a switchover may be on its way before an epoch is opened for it."""
+    return o.timeouts.handover_drain_ms + o.timeouts.handover_stop_ms + o.timeouts.promote_phase_ms
 
 
 def suspected(o: Observation, register: Register) -> bool:
@@ -183,7 +195,10 @@ def signal_of(o: Observation, register: Register) -> Signal:
         case Phase.SERVING:
             if register.handover is not None and not stalled:
                 return Signal.QUIET  # the leader stops on purpose
-            return Signal.SUSPECTED if suspected(o, register) else Signal.QUIET
+            if suspected(o, register):
+                return Signal.SUSPECTED
+            expired = o.now_ms - o.progress_ms >= hand_over_limit_ms(o)
+            return Signal.STALLED if register.handover is not None and expired else Signal.QUIET
         case Phase.RECRUITING:
             if best_choice(o, register) is not None:
                 return Signal.ENOUGH

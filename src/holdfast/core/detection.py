@@ -20,7 +20,14 @@ class Probe:
 
 
 def judge(
-    about: Member, epoch: int, now_ms: int, since_ms: int, agent: Peer, sql: Probe, timeouts: Timeouts
+    about: Member,
+    epoch: int,
+    now_ms: int,
+    since_ms: int,
+    agent: Peer,
+    sql: Probe,
+    timeouts: Timeouts,
+    is_candidate: bool = False,
 ) -> Verdict:
     """One observer's verdict. ``since_ms``: when it began to observe this leadership."""
 
@@ -41,6 +48,8 @@ def judge(
     last_sign_ms = max(agent.answered_ms or 0, sql.answered_ms or 0, since_ms)
     if now_ms - last_sign_ms >= timeouts.silence_ms:
         return verdict(VerdictKind.UNREACHABLE, f"no answer on any path for {now_ms - last_sign_ms} ms")
+    if is_candidate and agent.report is not None and agent.report.status is ServerStatus.STARTING:
+        return verdict(VerdictKind.HEALTHY, "is starting; the phase's time-out decides")
     last_session_ms = max(sql.answered_ms or 0, since_ms)
     if now_ms - last_session_ms >= timeouts.hung_ms:
         return verdict(VerdictKind.HUNG, f"PostgreSQL accepts no session for {now_ms - last_session_ms} ms")

@@ -222,7 +222,7 @@ def _following_duty(o: Observation, register: Register, situation: Situation) ->
     fits = o.fits()
     if fits is None:
         return Duty.EXAMINE
-    if fits and not o.condemned:
+    if fits and not (o.condemned or o.stuck):
         return follow
     counted_on = o.member in register.committed.quorum.members
     return Duty.LEAVE if counted_on or follow is Duty.SUPPORT else Duty.REJOIN

@@ -8,7 +8,7 @@ from enum import StrEnum
 from holdfast.core.actions import Action, TellPostgres, TellRegister
 from holdfast.core.observation import Observation
 from holdfast.core.quorum import SetPostgres, SetRegister, next_step, wanted_quorum
-from holdfast.model.register import Member, Quorum, Register
+from holdfast.model.register import BARRIER_NAME, Member, Quorum, Register
 
 CATCH_UP_BYTES = 16 * 1024 * 1024
 """A standby within one log segment of the leader has caught up: it will confirm commits without delay."""
@@ -34,8 +34,13 @@ class MembershipChange:
 
 
 def change_of(o: Observation, register: Register) -> MembershipChange | None:
-    """The next step for an open leader, or None."""
+    """The next step for a leader, or None."""
     registered = register.committed.quorum
+    if BARRIER_NAME in (o.server.synchronous_names or ""):
+        # Closed: PostgreSQL implies everything, and to take somebody in only loosens. It may be who opens us.
+        joining = caught_up(o, register) - registered.members
+        taken_in = Quorum(registered.members | joining, registered.k)
+        return MembershipChange(MembershipRule.REGISTER, TellRegister(taken_in)) if joining else None
     in_postgres = in_effect(o.server.synchronous_names)
     if in_postgres is None:
         return MembershipChange(MembershipRule.RESTORE, TellPostgres(registered))

@@ -60,6 +60,8 @@ class Observation:
     """``host:port`` of the one that the register wants followed."""
     condemned: bool = False
     """Whether the directory was rewound and yet did not stream within its time: only a clone helps."""
+    stuck: bool = False
+    """Whether it follows the right one and yet has not streamed for its time: a new start may help."""
     marker: Lsn | None = None
     """End of the marker that this leadership wrote after the server's start; None until it is written."""
     settled_lsn: Lsn | None = None

@@ -126,8 +126,9 @@ def _yield_epoch(o: Observation) -> tuple[Action, ...]:
 
 def _clone(o: Observation) -> tuple[Action, ...]:
     register = _register(o)
-    if register.phase is Phase.PROMOTING and register.committed.quorum.members:
-        return ()  # the failover comes first; only a new cluster needs its copies before it can serve
+    promoting_ms = o.now_ms - o.phase_since_ms if register.phase is Phase.PROMOTING else None
+    if promoting_ms is not None and register.committed.quorum.members and promoting_ms < o.timeouts.recruit_phase_ms:
+        return ()  # the failover comes first, unless it waits for just this copy
     source = o.peers.get(_led_by(o).node)
     if source is None or source.report is None or source.report.status is not ServerStatus.PRIMARY:
         return ()
@@ -146,7 +147,9 @@ def _silent_for_long(o: Observation) -> tuple[Action, ...]:
 
 def _rejoin(o: Observation) -> tuple[Action, ...]:
     source = _led_by(o)
-    return (*_promise(o), Clone(source) if o.condemned else Rewind(source))
+    if o.condemned:
+        return (*_promise(o), Clone(source))
+    return (*_promise(o), Start(standby=True) if o.fits() else Rewind(source))
 
 
 def _nothing(o: Observation) -> tuple[Action, ...]:

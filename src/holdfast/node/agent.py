@@ -170,7 +170,8 @@ class Agent:
         if coordination is not None:
             performed |= await self._perform(coordination.actions, coordination.rule.id, o)
             self._note_coordination(coordination, o)
-        if (decision.situation, decision.duty) == (Situation.OPEN, Duty.LEAD) and o.register is not None:
+        leads = decision.duty is Duty.LEAD and decision.situation in (Situation.OPEN, Situation.MARKED)
+        if leads and o.register is not None:
             change = change_of(o, o.register)
             if change is not None:
                 performed |= await self._perform((change.action,), change.rule.value, o)
@@ -300,7 +301,7 @@ class Agent:
         if o is None or decision is None or o.register is None or self._performer.busy:
             return False
         if o.now_ms - o.progress_ms >= self._timeouts.promote_phase_ms:
-            return decision.situation is Situation.STARTING
+            return False
         moving = (Situation.STARTING, Situation.CLOSED, Situation.MARKED, Situation.COVERED)
         urgent = decision.duty in (Duty.JOIN, Duty.PROMOTE, Duty.YIELD)
         unattached = decision.duty is Duty.SUPPORT and decision.situation is not Situation.ATTACHED
@@ -367,6 +368,10 @@ class Agent:
 
     def _epoch(self) -> int:
         return self._registry.register.epoch if self._registry.register is not None else 0
+
+    def has_looked(self) -> bool:
+        """Whether there is anything to tell yet: before the first look, "absent" would depose a healthy primary."""
+        return self._last is not None
 
     def serves_writes(self) -> bool:
         """Whether this node is the primary and acknowledges."""

@@ -21,6 +21,10 @@ class Subject(Protocol):
         """The node now."""
         ...
 
+    def has_looked(self) -> bool:
+        """Whether there is anything to tell yet."""
+        ...
+
     def serves_writes(self) -> bool:
         """Whether this node is the primary and acknowledges."""
         ...
@@ -89,6 +93,8 @@ class Api:
         return handler
 
     async def _node(self, request: web.Request) -> web.StreamResponse:
+        if not self._subject.has_looked():
+            raise web.HTTPServiceUnavailable(text="the agent has not looked at its server yet\n")
         return web.Response(body=self._subject.report().to_json(), content_type="application/json")
 
     async def _switchover(self, request: web.Request) -> web.StreamResponse:

@@ -43,9 +43,12 @@ class Observer:
     own_end: Position | None = None
     marker: Lsn | None = None
     rewound_ms: int | None = None
+    _names: str | None = None
     _told_ms: int | None = None
     _settled_lsn: Lsn | None = None
     _seen_alive: bool = False
+    _unstreamed_ms: int | None = None
+    _started_for_stream: bool = False
     _stopped_ms: int | None = None
     _silent_since_ms: int | None = None
     _phase: tuple[int, Phase] | None = None
@@ -62,6 +65,13 @@ class Observer:
         self.own_end = None
         self.marker = None
         self._settled_lsn = None
+        if self._unstreamed_ms is not None:
+            self._started_for_stream, self._unstreamed_ms = True, None
+
+    def cloned(self) -> None:
+        """The directory is another one: nothing of the former counts."""
+        self.own_end = self.rewound_ms = self._unstreamed_ms = None
+        self._started_for_stream = False
 
     def told_postgres(self, now_ms: int) -> None:
         """PostgreSQL was told a quorum; commits that began before may still use the former one for a moment."""
@@ -71,6 +81,8 @@ class Observer:
         """One look, with everything remembered brought up to date."""
         self._remember_server(look)
         self._remember_phase(look)
+        self._remember_streaming(look)
+        unstreamed = self._is_late(self._unstreamed_ms, look.now_ms)
         member = self._member(look)
         o = Observation(
             now_ms=look.now_ms,
@@ -86,7 +98,8 @@ class Observer:
             seen_alive=self._seen_alive,
             silent_since_ms=self._silent_since_ms,
             lead_address=_address(look),
-            condemned=self._condemned(look),
+            stuck=unstreamed and not self._started_for_stream,
+            condemned=self._is_late(self.rewound_ms, look.now_ms) or (unstreamed and self._started_for_stream),
             marker=self.marker,
             settled_lsn=self._settled_lsn,
             create=look.creating,
@@ -128,6 +141,10 @@ class Observer:
         if look.register is not None:
             for member in look.register.committed.quorum.members:
                 self._last_streamed_ms.setdefault(member, now_ms)
+        if look.server.synchronous_names != self._names:
+            # Whoever changed it, and whether or not we were told that it succeeded: what was settled is not any more.
+            self._names = look.server.synchronous_names
+            self.told_postgres(now_ms)
         if self._told_ms is None:
             self._told_ms = now_ms
         if self._settled_lsn is None and now_ms - self._told_ms >= self.timeouts.reload_settle_ms:
@@ -145,10 +162,19 @@ class Observer:
         if mark != self._progress_mark:
             self._progress_mark, self._progress_ms = mark, look.now_ms
 
-    def _condemned(self, look: Look) -> bool:
+    def _remember_streaming(self, look: Look) -> None:
         if look.server.streaming:
-            self.rewound_ms = None
-        return self.rewound_ms is not None and look.now_ms - self.rewound_ms >= self.timeouts.rejoin_stream_ms
+            self.rewound_ms = self._unstreamed_ms = None
+            self._started_for_stream = False
+        elif look.server.status is ServerStatus.STANDBY:
+            about = _leading(look.register)
+            peer = look.peers.get(about.node) if about is not None else None
+            leads = peer is not None and peer.primary_ms is not None and peer.primary_ms == peer.answered_ms
+            attached = leads and look.server.upstream_host is not None and look.server.upstream_host == _address(look)
+            self._unstreamed_ms = (self._unstreamed_ms or look.now_ms) if attached else None
+
+    def _is_late(self, since_ms: int | None, now_ms: int) -> bool:
+        return since_ms is not None and now_ms - since_ms >= self.timeouts.rejoin_stream_ms
 
     def _verdict(self, look: Look, member: Member | None) -> Verdict | None:
         about = _leading(look.register)
@@ -160,11 +186,12 @@ class Observer:
             return judge_own(about, look.register.epoch, look.server.status, self._seen_alive)
         peer = look.peers.get(about.node, Peer())
         epoch = look.register.epoch
-        return judge(about, epoch, look.now_ms, self._phase_since_ms, peer, look.probe, self.timeouts)
+        promoting = look.register.phase is Phase.PROMOTING
+        return judge(about, epoch, look.now_ms, self._phase_since_ms, peer, look.probe, self.timeouts, promoting)
 
     def _with_onsets(self, o: Observation) -> Observation:
         if o.register is not None:
-            if suspected(o, o.register) or self._is_late(o):
+            if suspected(o, o.register) or self._stands_still(o):
                 self._suspected_since_ms = self._suspected_since_ms or o.now_ms
             else:
                 self._suspected_since_ms = None
@@ -172,7 +199,7 @@ class Observer:
                 self._enough_since_ms = self._enough_since_ms or o.now_ms
         return replace(o, enough_since_ms=self._enough_since_ms, suspected_since_ms=self._suspected_since_ms)
 
-    def _is_late(self, o: Observation) -> bool:
+    def _stands_still(self, o: Observation) -> bool:
         if o.register is None or o.register.phase is Phase.SERVING:
             return False
         return o.now_ms - o.progress_ms >= min(o.timeouts.recruit_phase_ms, o.timeouts.promote_phase_ms)

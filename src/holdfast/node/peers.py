@@ -80,6 +80,7 @@ class Peers:
                 timeout=aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
             )
         async with self._session.get(f"{api_url}/node") as response:
+            response.raise_for_status()
             report = NodeReport.from_json(await response.read())
         now_ms = monotonic_ms()
         primary_ms = now_ms if report.status is ServerStatus.PRIMARY else before.primary_ms

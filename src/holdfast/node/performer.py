@@ -60,6 +60,8 @@ class Performer:
         self._job: asyncio.Task[None] | None = None
         self._detached: Position | None = None
         self._tidying: asyncio.Task[None] | None = None
+        self._doubt: tuple[Register, int] | None = None
+        """A swap of the quorum whose answer is not known, and the revision that it expected."""
         self._starts = 0
         self._promoting: tuple[int, int] | None = None
         """The epoch that the server was told to promote in, and at which of its starts."""
@@ -160,8 +162,7 @@ class Performer:
         self._journal.record("clone.begun", register.epoch, rule, source=source.node)
         await self._server.clone(source, Member(self._node, incarnation), self._say)
         self._server.set_incarnation(incarnation)
-        self._observer.own_end = None
-        self._observer.rewound_ms = None
+        self._observer.cloned()
         self._journal.record("clone.done", register.epoch, rule, source=source.node, incarnation=incarnation)
 
     def _rename(self) -> str:
@@ -237,9 +238,10 @@ class Performer:
 
     async def _follow(self, action: a.Follow, rule: str, o: Observation) -> bool:
         upstream = self._upstream(action.member)
-        if upstream is not None and o.member is not None:
-            await self._server.follow(upstream, o.member)
-            self._journal.record("upstream.set", o.promised, rule, upstream=action.member.node)
+        if upstream is None or o.member is None:
+            return False
+        await self._server.follow(upstream, o.member)
+        self._journal.record("upstream.set", o.promised, rule, upstream=action.member.node)
         return True
 
     async def _promote(self, action: a.Promote, rule: str, o: Observation) -> bool:
@@ -257,21 +259,44 @@ class Performer:
         return True
 
     async def _tell_postgres(self, action: a.TellPostgres, rule: str, o: Observation) -> bool:
-        await self._server.set_quorum(action.quorum)
-        # Commits that waited for the former names are released by a standby's next word: give it something to say.
-        await self._server.heartbeat(o.promised)
-        self._observer.told_postgres(monotonic_ms())
+        if self._doubt is not None:
+            await self._resolve_doubt(self._doubt)
+            return True
+        try:
+            await self._server.set_quorum(action.quorum)
+            # Commits that waited for the former names are released by a standby's next word: give it one to say.
+            await self._server.heartbeat(o.promised)
+        finally:
+            self._observer.told_postgres(monotonic_ms())
         self._journal.record("quorum.postgres", o.promised, rule, quorum=str(action.quorum))
         return True
 
     # ---- the register -----------------------------------------------------------------------------------------
 
-    async def _swap(self, o: Observation, new: Register, kind: str, rule: str, **detail: str) -> None:
+    async def _swap(self, o: Observation, new: Register, kind: str, rule: str, **detail: str) -> bool:
         # Of the register that the decision was made on, not of the newest: that one may call for another decision.
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), o.register_revision)
+        if revision is None:
+            return False
+        self._registry.swapped(new, revision)
+        self._journal.record(kind, new.epoch, rule, **detail)
+        return True
+
+    async def _resolve_doubt(self, doubt: tuple[Register, int]) -> None:
+        """Learn what became of a swap whose answer was lost: try the very same one again.
+
+        Whether it succeeds or not, the register is beyond the revision that the lost one expected, so that it cannot
+        take effect any more.
+        """
+        new, expected_revision = doubt
+        revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), expected_revision)
         if revision is not None:
             self._registry.swapped(new, revision)
-            self._journal.record(kind, new.epoch, rule, **detail)
+        else:
+            entry = await self._store.get(self._keys.register)
+            if entry is not None:
+                self._registry.swapped(Register.from_json(entry.value), entry.revision)
+        self._doubt = None
 
     async def _create_register(self, action: a.CreateRegister, rule: str, o: Observation) -> bool:
         system_identifier = self._server.system_identifier()
@@ -292,7 +317,8 @@ class Performer:
     async def _commit(self, action: a.CommitConfiguration, rule: str, o: Observation) -> bool:
         if o.register is not None and o.member is not None:
             new = o.register.served_by(o.member, action.quorum)
-            await self._swap(o, new, "epoch.serving", rule, leader=self._node, quorum=str(action.quorum))
+            if not await self._swap(o, new, "epoch.serving", rule, leader=self._node, quorum=str(action.quorum)):
+                return False
             before = range(o.register.committed.epoch, new.epoch)
             self._tidying = asyncio.create_task(self._forget_recruits(before))
         return True
@@ -306,29 +332,29 @@ class Performer:
                 log.debug("recruits.left", epoch=epoch, error=str(error))
 
     async def _tell_register(self, action: a.TellRegister, rule: str, o: Observation) -> bool:
-        if o.register is not None:
-            await self._swap(
-                o, o.register.requorumed(action.quorum), "quorum.register", rule, quorum=str(action.quorum)
-            )
-        return True
+        if o.register is None:
+            return False
+        new = o.register.requorumed(action.quorum)
+        self._doubt = new, o.register_revision
+        swapped = await self._swap(o, new, "quorum.register", rule, quorum=str(action.quorum))
+        self._doubt = None
+        return swapped
 
     async def _open_epoch(self, action: a.OpenEpoch, rule: str, o: Observation) -> bool:
-        if o.register is not None:
-            await self._swap(o, o.register.opened(), "epoch.opened", rule, reason=action.reason)
-        return True
+        if o.register is None:
+            return False
+        return await self._swap(o, o.register.opened(), "epoch.opened", rule, reason=action.reason)
 
     async def _choose(self, action: a.ChooseCandidate, rule: str, o: Observation) -> bool:
-        if o.register is not None:
-            new = o.register.chosen(action.candidate)
-            await self._swap(
-                o, new, "candidate.chosen", rule, candidate=action.candidate.node, reason=action.reason.value
-            )
-        return True
+        if o.register is None:
+            return False
+        new, detail = o.register.chosen(action.candidate), {"candidate": action.candidate.node}
+        return await self._swap(o, new, "candidate.chosen", rule, **detail, reason=action.reason.value)
 
     async def _cancel_hand_over(self, action: a.CancelHandOver, rule: str, o: Observation) -> bool:
-        if o.register is not None:
-            await self._swap(o, o.register.handing_over(None), "handover.cancelled", rule)
-        return True
+        if o.register is None:
+            return False
+        return await self._swap(o, o.register.handing_over(None), "handover.cancelled", rule)
 
     # ---- others -----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,12 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     ``bootstrap`` lets this node create the cluster if there is none; it never creates a second one.
     """
     token = _read_token(settings)
-    settings.node.state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.node.state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"node.state_dir: {settings.node.state_dir} cannot be made ({error.strerror}): choose another directory"
+        ) from error
     installation = find_installation(settings.postgres.bin_dir, settings.node.state_dir / "postgresql")
     server = Server(settings.postgres, settings.node.name, installation, settings.timeouts, settings.node.state_dir)
     agent = Agent(settings, server, store, bootstrap=bootstrap)
@@ -37,19 +42,22 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
     try:
         await agent.run()
-    except* HoldfastError as group:
-        raise _first(group) from group
+    except ExceptionGroup as group:
+        told = _told(group)
+        if told is None:
+            raise
+        raise told from group
     finally:
         await api.stop()
 
 
-def _first(group: BaseExceptionGroup[HoldfastError]) -> HoldfastError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, HoldfastError):
-        return error
-    raise error
+def _told(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:
+    """What can be said to a person of a group of errors: the first one raised on purpose."""
+    for error in group.exceptions:
+        found = _told(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, HoldfastError):
+            return found
+    return None
 
 
 def _read_token(settings: NodeSettings) -> str:

@@ -1,0 +1,64 @@
+"""What an agent remembers from look to look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from holdfast.core.detection import Probe
+from holdfast.core.observation import Peer
+from holdfast.model.lsn import Lsn
+from holdfast.model.register import NodeRecord, NodeState
+from holdfast.model.server import ServerStatus, ServerView
+from holdfast.node.observer import Look, Observer
+from holdfast.node.promise import Promise
+from tests.core.builders import BOTH, N1, N2, N3, NOW_MS, TIMEOUTS, at, peer, primary, register, standby, streaming
+
+PROMISE = Promise("main", "id", 1, N1.incarnation)
+LEADER = NodeRecord(N1, NodeState.PRIMARY, 1, "n1", 1, "http://n1")
+
+
+def look(server: ServerView, now_ms: int = NOW_MS, peers: dict[str, Peer] | None = None) -> Look:
+    return Look(
+        now_ms=now_ms, server=server, system_identifier="sys", promise=PROMISE, creating=False, rebuilding=False,
+        register=register(), register_revision=7, unreadable=False, recruits=(), nodes={"n1": LEADER},
+        peers=peers or {}, probe=Probe(),
+    )  # fmt: skip
+
+
+def leading(names: str, lsn: int) -> ServerView:
+    return primary(1, lsn, names, (streaming(N2, lsn), streaming(N3, lsn)))
+
+
+def test_what_was_settled_is_not_once_the_names_change_by_whomever() -> None:
+    """A failure after PostgreSQL took the new names must not leave a position from before them."""
+    observer = Observer("n1", TIMEOUTS)
+    assert observer.observe(look(leading(str(BOTH), 100))).settled_lsn is None
+    assert observer.observe(look(leading(str(BOTH), 110), NOW_MS + 200)).settled_lsn == Lsn(110)
+    narrower = "ANY 1 (n2_00000002)"
+    assert observer.observe(look(leading(narrower, 500), NOW_MS + 300)).settled_lsn is None
+    assert observer.observe(look(leading(narrower, 600), NOW_MS + 350)).settled_lsn is None
+    assert observer.observe(look(leading(narrower, 700), NOW_MS + 400)).settled_lsn == Lsn(700)
+
+
+def test_who_follows_and_does_not_stream_is_started_again_then_cloned() -> None:
+    observer = Observer("n2", TIMEOUTS)
+    late_ms = TIMEOUTS.rejoin_stream_ms
+
+    def deaf(now_ms: int, *, leader_answers: bool = True) -> Look:
+        server = replace(standby(1, 100, "n1:1"), streaming=False)
+        answered = peer(N1, now_ms, status=ServerStatus.PRIMARY, position=at(1, 200))
+        seen = replace(answered, primary_ms=now_ms if leader_answers else None)
+        return replace(look(server, now_ms, {"n1": seen}), promise=replace(PROMISE, incarnation=N2.incarnation))
+
+    assert not observer.observe(deaf(NOW_MS)).stuck
+    o = observer.observe(deaf(NOW_MS + late_ms))
+    assert (o.stuck, o.condemned) == (True, False)
+    observer.started()
+    assert not observer.observe(deaf(NOW_MS + late_ms + 1)).stuck
+    o = observer.observe(deaf(NOW_MS + 2 * late_ms + 1))
+    assert (o.stuck, o.condemned) == (False, True)
+    observer.cloned()
+    assert not observer.observe(deaf(NOW_MS + 2 * late_ms + 2)).condemned
+    patient = Observer("n2", TIMEOUTS)
+    patient.observe(deaf(NOW_MS, leader_answers=False))
+    assert not patient.observe(deaf(NOW_MS + late_ms, leader_answers=False)).stuck
