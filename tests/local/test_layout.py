@@ -99,9 +99,18 @@ def test_numbers_of_nodes_that_make_no_cluster(count: int, words: str) -> None:
 
 
 def fail_half_way(layout: Layout) -> None:
-    with rooms.removed_on_failure(layout):
+    with rooms.claimed(layout):
         rooms.make_directories(layout, cluster_file(), None)
         raise RuntimeError
+
+
+def test_two_who_make_the_same_directory_do_not_harm_each_other(place: Path) -> None:
+    layout = Layout.at(place / "c")
+    with rooms.claimed(layout):
+        rooms.make_directories(layout, cluster_file(), None)
+        with pytest.raises(ConfigurationError, match="another `holdfast up` is making a cluster there"):
+            fail_half_way(layout)
+    assert layout.exists()
 
 
 def test_a_failure_leaves_nothing(place: Path) -> None:

@@ -137,32 +137,34 @@ def test_what_is_named_but_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             find_etcd()
 
 
-def test_what_cannot_be_executed_is_copied(tmp_path: Path) -> None:
+def test_what_is_no_etcd_is_not_copied_to_where_everybody_can_read_it(tmp_path: Path) -> None:
     path = pretending(tmp_path / "private", "3.5.9")
     path.chmod(0o644)
-    copies = tmp_path / "copies"
-    found = find_etcd(path, copy_dir=copies)
-    assert found == EtcdInstallation(copies / "etcd", "3.5.9", "as given")
-    first = found.path.stat()
-    assert find_etcd(path, copy_dir=copies).path.stat().st_ino == first.st_ino  # once is enough
-    path.write_text("#!/bin/sh\necho 'etcd Version: 3.5.10'\n")
-    assert find_etcd(path, copy_dir=copies).version == "3.5.10"
-    assert [file.name for file in copies.iterdir()] == ["etcd"]
-    with pytest.raises(ConfigurationError, match="cannot be copied into"):
-        find_etcd(path, copy_dir=path / "below-a-file")
+    with pytest.raises(ConfigurationError, match="cannot be executed"):
+        find_etcd(path, copy_dir=tmp_path / "copies")
+    assert not (tmp_path / "copies").exists()
 
 
 @AS_ROOT
 def test_another_user_gets_a_copy_that_it_can_reach(public_dir: Path) -> None:
-    private = public_dir / "private"
+    private, copies = public_dir / "private", public_dir / "copies"
     private.mkdir(mode=0o700)
     path = pretending(private / "bin", "3.5.9")
     with pytest.raises(ConfigurationError, match=f"cannot be executed by user '{UNPRIVILEGED}'"):
         find_etcd(path, os_user=UNPRIVILEGED)
-    found = find_etcd(path, os_user=UNPRIVILEGED, copy_dir=public_dir / "copies")
-    assert found.path == public_dir / "copies" / "etcd"
+    found = find_etcd(path, os_user=UNPRIVILEGED, copy_dir=copies)
+    assert found.path.parent == copies
+    first = found.path.stat()
+    assert find_etcd(path, os_user=UNPRIVILEGED, copy_dir=copies).path.stat().st_ino == first.st_ino  # once is enough
+    path.write_text("#!/bin/sh\necho 'etcd Version: 3.5.10'\n")
+    assert find_etcd(path, os_user=UNPRIVILEGED, copy_dir=copies).version == "3.5.10"
+    assert found.path.stat().st_ino == first.st_ino, "what another cluster runs from stays"
     with pytest.raises(ConfigurationError, match="either: choose a data directory"):
         find_etcd(path, os_user=UNPRIVILEGED, copy_dir=private / "copies")
+    path.write_text("#!/bin/sh\necho 'a secret'\n")
+    with pytest.raises(ConfigurationError, match="is not etcd"):
+        find_etcd(path, os_user=UNPRIVILEGED, copy_dir=copies)
+    assert len(list(copies.iterdir())) == 2
 
 
 def test_an_unknown_user(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ def configure_process_logs(**context: Any) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**context)
+    # What strangers send to an HTTP port is answered, not logged with a traceback each.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 def configure_quiet_logs() -> None:

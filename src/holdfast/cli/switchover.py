@@ -16,7 +16,11 @@ from holdfast.cli.output import Steps, directory_option, json_option, print_json
 @click.option("--to", "target", default=None, help="The node that is to lead; the most suitable one if left out.")
 @json_option
 def switchover(directory: Path, target: str | None, as_json: bool) -> None:
-    """Hand the primary's part to a standby; clients wait a moment, none is refused."""
+    """Hand the primary's part to a standby; clients wait a moment.
+
+    New statements are held. A transaction that is still open after the time to drain ends with an error, and so does a
+    session that holds what cannot move (temporary tables, say).
+    """
     from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local.cluster import LocalCluster
 

@@ -77,8 +77,8 @@ class LocalCluster:
         machine.check_system()
         os_user = machine.server_user()
         machine.check_place(layout.root, nodes, os_user)
-        ports = rooms.draw_ports(names, port, anywhere=temporary)
-        with rooms.removed_on_failure(layout):
+        with rooms.claimed(layout):
+            ports = rooms.draw_ports(names, port, anywhere=temporary)
             postgresql, etcd = find_servers(machine.private_copy_dir(layout), os_user)
             file = ClusterFile("main", names, ports, postgresql, etcd, os_user, parameters=dict(parameters or {}))
             file = rooms.make_directories(layout, file, machine.owner_ids(os_user))

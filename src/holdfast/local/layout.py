@@ -198,8 +198,11 @@ class Layout:
         return self.secret_file(name).read_text().strip()
 
     def exists(self) -> bool:
-        """Whether there is a cluster here."""
-        return self.cluster_file.is_file()
+        """Whether there is a cluster here; raises ConfigurationError if that may not be looked at."""
+        try:
+            return self.cluster_file.exists()
+        except PermissionError as error:
+            raise ConfigurationError(f"--dir {self.root}: {error.strerror}: choose a directory of your own") from error
 
     def load(self) -> ClusterFile:
         """Read cluster.json; raises ConfigurationError if this is no cluster or one of another format."""
@@ -211,6 +214,8 @@ class Layout:
             ) from None
         except PermissionError as error:
             raise ConfigurationError(f"--dir {self.root}: {error.strerror}: run as the user who made it") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"--dir {self.root}: {self.cluster_file.name} cannot be read: {error}") from error
         return ClusterFile.from_json(text, self.cluster_file)
 
     def save(self, file: ClusterFile) -> None:
@@ -260,6 +265,10 @@ def draw_ports(nodes: tuple[str, ...], wish: int | None, *, anywhere: bool = Fal
         etcd_peer=next(spare),
         nodes={node: NodePorts(next(spare), next(spare)) for node in nodes},
     )
+
+
+_CLAIM = ".claimed"
+"""Made first in a new directory, by one only."""
 
 
 def check_new(layout: Layout) -> None:
@@ -330,9 +339,19 @@ def remove(layout: Layout) -> None:
 
 
 @contextmanager
-def removed_on_failure(layout: Layout) -> Iterator[None]:
-    """Leave nothing half-made behind when what happens inside fails, whatever the reason."""
+def claimed(layout: Layout) -> Iterator[None]:
+    """Make the cluster's directory ours alone, and leave nothing half-made behind when what happens inside fails.
+
+    Raises ConfigurationError, touching nothing, if somebody else is making a cluster there.
+    """
     existed = layout.root.is_dir()
+    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(layout.root / _CLAIM, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        raise ConfigurationError(
+            f"--dir {layout.root}: another `holdfast up` is making a cluster there: wait for it, or choose another"
+        ) from None
     try:
         yield
     except BaseException:

@@ -26,7 +26,7 @@ from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
 from holdfast.proxy.users import Users
-from holdfast.store.contract import Store
+from holdfast.store.contract import Resync, Store
 from holdfast.wire import messages as m
 
 log = structlog.get_logger(__name__)
@@ -50,6 +50,7 @@ class Proxy:
         self._servers: list[asyncio.Server] = []
         self._status: web.AppRunner | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._heard = asyncio.Event()
 
     async def start(self) -> None:
         """Bind the ports and begin to watch the store; raises EnvironmentFault that names the setting."""
@@ -102,8 +103,31 @@ class Proxy:
         except OSError as error:
             raise _cannot_listen(setting, host, port, error) from error
 
+    async def run_until(self, stopping: asyncio.Event) -> None:
+        """Serve; raises what ends the watch, and EnvironmentFault if the store is not heard of at all."""
+        if self._watch is None:
+            raise RuntimeError("start the proxy first")
+        ended = asyncio.ensure_future(stopping.wait())
+        heard = asyncio.ensure_future(self._heard.wait())
+        try:
+            limit_s = self.settings.timeouts.store_first_ms / 1000
+            await asyncio.wait((ended, heard, self._watch), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not (ended.done() or heard.done() or self._watch.done()):
+                endpoints = ", ".join(self.settings.store.endpoints)
+                raise EnvironmentFault(
+                    f"store.endpoints: no etcd answers at {endpoints}: start it, or correct the setting"
+                )
+            await asyncio.wait((ended, self._watch), return_when=asyncio.FIRST_COMPLETED)
+            if self._watch.done():
+                self._watch.result()
+        finally:
+            ended.cancel()
+            heard.cancel()
+
     async def _follow_store(self) -> None:
         async for change in self._store.watch(Keys(self.settings.cluster.name).prefix):
+            if isinstance(change, Resync):
+                self._heard.set()
             if self.routing.apply(change):
                 for relay in list(self._relays.values()):
                     relay.reroute()
@@ -207,6 +231,6 @@ async def run_proxy(settings: ProxySettings, store: Store) -> None:
         loop.add_signal_handler(number, stopping.set)
     await proxy.start()
     try:
-        await stopping.wait()
+        await proxy.run_until(stopping)
     finally:
         await proxy.stop()

