@@ -13,8 +13,9 @@ import pytest
 
 from holdfast.core import actions as a
 from holdfast.core.choice import ChoiceReason
+from holdfast.model.errors import StoreUnavailable
 from holdfast.model.keys import Keys
-from holdfast.model.register import Phase, Register
+from holdfast.model.register import Phase, Quorum, Register
 from holdfast.model.settings import (
     ApiSettings,
     ClusterSettings,
@@ -32,7 +33,7 @@ from holdfast.node.registry import Registry
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Change, Put, Resync
 from holdfast.store.memory import Fault, MemoryBackend, MemoryStore
-from tests.core.builders import N2, N3, TIMEOUTS, observation, recruit, register
+from tests.core.builders import BOTH, N2, N3, TIMEOUTS, observation, recruit, register
 
 KEYS = Keys("main")
 
@@ -157,6 +158,28 @@ async def test_a_swap_is_of_the_register_that_was_decided_on(
         a.OpenEpoch("test"), "test", observation(register=newer, register_revision=registry.register_revision)
     )
     assert registry.register == newer.opened()
+
+
+async def test_a_lost_answer_is_learnt_before_postgresql_is_told_anything(
+    store: MemoryStore, registry: Registry, changes: Changes, tmp_path: Path
+) -> None:
+    """The register tightened although nobody heard of it: PostgreSQL, told on the old one, would no longer imply it."""
+    performer = Performer(
+        settings(tmp_path), cast(Server, None), store, registry, Peers("n2", TIMEOUTS, dict, changes),
+        PromiseFile(tmp_path), Observer("n2", TIMEOUTS), Journal(store, "n2", TIMEOUTS), changes,
+    )  # fmt: skip
+    revision = await put_register(store, register())
+    while registry.register != register():
+        await changes.next()
+    narrow = Quorum(frozenset({N2}), 1)
+    o = observation(register=register(), register_revision=revision)
+    store.set_fault(Fault.ANSWER_LOST)
+    with pytest.raises(StoreUnavailable):
+        await performer.perform(a.TellRegister(narrow), "test", o)
+    store.set_fault(Fault.NONE)
+    assert await performer.perform(a.TellPostgres(BOTH), "test", o)  # the server, which there is none of, was not asked
+    assert registry.register is not None
+    assert registry.register.committed.quorum == narrow
 
 
 async def test_the_journal_waits_for_the_store_and_keeps_its_order(store: MemoryStore, backend: MemoryBackend) -> None:

@@ -20,6 +20,7 @@ from holdfast.model.errors import (
     HoldfastError,
     PostgresError,
     ProtocolViolation,
+    RegisterError,
     StoreUnavailable,
 )
 from holdfast.model.keys import Keys
@@ -195,7 +196,7 @@ class Agent:
                     raise
                 self._failed(kind, rule, error)
                 break
-            except (StoreUnavailable, PostgresError, OSError) as error:
+            except (StoreUnavailable, PostgresError, RegisterError, OSError) as error:
                 self._failed(kind, rule, error)
                 break
             self._pauses.pop(kind, None)

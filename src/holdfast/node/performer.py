@@ -277,6 +277,7 @@ class Performer:
         # Of the register that the decision was made on, not of the newest: that one may call for another decision.
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), o.register_revision)
         if revision is None:
+            await self._read_register()
             return False
         self._registry.swapped(new, revision)
         self._journal.record(kind, new.epoch, rule, **detail)
@@ -293,10 +294,14 @@ class Performer:
         if revision is not None:
             self._registry.swapped(new, revision)
         else:
-            entry = await self._store.get(self._keys.register)
-            if entry is not None:
-                self._registry.swapped(Register.from_json(entry.value), entry.revision)
+            await self._read_register()
         self._doubt = None
+
+    async def _read_register(self) -> None:
+        """Somebody else was first: the next decision is on what they wrote, also if the watch is late."""
+        entry = await self._store.get(self._keys.register)
+        if entry is not None:
+            self._registry.swapped(Register.from_json(entry.value), entry.revision)
 
     async def _create_register(self, action: a.CreateRegister, rule: str, o: Observation) -> bool:
         system_identifier = self._server.system_identifier()
