@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.local import layout as rooms
+from holdfast.local import machine
 from holdfast.local.configs import write_configs
 from holdfast.local.layout import Layout
 from holdfast.local.servers import find_servers
@@ -61,7 +62,7 @@ def test_up_on_a_port_in_use(place: Path) -> None:
 @pytest.mark.live
 def test_up_on_a_kept_port_that_somebody_took(stopped: Layout) -> None:
     file = stopped.load()
-    postgresql, etcd = find_servers(stopped.root / "servers", file.os_user)
+    postgresql, etcd = find_servers(machine.private_copy_dir(stopped), file.os_user)
     stopped.save(replace(file, postgresql=postgresql, etcd=etcd))
     port = file.ports.etcd_client
     with socket.create_server(("127.0.0.1", port)):
