@@ -23,5 +23,5 @@ def server_home() -> Iterator[Path]:
 def bin_dir() -> Path:
     found = any_bin_dir()
     if found is None:
-        pytest.skip("no PostgreSQL on this machine and no wheel of it")
+        pytest.fail("no PostgreSQL on this machine and no wheel of it: these tests need a real one")
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from holdfast.local.machine import server_user
 from holdfast.model.event import Event
 from holdfast.model.register import (
     Configuration,
@@ -27,14 +27,6 @@ from holdfast.model.register import (
     Register,
 )
 from tests.ports import free_port
-
-
-def server_user() -> str | None:
-    """As whom servers run: PostgreSQL refuses root."""
-    if os.geteuid() != 0:
-        return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
 
 
 class Server:

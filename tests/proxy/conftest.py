@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.local.machine import server_user
 from holdfast.model.register import NodeState
 from tests.installations import any_bin_dir
 from tests.ports import free_port
 from tests.proxy.cluster import Cluster, Pair
-from tests.proxy.servers import PASSWORD, USER, Server, server_user
+from tests.proxy.servers import PASSWORD, USER, Server
 
 
 def new_home() -> Path:
@@ -29,7 +30,7 @@ def new_home() -> Path:
 def bin_dir() -> Path:
     found = any_bin_dir()
     if found is None:
-        pytest.skip("no PostgreSQL on this machine and no wheel of it")
+        pytest.fail("no PostgreSQL on this machine and no wheel of it: these tests need a real one")
     return found
 
 

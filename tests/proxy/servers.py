@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -15,18 +13,11 @@ from typing import Any
 import psutil
 import psycopg
 
+from holdfast.local.machine import server_user
 from tests.ports import free_port
 
 USER = "app"
 PASSWORD = "app password"
-
-
-def server_user() -> str | None:
-    """As whom servers run: PostgreSQL refuses root."""
-    if os.geteuid() != 0:
-        return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
 
 
 class Server:
