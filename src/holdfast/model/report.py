@@ -75,6 +75,8 @@ class NodeReport:
     verdict: Verdict | None
     alarm: str | None
     version: str
+    progress: str | None = None
+    """What a clone or a rewind under way is doing, and how far it is."""
 
     def to_json(self) -> bytes:
         """The form on the wire."""

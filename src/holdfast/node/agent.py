@@ -437,6 +437,7 @@ class Agent:
             verdict=o.verdict if o is not None else None,
             alarm=self._performer.alarm,
             version=__version__,
+            progress=self._performer.progress,
         )
 
     async def switchover(self, to: str | None) -> tuple[bool, str]:
