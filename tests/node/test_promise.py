@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.model.errors import ConfigurationError
-from holdfast.node.promise import Promise, PromiseFile, new_incarnation
+from holdfast.node.promise import Names, Promise, PromiseFile
 
 MINE = Promise("main", "id", 3, "0000000a")
 
@@ -55,4 +55,5 @@ def test_a_promise_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_incarnations_differ() -> None:
-    assert len({new_incarnation() for _ in range(1000)}) == 1000
+    names = Names()
+    assert len({names.incarnation() for _ in range(1000)}) == 1000

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -70,7 +70,7 @@ def _keep_traceback() -> str:
     return file.name
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run(work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
     """Run to the end, or until Ctrl-C or SIGTERM cancels it; it cleans up in both cases.
 
     Raises KeyboardInterrupt or Terminated then.
@@ -94,4 +94,5 @@ def run(work: Coroutine[Any, Any, T]) -> T:
                 raise Terminated from None
             raise
 
-    return asyncio.run(terminable())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(terminable())

@@ -42,11 +42,12 @@ def node(config: Path, bootstrap: bool) -> None:
     """Run the agent beside one PostgreSQL server."""
     from holdfast.cli.logs import configure_process_logs
     from holdfast.model.settings import NodeSettings
+    from holdfast.node.clock import BootTimeLoop
 
     settings = _load(config, NodeSettings)
     configure_process_logs(node=settings.node.name)
     with contextlib.suppress(Terminated):
-        run(_run_node(settings, bootstrap=bootstrap))
+        run(_run_node(settings, bootstrap=bootstrap), BootTimeLoop)
 
 
 async def _run_node(settings: NodeSettings, *, bootstrap: bool) -> None:

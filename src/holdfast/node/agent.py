@@ -30,15 +30,12 @@ from holdfast.model.report import NodeReport, ReplicaReport
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
 from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
-from holdfast.node.journal import Journal
 from holdfast.node.observer import Look, Observer
+from holdfast.node.parts import Parts
 from holdfast.node.peers import Peers, PrimaryProbe
 from holdfast.node.performer import Performer
-from holdfast.node.promise import PromiseFile, new_incarnation
 from holdfast.node.publisher import Publisher
 from holdfast.node.registry import Registry
-from holdfast.postgres.server import Server
-from holdfast.store.contract import Store
 
 log = structlog.get_logger(__name__)
 
@@ -56,26 +53,27 @@ class Pause:
 class Agent:
     """The agent of one node; `run` returns when it was asked to stop, with PostgreSQL stopped."""
 
-    def __init__(self, settings: NodeSettings, server: Server, store: Store, *, bootstrap: bool) -> None:
+    def __init__(self, settings: NodeSettings, parts: Parts, *, bootstrap: bool) -> None:
         name, timeouts = settings.node.name, settings.timeouts
         self._settings = settings
         self._timeouts = timeouts
-        self._server = server
-        self._store = store
+        self._server = parts.server
+        self._store = parts.store
         self._wake = asyncio.Event()
         self._stopping = False
         keys = Keys(settings.cluster.name)
         self._keys = keys
-        self._promise = PromiseFile(settings.node.state_dir)
+        self._promise = parts.promise
+        self._names = parts.names
         self._observer = Observer(name, timeouts)
-        self._registry = Registry(store, keys, self._wake.set)
-        self._peers = Peers(name, timeouts, lambda: self._registry.nodes, self._wake.set)
-        self._probe = PrimaryProbe(settings.postgres.replication_password_file, timeouts)
-        self._journal = Journal(store, name, timeouts)
-        self._publisher = Publisher(store, keys, timeouts)
+        self._registry = Registry(parts.store, keys, self._wake.set)
+        self._peers = Peers(name, timeouts, parts.peers, lambda: self._registry.nodes, self._wake.set)
+        self._probe = PrimaryProbe(parts.sessions, timeouts)
+        self._journal = parts.journal
+        self._publisher = Publisher(parts.store, keys, timeouts)
         self._performer = Performer(
-            settings, server, store, self._registry, self._peers, self._promise, self._observer, self._journal,
-            self._wake.set,
+            settings, parts.server, parts.store, self._registry, self._peers, self._promise, self._names,
+            self._observer, self._journal, self._wake.set,
         )  # fmt: skip
         self._performer.creating = bootstrap
         self._last: Observation | None = None
@@ -250,7 +248,7 @@ class Agent:
         """A directory that no promise speaks for is a new member, and streams under its new name only."""
         await self._server.stop("fast", self._timeouts.stop_ms)
         if self._promise.current is not None:
-            incarnation = new_incarnation()
+            incarnation = self._names.incarnation()
             self._promise.speak_for(incarnation)
             self._server.set_incarnation(incarnation)
 

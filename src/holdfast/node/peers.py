@@ -6,20 +6,17 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import aiohttp
-import psycopg
 import structlog
 
 from holdfast.core.detection import Probe
 from holdfast.core.observation import Peer
 from holdfast.model.errors import RegisterError
 from holdfast.model.register import Member, NodeRecord
-from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.clock import monotonic_ms
+from holdfast.node.reach import PeerReach, SessionReach
 
 log = structlog.get_logger(__name__)
 
@@ -28,13 +25,18 @@ class Peers:
     """Asks every other node's agent, every heartbeat and on demand."""
 
     def __init__(
-        self, node: str, timeouts: Timeouts, records: Callable[[], dict[str, NodeRecord]], on_news: Callable[[], None]
+        self,
+        node: str,
+        timeouts: Timeouts,
+        reach: PeerReach,
+        records: Callable[[], dict[str, NodeRecord]],
+        on_news: Callable[[], None],
     ) -> None:
         self._node = node
         self._timeouts = timeouts
+        self._reach = reach
         self._records = records
         self._on_news = on_news
-        self._session: aiohttp.ClientSession | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self.known: dict[str, Peer] = {}
 
@@ -59,29 +61,21 @@ class Peers:
         """Release connections."""
         for task in list(self._asking.values()):
             task.cancel()
-        if self._session is not None:
-            await self._session.close()
+        await self._reach.close()
 
     async def _ask(self, name: str, api_url: str) -> None:
         before = self.known.get(name, Peer())
         try:
             peer = await self._answer(before, api_url)
-        except aiohttp.ClientConnectorError as error:
-            refused = isinstance(error.os_error, ConnectionRefusedError)
-            peer = replace(before, refused_ms=monotonic_ms()) if refused else before
-        except (aiohttp.ClientError, TimeoutError, RegisterError):
+        except ConnectionRefusedError:
+            peer = replace(before, refused_ms=monotonic_ms())
+        except (OSError, TimeoutError, RegisterError):
             peer = before
         self.known[name] = replace(peer, asked_ms=monotonic_ms())
         self._on_news()
 
     async def _answer(self, before: Peer, api_url: str) -> Peer:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
-            )
-        async with self._session.get(f"{api_url}/node") as response:
-            response.raise_for_status()
-            report = NodeReport.from_json(await response.read())
+        report = await self._reach.ask(api_url)
         now_ms = monotonic_ms()
         primary_ms = now_ms if report.status is ServerStatus.PRIMARY else before.primary_ms
         return replace(before, report=report, answered_ms=now_ms, primary_ms=primary_ms)
@@ -90,8 +84,8 @@ class Peers:
 class PrimaryProbe:
     """Opens a fresh session on the one that leads: a held one may live on while nobody else gets in."""
 
-    def __init__(self, password_file: Path, timeouts: Timeouts) -> None:
-        self._password_file = password_file
+    def __init__(self, reach: SessionReach, timeouts: Timeouts) -> None:
+        self._reach = reach
         self._timeouts = timeouts
         self.about: Member | None = None
         self.result = Probe()
@@ -112,30 +106,10 @@ class PrimaryProbe:
     async def _probe(self, record: NodeRecord) -> Probe:
         try:
             async with asyncio.timeout(self._timeouts.probe_timeout_ms / 1000):
-                if await self._session_answers(record):
+                if await self._reach.answers(record):
                     return replace(self.result, answered_ms=monotonic_ms())
-                _, writer = await asyncio.open_connection(record.postgres_host, record.postgres_port)
-                writer.close()
         except ConnectionRefusedError:
             return replace(self.result, refused_ms=monotonic_ms())
         except (TimeoutError, OSError):
             pass
         return self.result
-
-    async def _session_answers(self, record: NodeRecord) -> bool:
-        try:
-            connection = await psycopg.AsyncConnection.connect(
-                host=record.postgres_host,
-                port=record.postgres_port,
-                user="holdfast_replication",
-                password=self._password_file.read_text().strip(),
-                dbname="postgres",
-                application_name="holdfast_probe",
-                autocommit=True,
-            )
-            async with connection:
-                await connection.execute("SELECT 1")
-        except psycopg.Error as error:
-            # The server itself turned the session down (too many of them, say): it answers.
-            return "FATAL" in str(error) and "starting up" not in str(error)
-        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import ClassVar
@@ -21,10 +20,10 @@ from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.journal import Journal
 from holdfast.node.observer import Observer
+from holdfast.node.parts import LocalServer
 from holdfast.node.peers import Peers
-from holdfast.node.promise import Promise, PromiseFile, new_incarnation
+from holdfast.node.promise import Names, Promise, PromiseKeeper
 from holdfast.node.registry import Registry
-from holdfast.postgres.server import Server
 from holdfast.store.contract import ABSENT, Store
 
 log = structlog.get_logger(__name__)
@@ -36,11 +35,12 @@ class Performer:
     def __init__(
         self,
         settings: NodeSettings,
-        server: Server,
+        server: LocalServer,
         store: Store,
         registry: Registry,
         peers: Peers,
-        promise: PromiseFile,
+        promise: PromiseKeeper,
+        names: Names,
         observer: Observer,
         journal: Journal,
         on_done: Callable[[], None],
@@ -54,6 +54,7 @@ class Performer:
         self._registry = registry
         self._peers = peers
         self._promise = promise
+        self._names = names
         self._observer = observer
         self._journal = journal
         self._on_done = on_done
@@ -114,8 +115,8 @@ class Performer:
     async def _initialize(self, action: a.Initialize, rule: str, o: Observation) -> bool:
         async def work() -> None:
             await self._server.initialize()
-            incarnation = new_incarnation()
-            self._promise.save(Promise(self._settings.cluster.name, str(uuid.uuid4()), 0, incarnation))
+            incarnation = self._names.incarnation()
+            self._promise.save(Promise(self._settings.cluster.name, self._names.cluster_id(), 0, incarnation))
             self._server.set_incarnation(incarnation)
 
         return self._start_job(action, work(), rebuilding=True)
@@ -155,7 +156,7 @@ class Performer:
         register = self._registry.register
         if register is None:
             return
-        incarnation = new_incarnation()
+        incarnation = self._names.incarnation()
         epoch = self._promise.current.epoch if self._promise.current else 0
         name = self._settings.cluster.name
         self._promise.save(Promise(name, register.cluster_id, max(epoch, register.epoch), incarnation))
@@ -166,7 +167,7 @@ class Performer:
         self._journal.record("clone.done", register.epoch, rule, source=source.node, incarnation=incarnation)
 
     def _rename(self) -> str:
-        incarnation = new_incarnation()
+        incarnation = self._names.incarnation()
         self._promise.speak_for(incarnation)
         return incarnation
 

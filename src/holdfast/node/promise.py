@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,17 +33,49 @@ class Promise:
 _PROMISE = TypeAdapter(Promise)
 
 
-def new_incarnation() -> str:
-    """The name of a data directory made anew; random, so that no two ever meet."""
-    return secrets.token_hex(4)
+class Names:
+    """Makes the names that must never meet again: random ones, unless a simulation makes its own."""
+
+    def incarnation(self) -> str:
+        """The name of a data directory made anew."""
+        return secrets.token_hex(4)
+
+    def cluster_id(self) -> str:
+        """The identity of a new cluster."""
+        return str(uuid.uuid4())
 
 
-class PromiseFile:
+class PromiseKeeper(ABC):
+    """The promise in force; where it is kept is a subclass's business."""
+
+    current: Promise | None = None
+
+    @abstractmethod
+    def load(self, cluster: str) -> None:
+        """Remember what was saved last, if anything was; raises ConfigurationError if it is another cluster's."""
+
+    @abstractmethod
+    def save(self, promise: Promise) -> None:
+        """Make it durable, then believe."""
+
+    def raise_to(self, epoch: int) -> None:
+        """Promise never to follow a leader of a lower epoch again."""
+        if self.current is None:
+            raise ConfigurationError("node.state_dir: there is no promise to raise yet")
+        if epoch > self.current.epoch:
+            self.save(replace(self.current, epoch=epoch))
+
+    def speak_for(self, incarnation: str | None) -> None:
+        """Speak for another data directory, or for none."""
+        if self.current is not None and self.current.incarnation != incarnation:
+            self.save(replace(self.current, incarnation=incarnation))
+
+
+class PromiseFile(PromiseKeeper):
     """The promise on disk: every change is fsynced before it is believed."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "promise.json"
-        self.current: Promise | None = None
 
     def load(self, cluster: str) -> None:
         """Read the file if there is one; raises ConfigurationError if it is another cluster's or cannot be read."""
@@ -69,15 +103,3 @@ class PromiseFile:
         """Write and fsync, then believe."""
         write_durably(self._path, _PROMISE.dump_json(promise), owner=None)
         self.current = promise
-
-    def raise_to(self, epoch: int) -> None:
-        """Promise never to follow a leader of a lower epoch again."""
-        if self.current is None:
-            raise ConfigurationError("node.state_dir: there is no promise to raise yet")
-        if epoch > self.current.epoch:
-            self.save(replace(self.current, epoch=epoch))
-
-    def speak_for(self, incarnation: str | None) -> None:
-        """Speak for another data directory, or for none."""
-        if self.current is not None and self.current.incarnation != incarnation:
-            self.save(replace(self.current, incarnation=incarnation))

@@ -11,6 +11,10 @@ from holdfast.model.errors import ConfigurationError, EnvironmentFault, Holdfast
 from holdfast.model.settings import NodeSettings
 from holdfast.node.agent import Agent
 from holdfast.node.api import Api
+from holdfast.node.journal import Journal
+from holdfast.node.parts import Parts
+from holdfast.node.promise import Names, PromiseFile
+from holdfast.node.reach import FreshSessions, HttpReach
 from holdfast.postgres.installation import find_installation
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Store
@@ -32,7 +36,16 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
         ) from error
     installation = find_installation(settings.postgres.bin_dir, settings.node.state_dir / "postgresql")
     server = Server(settings.postgres, settings.node.name, installation, settings.timeouts, settings.node.state_dir)
-    agent = Agent(settings, server, store, bootstrap=bootstrap)
+    parts = Parts(
+        server=server,
+        store=store,
+        peers=HttpReach(settings.timeouts),
+        sessions=FreshSessions(settings.postgres.replication_password_file),
+        promise=PromiseFile(settings.node.state_dir),
+        journal=Journal(store, settings.node.name, settings.timeouts),
+        names=Names(),
+    )
+    agent = Agent(settings, parts, bootstrap=bootstrap)
     await agent.prepare()
     api = Api(settings.api, token, agent)
     await api.start()

@@ -1,0 +1,99 @@
+"""How an agent reaches others: over HTTP to their agents, with a fresh session to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+import psycopg
+
+from holdfast.model.register import NodeRecord
+from holdfast.model.report import NodeReport
+from holdfast.model.timeouts import Timeouts
+
+
+class PeerReach(Protocol):
+    """The way to other agents."""
+
+    async def ask(self, api_url: str) -> NodeReport:
+        """What the agent there says of its node.
+
+        Raises ConnectionRefusedError, OSError or TimeoutError without an answer, RegisterError for one that cannot
+        be read.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class SessionReach(Protocol):
+    """The way to another node's PostgreSQL."""
+
+    async def answers(self, record: NodeRecord) -> bool:
+        """Whether a fresh session gets an answer there; raises ConnectionRefusedError, or OSError for no way there."""
+        ...
+
+
+class HttpReach:
+    """`PeerReach` over HTTP, with one pool of connections."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, api_url: str) -> NodeReport:
+        """See `PeerReach.ask`."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
+            )
+        try:
+            async with self._session.get(f"{api_url}/node") as response:
+                response.raise_for_status()
+                return NodeReport.from_json(await response.read())
+        except aiohttp.ClientConnectorError as error:
+            raise error.os_error from error
+        except aiohttp.ClientError as error:
+            raise OSError(str(error)) from error
+
+    async def close(self) -> None:
+        """See `PeerReach.close`."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class FreshSessions:
+    """`SessionReach` that logs in as the replication role: a held session may live on while nobody else gets in."""
+
+    def __init__(self, password_file: Path) -> None:
+        self._password_file = password_file
+
+    async def answers(self, record: NodeRecord) -> bool:
+        """See `SessionReach.answers`."""
+        if await self._session_answers(record):
+            return True
+        _, writer = await asyncio.open_connection(record.postgres_host, record.postgres_port)
+        writer.close()
+        return False
+
+    async def _session_answers(self, record: NodeRecord) -> bool:
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                host=record.postgres_host,
+                port=record.postgres_port,
+                user="holdfast_replication",
+                password=self._password_file.read_text().strip(),
+                dbname="postgres",
+                application_name="holdfast_probe",
+                autocommit=True,
+            )
+            async with connection:
+                await connection.execute("SELECT 1")
+        except psycopg.Error as error:
+            # The server itself turned the session down (too many of them, say): it answers.
+            return "FATAL" in str(error) and "starting up" not in str(error)
+        return True
