@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from holdfast.core.detection import Probe
+from holdfast.core.evidence import Probe
 from holdfast.core.observation import Peer
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import NodeRecord, NodeState

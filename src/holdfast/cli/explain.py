@@ -12,6 +12,7 @@ from holdfast.cli.output import json_option, print_json
 _TITLES = {
     "cluster": "What a voter does about the register: phase of the epoch, what it sees",
     "node": "What an agent does about its own PostgreSQL: what it is, what it ought to be",
+    "verdict": "What an observer holds of the primary: rules in the order in which they are tried, the verdict of each",
 }
 
 

@@ -13,7 +13,7 @@ from holdfast.core.observation import Observation
 from holdfast.core.quorum import recruits_suffice
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.register import Member, Phase, Register
-from holdfast.model.report import NodeReport
+from holdfast.model.report import NodeReport, VerdictKind
 from holdfast.model.server import ServerStatus
 
 
@@ -166,8 +166,8 @@ def suspected(o: Observation, register: Register) -> bool:
     verdict = o.verdict
     if about is None or verdict is None or verdict.about != about:
         return False
-    if about == o.member:
-        return verdict.kind.calls_for_failover
+    if about == o.member and verdict.kind is VerdictKind.DEAD:
+        return True  # its own agent knows best
     if o.last_failover_ms is not None and o.now_ms - o.last_failover_ms < o.timeouts.cool_down_ms:
         return False
     fresh_ms = 2 * o.timeouts.heartbeat_interval_ms + o.timeouts.peer_timeout_ms
@@ -183,7 +183,7 @@ def suspected(o: Observation, register: Register) -> bool:
         if name in register.voters
         and v is not None
         and (v.about, v.epoch) == (about, register.epoch)
-        and v.kind.calls_for_failover
+        and v.calls_for_failover
     ]
     return len(against) > len(register.voters) // 2
 

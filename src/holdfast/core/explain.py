@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.core.coordination import COORDINATION
+from holdfast.core.detection import verdict_rules
 from holdfast.core.leadership import TABLE, Duty, Situation
 from holdfast.core.rules import RULES
 from holdfast.model.register import Phase
@@ -22,7 +23,7 @@ class Row:
 
 
 def rows() -> tuple[Row, ...]:
-    """Every legal pair of both tables, in a stable order."""
+    """Every legal pair of both tables, and every rule of a verdict, in a stable order."""
     node = [
         Row("node", situation.value, duty.value, rule.id, rule.comment)
         for duty in Duty
@@ -33,14 +34,18 @@ def rows() -> tuple[Row, ...]:
         Row("cluster", phase.value, signal.value, rule.id, rule.comment)
         for (phase, signal), rule in COORDINATION.items()
     ]
-    return (*cluster, *node)
+    verdicts = [
+        Row("verdict", str(n), rule.kind.value, rule.id, rule.comment) for n, rule in enumerate(verdict_rules(), 1)
+    ]
+    return (*cluster, *node, *verdicts)
 
 
 def comment_of(rule_id: str) -> str | None:
     """What a rule is for."""
     if rule_id in RULES:
         return RULES[rule_id].comment
-    return next((rule.comment for rule in COORDINATION.values() if rule.id == rule_id), None)
+    others = (*COORDINATION.values(), *verdict_rules())
+    return next((rule.comment for rule in others if rule.id == rule_id), None)
 
 
 _BEGINS = {Duty.CREATE: "[*]", Duty.PROMOTE: Phase.PROMOTING.value, Duty.YIELD: Phase.SERVING.value}

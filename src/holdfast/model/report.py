@@ -11,6 +11,7 @@ from holdfast.model.errors import RegisterError
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member
 from holdfast.model.server import ServerStatus
+from holdfast.model.vitals import Vitals
 
 
 class VerdictKind(StrEnum):
@@ -24,22 +25,101 @@ class VerdictKind(StrEnum):
     UNREACHABLE = "unreachable"
     """Silence on every path."""
     HUNG = "hung"
-    """Its host answers, but it accepts no session."""
+    """Its host answers, but it accepts no session or commits nothing."""
+    STORAGE_STALLED = "storage stalled"
+    """It commits nothing, and its disk is why."""
+    DISK_FULL = "disk full"
+    """It has no room left for its data or its log."""
+    OVERLOADED = "overloaded"
+    """Slow, but it makes progress: a failover would help nobody."""
+    STANDBYS_AT_FAULT = "standbys at fault"
+    """It commits by itself, but its standbys confirm nothing: a failover would make it worse."""
 
-    @property
-    def calls_for_failover(self) -> bool:
-        """Whether a majority that holds this verdict opens an epoch."""
-        return self in (VerdictKind.DEAD, VerdictKind.UNREACHABLE, VerdictKind.HUNG)
+
+_LOST = (VerdictKind.DEAD, VerdictKind.UNREACHABLE, VerdictKind.HUNG, VerdictKind.STORAGE_STALLED)
+
+
+class Source(StrEnum):
+    """Where a piece of evidence comes from."""
+
+    AGENT = "agent"
+    """The agent beside the primary, over HTTP."""
+    FRESH_SESSION = "fresh session"
+    """A session opened just now, over TCP."""
+    HELD_SESSION = "held session"
+    """A session opened earlier."""
+    LOCAL_COMMIT = "local commit"
+    """A heartbeat row that needs the primary alone."""
+    QUORUM_COMMIT = "quorum commit"
+    """A heartbeat row that needs the standbys too."""
+    REPLICATION = "replication"
+    """What the observer's own standby receives."""
+    DISK = "disk"
+    LOAD = "load"
+    PROXY = "proxy"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One piece of evidence: how old it was when the verdict was formed (None: never obtained), and what it said."""
+
+    source: Source
+    age_ms: int | None
+    says: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verdict with the evidence it rests on."""
+    """A verdict, the evidence that decided it, the rule that turned the one into the other, and all other evidence.
+
+    ``room_elsewhere``: of a full disk, whether a standby that could take over is known to have another disk with room.
+    """
 
     about: Member
     epoch: int
     kind: VerdictKind
     evidence: str
+    rule: str = ""
+    readings: tuple[Reading, ...] = ()
+    room_elsewhere: bool = False
+
+    @property
+    def calls_for_failover(self) -> bool:
+        """Whether a majority that holds this verdict opens an epoch."""
+        return self.kind in _LOST or (self.kind is VerdictKind.DISK_FULL and self.room_elsewhere)
+
+
+class ProxyOutcome(StrEnum):
+    """What a proxy met when it last used the primary."""
+
+    ANSWERS = "answers"
+    REFUSED = "refused a connection"
+    RESET = "ended sessions"
+    SILENT = "does not answer"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySight:
+    """What a proxy says of the primary: evidence, never a vote. ``heard_ms`` is the observer's, monotonic."""
+
+    proxy: str
+    node: str
+    epoch: int
+    outcome: ProxyOutcome
+    clients_waiting: int
+    heard_ms: int = 0
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return _PROXY_SIGHT.dump_json(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> ProxySight:
+        """Read the stored form; raises RegisterError."""
+        try:
+            return _PROXY_SIGHT.validate_json(raw)
+        except ValidationError as error:
+            raise RegisterError(f"a proxy's record cannot be read: {error.errors()[0]['msg']}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +157,7 @@ class NodeReport:
     version: str
     progress: str | None = None
     """What a clone or a rewind under way is doing, and how far it is."""
+    vitals: Vitals | None = None
 
     def to_json(self) -> bytes:
         """The form on the wire."""
@@ -92,3 +173,4 @@ class NodeReport:
 
 
 _REPORT = TypeAdapter(NodeReport)
+_PROXY_SIGHT = TypeAdapter(ProxySight)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from holdfast.model.errors import ConfigurationError
 from holdfast.model.register import NodeName
+from holdfast.model.thresholds import Thresholds
 from holdfast.model.timeouts import Timeouts
 
 
@@ -87,6 +88,7 @@ class NodeSettings(_Section):
     postgres: PostgresSettings
     api: ApiSettings
     store: StoreSettings
+    thresholds: Thresholds = Thresholds()
     timeouts: Timeouts = Timeouts()
 
 

@@ -19,6 +19,21 @@ class Timeouts(BaseModel):
     hung_ms: int = Field(3000, ge=500, le=120_000)
     """A leader whose agent answers but whose PostgreSQL accepts no fresh session for this long is hung."""
 
+    storage_stall_ms: int = Field(3000, ge=500, le=120_000)
+    """A leader that commits nothing for this long while its disk holds up writes has a storage stall."""
+
+    storage_probe_interval_ms: int = Field(1000, ge=100, le=60_000)
+    """Between two small writes of the agent to the data file system, each brought to the disk."""
+
+    standbys_fault_ms: int = Field(3000, ge=500, le=120_000)
+    """When a heartbeat row waits for the standbys for this long while local ones commit, the standbys are at fault."""
+
+    slow_session_ms: int = Field(500, ge=10, le=60_000)
+    """A fresh session that takes longer than this is slow; while commits go on that is an overload, no failure."""
+
+    slow_commit_ms: int = Field(500, ge=10, le=60_000)
+    """The same for a heartbeat row committed locally: it usually takes what one write to the disk takes."""
+
     tick_interval_ms: int = Field(250, ge=20, le=5000)
     """Between two looks at the own PostgreSQL while nothing happens; events wake the agent at once."""
 

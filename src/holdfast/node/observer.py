@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from holdfast.core.coordination import best_choice, suspected
-from holdfast.core.detection import Probe, judge, judge_own
+from holdfast.core.detection import has_room_elsewhere, judge, judge_own
+from holdfast.core.evidence import Probe, Sight
 from holdfast.core.observation import Observation, Peer, RegisterTrouble
 from holdfast.model.lsn import Lsn, Position
 from holdfast.model.register import Member, NodeRecord, Phase, Recruit, Register
-from holdfast.model.report import Verdict
+from holdfast.model.report import ProxySight, Verdict
 from holdfast.model.server import ServerStatus, ServerView
+from holdfast.model.thresholds import Thresholds
 from holdfast.model.timeouts import Timeouts
+from holdfast.model.vitals import Vitals
 from holdfast.node.promise import Promise
 
 
@@ -32,6 +35,9 @@ class Look:
     nodes: dict[str, NodeRecord]
     peers: dict[str, Peer]
     probe: Probe
+    vitals: Vitals | None = None
+    """What the agent measures on its own node."""
+    proxies: tuple[ProxySight, ...] = ()
 
 
 @dataclass(slots=True)
@@ -40,6 +46,7 @@ class Observer:
 
     node: str
     timeouts: Timeouts
+    thresholds: Thresholds = field(default_factory=Thresholds)
     own_end: Position | None = None
     marker: Lsn | None = None
     rewound_ms: int | None = None
@@ -180,14 +187,33 @@ class Observer:
         about = _leading(look.register)
         if about is None or look.register is None:
             return None
-        if about.node == self.node:
-            if member != about:
-                return judge_own(about, look.register.epoch, ServerStatus.ABSENT, self._seen_alive)
-            return judge_own(about, look.register.epoch, look.server.status, self._seen_alive)
-        peer = look.peers.get(about.node, Peer())
         epoch = look.register.epoch
-        promoting = look.register.phase is Phase.PROMOTING
-        return judge(about, epoch, look.now_ms, self._phase_since_ms, peer, look.probe, self.timeouts, promoting)
+        sight = Sight(
+            now_ms=look.now_ms,
+            since_ms=self._phase_since_ms,
+            timeouts=self.timeouts,
+            thresholds=self.thresholds,
+            agent=look.peers.get(about.node, Peer()),
+            sql=look.probe,
+            own=look.vitals,
+            proxies=tuple(p for p in look.proxies if (p.node, p.epoch) == (about.node, epoch)),
+            room_elsewhere=self._room_elsewhere(look, about),
+            is_candidate=look.register.phase is Phase.PROMOTING,
+        )
+        if about.node == self.node:
+            status = look.server.status if member == about else ServerStatus.ABSENT
+            return judge_own(about, epoch, status, self._seen_alive, sight)
+        return judge(about, epoch, sight)
+
+    def _room_elsewhere(self, look: Look, about: Member) -> bool:
+        """Whether somebody who could take over from ``about`` has room on a disk of their own."""
+        vitals = {name: p.report.vitals for name, p in look.peers.items() if p.report is not None}
+        vitals[self.node] = look.vitals
+        following = {name for name, p in look.peers.items() if p.report is not None and p.report.streaming}
+        if look.server.streaming:
+            following.add(self.node)
+        others = [vitals[name] for name in following if name != about.node]
+        return has_room_elsewhere(vitals.get(about.node), others, self.thresholds)
 
     def _with_onsets(self, o: Observation) -> Observation:
         if o.register is not None:

@@ -9,7 +9,7 @@ from functools import partial
 
 import structlog
 
-from holdfast.core.detection import Probe
+from holdfast.core.evidence import Probe
 from holdfast.core.observation import Peer
 from holdfast.model.errors import RegisterError
 from holdfast.model.register import Member, NodeRecord
