@@ -44,8 +44,8 @@ def comment_of(rule_id: str) -> str | None:
     """What a rule is for."""
     if rule_id in RULES:
         return RULES[rule_id].comment
-    others = (*COORDINATION.values(), *verdict_rules())
-    return next((rule.comment for rule in others if rule.id == rule_id), None)
+    found = {rule.id: rule.comment for rule in COORDINATION.values()} | {r.id: r.comment for r in verdict_rules()}
+    return found.get(rule_id)
 
 
 _BEGINS = {Duty.CREATE: "[*]", Duty.PROMOTE: Phase.PROMOTING.value, Duty.YIELD: Phase.SERVING.value}
