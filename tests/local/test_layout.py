@@ -218,3 +218,19 @@ def test_a_temporary_place_passes_by_one_that_cannot_be_entered(place: Path, mon
         assert not root.is_relative_to(closed)
     finally:
         root.rmdir()
+
+
+def test_ports_come_from_the_range_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(p for p in free_ports(seed=4) if is_free(p + 1))
+    monkeypatch.setenv("HOLDFAST_PORTS", f"{first}-{first + 1}")
+    spare = free_ports(seed=5)
+    assert set(proxy_ports(None, spare)) == {first, first + 1}
+    with pytest.raises(EnvironmentFault, match=r"not enough free ports between \d+ and \d+: .*HOLDFAST_PORTS"):
+        next(spare)
+
+
+@pytest.mark.parametrize("asked", ["20000", "a-b", "30000-20000", "0-10", "60000-70000"])
+def test_a_range_of_ports_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("HOLDFAST_PORTS", asked)
+    with pytest.raises(ConfigurationError, match=f"HOLDFAST_PORTS={asked}: write it as FIRST-LAST"):
+        next(free_ports(seed=1))

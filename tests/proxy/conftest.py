@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.local.machine import server_user
 from holdfast.model.register import NodeState
-from tests.installations import any_bin_dir
+from tests.installations import oldest_and_newest, readable, version_id
 from tests.ports import free_port
 from tests.proxy.cluster import Cluster, Pair
 from tests.proxy.servers import PASSWORD, USER, Server
@@ -26,12 +26,10 @@ def new_home() -> Path:
     return home
 
 
-@pytest.fixture(scope="session")
-def bin_dir() -> Path:
-    found = any_bin_dir()
-    if found is None:
-        pytest.fail("no PostgreSQL on this machine and no wheel of it: these tests need a real one")
-    return found
+@pytest.fixture(scope="session", params=oldest_and_newest()[:1], ids=version_id)
+def bin_dir(request: pytest.FixtureRequest) -> Path:
+    """The oldest PostgreSQL; what clients do is tried with the newest, too (test_clients.py)."""
+    return readable(request.param).bin_dir
 
 
 @pytest.fixture(scope="session")

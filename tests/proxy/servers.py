@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 
 from holdfast.local.machine import server_user
+from holdfast.local.processes import Process, descendants_of
 from tests.ports import free_port
 
 USER = "app"
@@ -128,11 +127,12 @@ class Server:
         if self.process is None:
             return
         if self.process.poll() is None:
-            postmaster = psutil.Process(self.process.pid)
-            family = [postmaster, *postmaster.children(recursive=True)]
+            family = [
+                p for p in map(Process.of, (self.process.pid, *descendants_of(self.process.pid))) if p is not None
+            ]
             for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(family)
+                process.send(signal.SIGKILL)
+            for process in family:
+                process.wait(30)  # the end is enough: whoever adopts the orphans may be slow to reap them
         self.process.wait()
         self.process = None

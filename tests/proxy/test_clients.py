@@ -12,10 +12,14 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from tests.installations import oldest_and_newest, version_id
 from tests.proxy.cluster import Cluster, fetch, until
 from tests.proxy.servers import PASSWORD, USER
 
-pytestmark = pytest.mark.live
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.parametrize("bin_dir", oldest_and_newest(), ids=version_id, indirect=True, scope="session"),
+]
 
 
 async def run_program(program: Path, *arguments: str, stdin: str | None = None) -> str:
