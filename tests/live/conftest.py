@@ -16,7 +16,7 @@ from holdfast.local.machine import server_user, temporary_root
 from holdfast.model.keys import Keys
 from holdfast.model.register import Register
 from holdfast.postgres.installation import Installation
-from holdfast.store.contract import Put, Resync
+from holdfast.store.contract import Change, Put, Resync
 from tests.installations import oldest_and_newest, readable, version_id
 
 WHOLE_S = 60.0
@@ -79,10 +79,15 @@ async def connect(dsn: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
     return await psycopg.AsyncConnection.connect(dsn, autocommit=True)
 
 
+async def watch(cluster: LocalCluster, prefix: str) -> AsyncGenerator[Change, None]:
+    """What happens below a prefix of the store."""
+    async for change in cluster.store().watch(prefix):
+        yield change
+
+
 async def watch_register(cluster: LocalCluster) -> AsyncGenerator[Register, None]:
     """The register as it is, and every change of it."""
-    keys = Keys(cluster.name)
-    async for change in cluster.store().watch(keys.register):
+    async for change in watch(cluster, Keys(cluster.name).register):
         entries = change.snapshot.entries if isinstance(change, Resync) else ()
         if isinstance(change, Put):
             entries = (change.entry,)

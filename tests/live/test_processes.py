@@ -13,8 +13,10 @@ import pytest
 
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.supervisor import wait_until_ended
+from holdfast.model.keys import Keys
 from holdfast.model.server import ServerStatus
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch_register
+from holdfast.store.contract import Deleted
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch, watch_register
 
 pytestmark = pytest.mark.live
 
@@ -47,6 +49,38 @@ async def test_a_killed_agent_leaves_postgresql_serving_and_picks_it_up(cluster:
             assert postmaster_pid(cluster, node) == pid
     register = await the_register(cluster)
     assert (register.epoch, register.leader and register.leader.node) == (epoch, leader)
+
+
+async def wait_until_record_left(cluster: LocalCluster, node: str) -> None:
+    keys = Keys(cluster.name)
+    async with asyncio.timeout(WHOLE_S), contextlib.aclosing(watch(cluster, keys.nodes)) as changes:
+        async for change in changes:
+            if isinstance(change, Deleted) and change.key == keys.node(node):
+                return
+
+
+async def test_who_starts_while_the_primarys_agent_is_away_finds_the_primary(cluster: LocalCluster) -> None:
+    """Its record has left the store with its lease; its address has not."""
+    before = await the_register(cluster)
+    leader = await the_leader(cluster)
+    agent = cluster.state().processes[leader].process
+    assert agent is not None
+    agent.send(signal.SIGSTOP)
+    try:
+        await wait_until_record_left(cluster, leader)
+        await kill_process(cluster, another(cluster, leader))
+        await kill_process(cluster, "proxy")
+        async with asyncio.timeout(WHOLE_S):
+            await cluster.wait_until_proxy_answers()
+        async with asyncio.timeout(WHOLE_S), await connect(cluster.write_dsn) as connection:
+            await connection.execute("CREATE TABLE IF NOT EXISTS found_again (id int)")
+            cursor = await connection.execute("SELECT inet_server_port()")
+            assert await cursor.fetchone() == (cluster.file.ports.nodes[leader].postgres,)
+    finally:
+        agent.send(signal.SIGCONT)
+    assert await cluster.wait_until_whole(WHOLE_S)
+    after = await the_register(cluster)
+    assert (after.epoch, after.leader) == (before.epoch, before.leader)
 
 
 async def test_a_killed_proxy_loses_only_its_connections(cluster: LocalCluster) -> None:

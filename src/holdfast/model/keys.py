@@ -10,12 +10,17 @@ class Keys:
         self.prefix = f"/holdfast/{cluster}/"
         self.register = f"{self.prefix}register"
         self.nodes = f"{self.prefix}nodes/"
+        self.addresses = f"{self.prefix}addresses/"
         self.all_recruits = f"{self.prefix}recruits/"
         self.journal = f"{self.prefix}journal/"
 
     def node(self, name: str) -> str:
         """Where a node's record is."""
         return f"{self.nodes}{name}"
+
+    def address(self, name: str) -> str:
+        """Where a node's address is, also while its agent is away."""
+        return f"{self.addresses}{name}"
 
     def recruits(self, epoch: int) -> str:
         """The prefix below which the recruits of an epoch are."""

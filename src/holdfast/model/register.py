@@ -218,13 +218,16 @@ class NodeState(StrEnum):
     STANDBY = "standby"
     PRIMARY = "primary"
     REBUILDING = "rebuilding"
+    SILENT = "silent"
+    """Its agent is away: nothing is known but its address."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """Where a node is and what it does now; its agent keeps it in the store under a lease.
 
-    ``epoch`` is the epoch of the leader that it follows or the one that it leads (0 if neither).
+    ``epoch`` is the epoch of the leader that it follows or the one that it leads (0 if neither). The address alone is
+    kept without a lease, too: a leader that serves without its agent must be found by those who start meanwhile.
     """
 
     member: Member
@@ -233,6 +236,14 @@ class NodeRecord:
     postgres_host: str
     postgres_port: int
     api_url: str
+
+    def address(self) -> NodeRecord:
+        """What stays true of it when its agent falls silent."""
+        return replace(self, state=NodeState.SILENT, epoch=0)
+
+    def moved_to(self, address: NodeRecord) -> NodeRecord:
+        """The same node elsewhere."""
+        return replace(address, state=self.state, epoch=self.epoch)
 
     def to_json(self) -> bytes:
         """The stored form."""

@@ -1,4 +1,4 @@
-"""The node's record in the store, kept under a lease."""
+"""The node's record in the store, kept under a lease, and its address, which outlives that."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Publisher:
         self._wanted: NodeRecord | None = None
         self._changed = asyncio.Event()
         self._lease: Lease | None = None
+        self._address: NodeRecord | None = None
 
     def publish(self, record: NodeRecord) -> None:
         """Say this from now on; returns at once."""
@@ -61,6 +62,7 @@ class Publisher:
         if self._wanted is None:
             return
         fresh = self._lease is None
+        await self._keep_address(self._wanted.address(), again=fresh)
         if self._lease is None:
             self._lease = await self._store.grant_lease(self._timeouts.node_lease_s)
         if fresh or self._changed.is_set():
@@ -71,3 +73,9 @@ class Publisher:
             except StoreUnavailable:
                 self._changed.set()
                 raise
+
+    async def _keep_address(self, address: NodeRecord, *, again: bool) -> None:
+        """``again``: with the lease the store may have lost everything else."""
+        if again or address != self._address:
+            await self._store.put(self._keys.address(address.member.node), address.to_json())
+            self._address = address

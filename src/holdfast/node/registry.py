@@ -28,7 +28,7 @@ class Registry:
         self.register_revision = ABSENT
         self.unreadable: str | None = None
         self.nodes: dict[str, NodeRecord] = {}
-        """Addresses outlive the lease of a record: a node that fell silent is still asked."""
+        """Addresses outlive the lease of a record: a node that fell silent is still asked, also by who comes later."""
         self._recruits: dict[str, Recruit] = {}
 
     def recruits(self) -> tuple[Recruit, ...]:
@@ -80,6 +80,10 @@ class Registry:
             elif entry.key.startswith(self._keys.nodes):
                 record = NodeRecord.from_json(entry.value)
                 self.nodes[record.member.node] = record
+            elif entry.key.startswith(self._keys.addresses):
+                address = NodeRecord.from_json(entry.value)
+                known = self.nodes.get(address.member.node)
+                self.nodes[address.member.node] = known.moved_to(address) if known is not None else address
             elif entry.key.startswith(self._keys.all_recruits):
                 self._recruits[entry.key] = Recruit.from_json(entry.value)
         except RegisterError as error:

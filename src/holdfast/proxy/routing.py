@@ -70,7 +70,7 @@ class Routing:
         return True
 
     def _is_relevant(self, key: str) -> bool:
-        return key == self._keys.register or key.startswith(self._keys.nodes)
+        return key == self._keys.register or key.startswith((self._keys.nodes, self._keys.addresses))
 
     async def wait_changed(self) -> None:
         """Until the next change. Waiters go on in the order in which they came."""
@@ -84,6 +84,10 @@ class Routing:
                 record = NodeRecord.from_json(entry.value)
                 self._records[record.member.node] = record
                 self._live.add(record.member.node)
+            elif entry.key.startswith(self._keys.addresses):
+                address = NodeRecord.from_json(entry.value)
+                known = self._records.get(address.member.node)
+                self._records[address.member.node] = known.moved_to(address) if known is not None else address
         except RegisterError as error:
             log.error("store.unreadable", key=entry.key, error=str(error))
 
