@@ -26,7 +26,7 @@ from holdfast.model.errors import (
 from holdfast.model.keys import Keys
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member, NodeRecord, NodeState, Phase
-from holdfast.model.report import NodeReport, ReplicaReport
+from holdfast.model.report import NodeReport, ReplicaReport, Verdict, VerdictKind
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
 from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
@@ -35,6 +35,7 @@ from holdfast.node.parts import Parts
 from holdfast.node.peers import Peers, PrimaryProbe
 from holdfast.node.performer import Performer
 from holdfast.node.publisher import Publisher
+from holdfast.node.pulse import Pulse
 from holdfast.node.registry import Registry
 
 log = structlog.get_logger(__name__)
@@ -65,10 +66,11 @@ class Agent:
         self._keys = keys
         self._promise = parts.promise
         self._names = parts.names
-        self._observer = Observer(name, timeouts)
+        self._observer = Observer(name, timeouts, settings.thresholds)
         self._registry = Registry(parts.store, keys, self._wake.set)
         self._peers = Peers(name, timeouts, parts.peers, lambda: self._registry.nodes, self._wake.set)
         self._probe = PrimaryProbe(parts.sessions, timeouts)
+        self._pulse = Pulse(parts.server, timeouts, self.serves_writes, self._epoch)
         self._journal = parts.journal
         self._publisher = Publisher(parts.store, keys, timeouts)
         self._performer = Performer(
@@ -79,6 +81,7 @@ class Agent:
         self._last: Observation | None = None
         self._decision: Decision | None = None
         self._rule_noted: str | None = None
+        self._verdict_noted: Verdict | None = None
         self._pauses: dict[type[a.Action], Pause] = {}
         self._ever_started = False
         self._streamed: Member | None = None
@@ -105,7 +108,7 @@ class Agent:
                 group.create_task(self._probe.run(self._leading_record, self._wake.set)),
                 group.create_task(self._journal.run()),
                 group.create_task(self._publisher.run()),
-                group.create_task(self._beat()),
+                group.create_task(self._pulse.run()),
                 group.create_task(self._keep_slots()),
             ]
             try:
@@ -163,6 +166,7 @@ class Agent:
             return
         self._decision = decision
         self._note(decision, o)
+        self._note_verdict(o)
         if o.trouble is None:
             self._performer.alarm = None
         performed = await self._perform(decision.actions, decision.rule.id, o)
@@ -249,13 +253,15 @@ class Agent:
         await self._server.stop("fast", self._timeouts.stop_ms)
         if self._promise.current is not None:
             incarnation = self._names.incarnation()
-            self._promise.speak_for(incarnation)
-            self._server.set_incarnation(incarnation)
+            await self._promise.speak_for(incarnation)
+            await self._server.set_incarnation(incarnation)
 
     async def _look_at_server(self) -> ServerView:
         if self._performer.rebuilding:
             return ABSENT_SERVER
-        return await self._server.view()
+        view = await self._server.view()
+        self._pulse.saw(view)
+        return view
 
     def _look(self, server: ServerView) -> Look:
         return Look(
@@ -272,6 +278,7 @@ class Agent:
             nodes=self._registry.nodes,
             peers=self._peers.known,
             probe=self._probe.result,
+            vitals=self._pulse.vitals(),
         )
 
     def _leading_record(self) -> NodeRecord | None:
@@ -319,21 +326,30 @@ class Agent:
         elif not attached and decision.situation is not Situation.SILENT:
             self._streamed = None
 
+    def _note_verdict(self, o: Observation) -> None:
+        """A change of mind is worth an entry; what an observer thinks while it has not seen enough is not."""
+        verdict, before = o.verdict, self._verdict_noted
+        if verdict is None or verdict.kind is VerdictKind.UNKNOWN:
+            return
+        same = before is not None and (before.about, before.kind) == (verdict.about, verdict.kind)
+        self._verdict_noted = verdict
+        if same or (verdict.kind is VerdictKind.HEALTHY and (before is None or before.about != verdict.about)):
+            return
+        self._journal.record(
+            "verdict.changed",
+            verdict.epoch,
+            verdict.rule,
+            about=verdict.about.node,
+            verdict=verdict.kind.value,
+            evidence=verdict.evidence,
+            readings=[{"source": r.source.value, "age_ms": r.age_ms, "says": r.says} for r in verdict.readings],
+        )
+
     def _note_coordination(self, coordination: Coordination, o: Observation) -> None:
         if coordination.actions:
             log.info("rule", rule=coordination.rule.id, phase=coordination.phase, signal=coordination.signal)
 
     # ---- beside the turns -------------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        """The leader's heartbeat row: keeps log flowing while clients are idle."""
-        while True:
-            await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
-            if self.serves_writes():
-                try:
-                    await self._server.heartbeat(self._epoch())
-                except PostgresError as error:
-                    log.warning("heartbeat.failed", error=str(error))
 
     async def _keep_slots(self) -> None:
         """Slots keep log for every member on every node, so that whoever wins can feed the others."""
@@ -436,6 +452,7 @@ class Agent:
             alarm=self._performer.alarm,
             version=__version__,
             progress=self._performer.progress,
+            vitals=self._pulse.vitals(),
         )
 
     async def switchover(self, to: str | None) -> tuple[bool, str]:

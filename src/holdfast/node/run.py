@@ -41,7 +41,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
         store=store,
         peers=HttpReach(settings.timeouts),
         sessions=FreshSessions(settings.postgres.replication_password_file),
-        promise=PromiseFile(settings.node.state_dir),
+        promise=PromiseFile(settings.node.state_dir, server.disk, settings.timeouts.statement_ms),
         journal=Journal(store, settings.node.name, settings.timeouts),
         names=Names(),
     )
