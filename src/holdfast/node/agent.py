@@ -67,7 +67,7 @@ class Agent:
         self._promise = parts.promise
         self._names = parts.names
         self._observer = Observer(name, timeouts, settings.thresholds)
-        self._registry = Registry(parts.store, keys, self._wake.set)
+        self._registry = Registry(parts.store, keys, self._wake.set, lambda: self._probe.hurry())
         self._peers = Peers(name, timeouts, parts.peers, lambda: self._registry.nodes, self._wake.set)
         self._probe = PrimaryProbe(parts.sessions, timeouts)
         self._pulse = Pulse(parts.server, timeouts, self.serves_writes, self._epoch)
@@ -120,6 +120,7 @@ class Agent:
                 for helper in helpers:
                     helper.cancel()
                 await self._peers.close()
+                await self._probe.close()
         await self._leave()
 
     async def _reach_store(self) -> None:
@@ -279,6 +280,7 @@ class Agent:
             peers=self._peers.known,
             probe=self._probe.result,
             vitals=self._pulse.vitals(),
+            proxies=tuple(self._registry.proxies.values()),
         )
 
     def _leading_record(self) -> NodeRecord | None:

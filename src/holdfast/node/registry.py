@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
 from holdfast.model.errors import RegisterError
 from holdfast.model.keys import Keys
 from holdfast.model.register import NodeRecord, Recruit, Register
+from holdfast.model.report import ProxyOutcome, ProxySight
+from holdfast.node.clock import monotonic_ms
 from holdfast.store.contract import ABSENT, Connected, Deleted, Disconnected, Entry, Put, Resync, Store
 
 log = structlog.get_logger(__name__)
 
 
 class Registry:
-    """Follows everything below the cluster's prefix; calls ``on_change`` after each change that matters."""
+    """Follows everything below the cluster's prefix; calls ``on_change`` after each change that matters.
 
-    def __init__(self, store: Store, keys: Keys, on_change: Callable[[], None]) -> None:
+    ``on_trouble`` is called when a proxy says that it has met trouble with the primary.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keys, on_change: Callable[[], None], on_trouble: Callable[[], None] = lambda: None
+    ) -> None:
         self._store = store
         self._keys = keys
         self._on_change = on_change
+        self._on_trouble = on_trouble
         self.synced = asyncio.Event()
         self.connected = False
         self.register: Register | None = None
@@ -29,6 +38,7 @@ class Registry:
         self.unreadable: str | None = None
         self.nodes: dict[str, NodeRecord] = {}
         """Addresses outlive the lease of a record: a node that fell silent is still asked, also by who comes later."""
+        self.proxies: dict[str, ProxySight] = {}
         self._recruits: dict[str, Recruit] = {}
 
     def recruits(self) -> tuple[Recruit, ...]:
@@ -67,6 +77,7 @@ class Registry:
     def _reset(self, entries: tuple[Entry, ...]) -> None:
         self.register, self.register_revision, self.unreadable = None, ABSENT, None
         self._recruits.clear()
+        self.proxies.clear()
         for entry in entries:
             self._put(entry)
 
@@ -84,6 +95,11 @@ class Registry:
                 address = NodeRecord.from_json(entry.value)
                 known = self.nodes.get(address.member.node)
                 self.nodes[address.member.node] = known.moved_to(address) if known is not None else address
+            elif entry.key.startswith(self._keys.proxies):
+                sight = replace(ProxySight.from_json(entry.value), heard_ms=monotonic_ms())
+                self.proxies[entry.key] = sight
+                if sight.outcome is not ProxyOutcome.ANSWERS:
+                    self._on_trouble()
             elif entry.key.startswith(self._keys.all_recruits):
                 self._recruits[entry.key] = Recruit.from_json(entry.value)
         except RegisterError as error:
@@ -96,3 +112,4 @@ class Registry:
             self.register, self.register_revision = None, ABSENT
         else:
             self._recruits.pop(key, None)
+            self.proxies.pop(key, None)
