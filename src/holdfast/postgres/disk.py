@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from holdfast.model.errors import PostgresError
+import psutil
+
+from holdfast.model.errors import HoldfastError, PostgresError
 from holdfast.model.vitals import Pressure, Space
 from holdfast.postgres.files import sync_directory
 
@@ -43,7 +45,7 @@ class Disk:
         self._under_way[purpose] = done  # type: ignore[assignment]
         done.add_done_callback(lambda _: self._under_way.pop(purpose, None))
 
-        def tell(result: T | None, error: BaseException | None) -> None:
+        def tell(result: T | None, error: Exception | None) -> None:
             if done.cancelled():
                 return
             if error is not None:
@@ -52,13 +54,15 @@ class Disk:
                 done.set_result(result)  # type: ignore[arg-type]
 
         def run() -> None:
-            outcome: tuple[T | None, BaseException | None]
+            result: T | None = None
+            error: Exception | None = RuntimeError(f"a bug below ({purpose}): the thread's own words are in the log")
             try:
-                outcome = work(), None
-            except BaseException as error:  # noqa: BLE001 - it is raised where it was asked for
-                outcome = None, error
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, *outcome)
+                result, error = work(), None
+            except (OSError, ValueError, HoldfastError, psutil.Error) as expected:
+                error = expected
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(tell, result, error)
 
         threading.Thread(target=run, name=f"disk-{purpose}", daemon=True).start()
         finished, _ = await asyncio.wait({done}, timeout=None if deadline_ms is None else deadline_ms / 1000)
