@@ -14,6 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from holdfast.model.policy import NodeTags, Policy
 from holdfast.model.settings import NodeSettings, ProxySettings
 from holdfast.model.timeouts import Timeouts
 
@@ -60,6 +62,7 @@ def settings_page() -> str:
                 lines += section_lines(section, kind)
     lines += ["", "## Times", "", "`[timeouts]` in either file. All processes of a cluster need the same ones.", ""]
     lines += table(("setting", "default", "limits", "why"), timeout_rows())
+    lines += ["", "## Policy", "", *policy_lines()]
     lines += ["", "## Environment variables", ""]
     lines += table(("variable", "meaning"), [(f"`{name}`", meaning) for name, meaning in sorted(ENVIRONMENT.items())])
     return "\n".join(lines) + "\n"
@@ -75,6 +78,20 @@ def section_lines(section: str, kind: type[BaseModel]) -> Iterator[str]:
             raise SystemExit(f"{kind.__name__}.{name} has no description: give its Field one")
         rows.append((f"`{name}`", type_name(field.annotation), default_text(field), limits(field), field.description))
     yield from table(("setting", "type", "default", "limits", "meaning"), rows)
+
+
+def policy_lines() -> Iterator[str]:
+    """The policy, which lies in the store and is changed at run time."""
+    yield "What people decide about a running cluster: `holdfast policy show`, `holdfast policy set NAME=VALUE...`."
+    yield "It lies in the store, is checked against the cluster first, and is in force at every node within a moment."
+    for prefix, kind in (("", Policy), ("NODE.", NodeTags)):
+        fields = [(name, f) for name, f in kind.model_fields.items() if name not in ("nodes", "format")]
+        rows = [
+            (f"`{prefix}{name}`", type_name(f.annotation), default_text(f), limits(f), f.description or "")
+            for name, f in fields
+        ]
+        yield ""
+        yield from table(("name", "type", "default", "limits", "meaning"), rows)
 
 
 def timeout_rows() -> list[tuple[str, ...]]:
@@ -97,6 +114,8 @@ def type_name(annotation: Any) -> str:
     """A type in words."""
     if annotation in TYPE_NAMES:
         return TYPE_NAMES[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(f"`{member.value}`" for member in annotation)
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (types.UnionType, Union):
         return " or ".join(type_name(a) for a in args if a is not type(None))
@@ -118,6 +137,8 @@ def default_text(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None or value is PydanticUndefined:
         return "unset"
+    if isinstance(value, Enum):
+        return f"`{value.value}`"
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{v}"' for v in value) + "]`"
     if isinstance(value, bool):

@@ -7,8 +7,11 @@
     python3 protocol_model.py --walks 20000 --writes 4 --elections 4 --faults 5 --changes 5
 
 State is one immutable tuple; `steps` yields every (label, next state). A violation is a client write that was
-acknowledged and is absent from the log of a leader whose configuration is committed. Safety only: liveness (pre-vote,
-time-outs, back-off) is the simulator's work. The last line says whether the scope was exhausted or cut off by --limit.
+acknowledged and is absent from the log of a leader whose configuration is committed. While the committed k is 0 commits
+are local, and a candidate may be chosen without the leader: what it lacks at that moment is lost, which is counted and
+no violation; what is acknowledged later is. Time is in the model as one assumption: whoever waits for a lease waits
+until its holder is fenced. Safety only: liveness (pre-vote, time-outs, back-off) is the simulator's work. The last line
+says whether the scope was exhausted or cut off by --limit.
 """
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ class Node(NamedTuple):
     k: int
     reports: tuple[Member, ...]       # per node: (incarnation, flushed length) this primary has been told
     open: bool                        # PostgreSQL may acknowledge (before: it waits for a name nobody has)
+    leased: bool                      # its agent holds the lease, and kills PostgreSQL when it ends
 
 
 class Register(NamedTuple):
@@ -74,6 +78,8 @@ RULES = {
     "implied": "PostgreSQL's setting always implies the register's: k_pg - |S_pg minus S_reg| >= k_reg",
     "caught-up": "the register tightens only after the log so far is on k of the members it will name",
     "incarnation": "a data directory made anew is a new member, and a new leader",
+    "lease": "with k = 0 a candidate without the leader's log waits until the leader's lease is over",
+    "lease-first": "nothing turns to k = 0, neither PostgreSQL nor the register, before the leader has the lease",
 }
 
 
@@ -81,8 +87,8 @@ def initial(a: argparse.Namespace) -> State:
     boot = ((1, BARRIER),)
     members = frozenset(((1, 0), (2, 0)))
     none: frozenset[Member] = frozenset()
-    standby = Node(STANDBY, boot, 1, 0, 0, 0, none, 0, ((0, 0),) * 3, False)
-    primary = Node(PRIMARY, boot, 1, None, 0, 1, members, 1, ((0, 1),) * 3, True)
+    standby = Node(STANDBY, boot, 1, 0, 0, 0, none, 0, ((0, 0),) * 3, False, False)
+    primary = Node(PRIMARY, boot, 1, None, 0, 1, members, 1, ((0, 1),) * 3, True, False)
     reg = Register(1, "serving", None, (0, 0), 1, members, 1, ())
     return State((primary, standby, standby), reg, frozenset(), None, a.writes, a.elections, a.faults, a.changes)
 
@@ -113,7 +119,7 @@ def implies(members: frozenset[Member], k: int, reg_members: frozenset[Member], 
 
 def configurations(s: State, i: int) -> Iterator[tuple[frozenset[Member], int]]:
     others = [(j, s.nodes[j].incarnation) for j in NODES if j != i]
-    for size in range(1, len(others) + 1):
+    for size in range(len(others) + 1):
         for chosen in combinations(others, size):
             for k in range(size + 1):
                 yield frozenset(chosen), k
@@ -159,7 +165,10 @@ def replication_and_clients(s: State, i: int, broken: str | None) -> Iterator[tu
 def faults(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
     n, me = s.nodes[i], NAMES[i]
     if s.faults and n.role != DOWN:
-        yield f"{me} crashes", s._replace(nodes=put(s, i, role=DOWN, upstream=None, open=False), faults=s.faults - 1)
+        yield f"{me} crashes", s._replace(nodes=put(s, i, role=DOWN, upstream=None, open=False, leased=False), faults=s.faults - 1)
+    if n.leased:
+        yield f"{me}'s lease ends, and it is killed", s._replace(
+            nodes=put(s, i, role=DOWN, upstream=None, open=False, leased=False))
     if s.faults and s.cut is None:
         yield f"{me} is cut off", s._replace(cut=i, faults=s.faults - 1)
     if n.role == DOWN:
@@ -199,7 +208,7 @@ def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]
             reg=r._replace(epoch=r.epoch + 1, phase="recruiting", candidate=None, recruits=()),
             elections=s.elections - 1)
     if r.phase == "recruiting" and n.promised < r.epoch:
-        kw: dict = dict(promised=r.epoch, role=STANDBY, open=False)
+        kw: dict = dict(promised=r.epoch, role=STANDBY, open=False, leased=False)
         if broken != "revoke-first":
             kw["upstream"] = None
         yield f"{me} is recruited into epoch {r.epoch}", s._replace(
@@ -209,11 +218,15 @@ def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]
         got = dict(r.recruits)
         leader_in = r.leader in got or (by_name and r.leader[0] in {m for m, _ in got})
         enough = leader_in or len(r.members & got.keys()) >= len(r.members) - r.k + 1
-        if enough or broken == "intersect":
+        # Commits were local: the newest recruit may be promoted without the leader, but only once that is fenced.
+        over = r.k == 0 and (broken == "lease" or not s.nodes[r.leader[0]].leased)
+        if enough or over or broken == "intersect":
+            enough = enough or not over
             for w in got if broken == "best-log" else choices(r, got):
                 if s.nodes[w[0]].incarnation == w[1]:
-                    yield f"epoch {r.epoch}: {NAMES[w[0]]} is chosen", s._replace(
-                        reg=r._replace(phase="promoting", candidate=w[0]))
+                    lost = frozenset() if enough else s.acked - set(s.nodes[w[0]].log)
+                    yield f"epoch {r.epoch}: {NAMES[w[0]]} is chosen" + f", losing {sorted(lost)}" * bool(lost), s._replace(
+                        acked=s.acked - lost, reg=r._replace(phase="promoting", candidate=w[0]))
     if r.phase == "promoting" and r.candidate == i and n.promised == r.epoch:
         if n.role == STANDBY:
             for members, k in configurations(s, i):
@@ -233,7 +246,10 @@ def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]
                 yield f"{me} commits {show(n.members, n.k)}", s._replace(reg=r._replace(
                     phase="serving", leader=(i, n.incarnation), committed=r.epoch, members=n.members, k=n.k))
     if r.phase == "serving" and r.leader == (i, n.incarnation) and n.role == PRIMARY and n.epoch == r.epoch and not n.open:
-        yield f"{me} opens to clients", s._replace(nodes=put(s, i, open=True))
+        for leased in {n.leased, True}:
+            if leased or broken == "lease-first" or (n.k and r.k):
+                how = "with the lease " if leased else ""
+                yield f"{me} opens {how}to clients", s._replace(nodes=put(s, i, open=True, leased=leased))
 
 
 def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
@@ -247,7 +263,7 @@ def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]
         if (p.role == PRIMARY and p.epoch == r.epoch and n.upstream != lead
                 and (not rewinds or r.phase == "serving")):
             yield f"{me} joins {NAMES[lead]} in epoch {r.epoch}", s._replace(nodes=put(
-                s, i, role=STANDBY, open=False, upstream=lead, promised=r.epoch, log=n.log[:shared],
+                s, i, role=STANDBY, open=False, leased=False, upstream=lead, promised=r.epoch, log=n.log[:shared],
                 incarnation=n.incarnation + (rewinds and broken != "incarnation")))
     if broken == "promise" and n.role == STANDBY and n.upstream is None:
         for j in NODES:
@@ -261,7 +277,13 @@ def reconfiguration(s: State, i: int, broken: str | None) -> Iterator[tuple[str,
     by_name = broken == "incarnation"
     if not (s.changes and r.phase == "serving" and r.leader == (i, n.incarnation) and n.role == PRIMARY and n.open):
         return
+    if not n.leased:
+        yield f"{me} takes the lease", s._replace(nodes=put(s, i, leased=True))
+    elif n.k and r.k:
+        yield f"{me} lets go of the lease", s._replace(nodes=put(s, i, leased=False))
     for members, k in configurations(s, i):
+        if not (k or n.leased or broken == "lease-first"):
+            continue
         if (members, k) != (n.members, n.k) and (
                 broken == "implied" or implies(members, k, r.members, r.k)):
             yield f"{me} sets {show(members, k)}", s._replace(

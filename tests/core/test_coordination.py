@@ -10,11 +10,14 @@ import pytest
 from holdfast.core import actions as a
 from holdfast.core.choice import ChoiceReason
 from holdfast.core.coordination import COORDINATION, Signal, coordinate, phase_timeout_ms, prevote_passes, signal_of
-from holdfast.core.observation import Observation
-from holdfast.model.register import Phase
+from holdfast.core.observation import Observation, Peer
+from holdfast.model.lease import LeaseRecord
+from holdfast.model.lsn import Lsn
+from holdfast.model.policy import Durability, Policy, Promotion
+from holdfast.model.register import Phase, Quorum
 from holdfast.model.report import VerdictKind
 from holdfast.model.server import ServerStatus, ServerView
-from tests.core.builders import N1, N2, N3, NOW_MS, observation, peer, recruit, register, verdict
+from tests.core.builders import N1, N2, N3, NOW_MS, TIMEOUTS, observation, peer, recruit, register, verdict
 
 DEAD = verdict(VerdictKind.DEAD)
 
@@ -79,13 +82,20 @@ def test_the_own_agent_opens_at_once_without_a_majority() -> None:
 
 
 def test_a_limping_cluster_is_not_turned_into_a_blocked_one() -> None:
-    assert not prevote_passes(register(), frozenset({N2}))
-    assert prevote_passes(register(), frozenset({N2, N3}))
-    assert prevote_passes(register(), frozenset({N1, N2}))
-    assert not prevote_passes(register(), frozenset({N1}))
+    o = observation()
+    assert not prevote_passes(o, register(), frozenset({N2}))
+    assert prevote_passes(o, register(), frozenset({N2, N3}))
+    assert prevote_passes(o, register(), frozenset({N1, N2}))
+    assert not prevote_passes(o, register(), frozenset({N1}))
+    alone = replace(o, policy=Policy(durability=Durability.DEGRADING))
+    assert prevote_passes(alone, register(), frozenset({N1}))
+    assert not prevote_passes(alone, register(), frozenset({N2}))
     busy = peer(N3, situation="rebuilding", verdict=DEAD)
     o = replace(suspicious("n3"), peers={"n3": busy, "n1": replace(peer(N1), answered_ms=None)})
-    assert rule_and_actions(o) == ("epoch.suspect", ())
+    rule, (waits,) = rule_and_actions(o)
+    assert rule == "epoch.suspect"
+    assert isinstance(waits, a.Await)
+    assert "nobody can take over safely" in waits.reason
 
 
 def test_votes_for_another_epoch_or_from_strangers_do_not_count() -> None:
@@ -154,3 +164,60 @@ def test_a_switchover_that_nobody_goes_on_with_expires() -> None:
     o = observation(register=waiting, verdict=verdict(VerdictKind.HEALTHY), progress_ms=NOW_MS - 6000)
     assert rule_and_actions(o)[0] == "epoch.quiet"
     assert rule_and_actions(replace(o, progress_ms=NOW_MS - 60_000)) == ("handover.expire", (a.CancelHandOver(),))
+
+
+def test_a_failover_that_people_approve_waits_for_them() -> None:
+    o = replace(suspicious("n3"), policy=Policy(promotion=Promotion.APPROVED))
+    rule, (waits,) = rule_and_actions(o)
+    assert rule == "epoch.suspect"
+    assert isinstance(waits, a.Await)
+    assert "holdfast approve" in waits.reason
+    assert isinstance(rule_and_actions(replace(o, approved_epoch=0))[1][0], a.Await)
+    assert isinstance(rule_and_actions(replace(o, approved_epoch=1))[1][0], a.OpenEpoch)
+
+
+def test_paused_voters_do_nothing() -> None:
+    assert coordinate(replace(suspicious("n3"), policy=Policy(paused=True))) is None
+
+
+LOCAL = register(2, Phase.RECRUITING).requorumed(Quorum(frozenset({N2, N3}), 0))
+ASYNC = Policy(durability=Durability.ASYNCHRONOUS, maximum_lag_bytes=50)
+RENEWED = LeaseRecord(N1, 1, Lsn(150))
+
+
+def local(lease: LeaseRecord | None, renewed_ms: int, **changes: object) -> Observation:
+    """N2 has joined the epoch that replaces N1, whose commits were local and whose log ended at 150."""
+    o = replace(recruiting(2), register=LOCAL, policy=ASYNC, lease=lease, lease_renewed_ms=renewed_ms)
+    return replace(o, **changes)  # type: ignore[arg-type]
+
+
+def test_the_lost_leaders_lease_is_revoked_then_waited_for() -> None:
+    over_ms = NOW_MS - TIMEOUTS.lease_ms * 102 // 100
+    assert rule_and_actions(local(RENEWED, over_ms)) == ("lease.revoke", (a.RevokeLease(),))
+    assert rule_and_actions(local(None, over_ms)) == ("lease.revoke", (a.RevokeLease(),))
+    revoked = RENEWED.withdrawn(2, 7)
+    assert rule_and_actions(local(revoked, over_ms + 1))[0] == "epoch.quiet"
+    rule, (chosen,) = rule_and_actions(local(revoked, over_ms, now_ms=NOW_MS + 200))
+    assert (rule, chosen) == ("epoch.choose", a.ChooseCandidate(N2, ChoiceReason.WITHIN_LAG))
+
+
+def test_too_much_to_lose_is_for_people_to_decide() -> None:
+    over_ms = NOW_MS - 60_000
+    unknown = LeaseRecord(N1, 0, None).withdrawn(2, 0)
+    far = RENEWED.withdrawn(2, 7)
+    assert rule_and_actions(local(unknown, over_ms))[0] == "epoch.quiet"
+    assert rule_and_actions(local(far, over_ms, policy=Policy(maximum_lag_bytes=49)))[0] == "epoch.quiet"
+
+
+def test_a_leader_that_joins_is_fenced_without_its_lease() -> None:
+    o = replace(recruiting(1, 2), register=LOCAL, policy=ASYNC, lease=RENEWED, now_ms=NOW_MS + 200)
+    assert rule_and_actions(o)[0] == "epoch.choose"
+
+
+def test_an_epoch_is_opened_for_local_commits_only_if_somebody_is_near_enough() -> None:
+    serving = replace(LOCAL, phase=Phase.SERVING, epoch=1)
+    o = replace(suspicious("n3"), register=serving, policy=ASYNC, lease=RENEWED)
+    o = replace(o, peers={**o.peers, "n1": Peer(asked_ms=NOW_MS)})
+    assert isinstance(rule_and_actions(o)[1][0], a.OpenEpoch)
+    far = replace(o, lease=replace(RENEWED, lsn=Lsn(151)))
+    assert isinstance(rule_and_actions(far)[1][0], a.Await)

@@ -17,7 +17,8 @@ from holdfast.core.observation import Observation, RegisterTrouble
 from holdfast.core.rules import RULES
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.lsn import Lsn, TimelineSwitch
-from holdfast.model.register import Member, Phase
+from holdfast.model.policy import Policy
+from holdfast.model.register import Member, Phase, Quorum
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
 from tests.core.builders import (
     BARRIER,
@@ -49,6 +50,9 @@ REGISTERS = {
     Duty.PROMOTE: register(2, Phase.PROMOTING, N2),
     Duty.SUPPORT: register(2, Phase.PROMOTING, N3),
     Duty.LEAD: LEADER_N2,
+    Duty.LAPSED: LEADER_N2.requorumed(Quorum(BOTH.members, 0)),
+    Duty.PLEDGED: register(2, Phase.RECRUITING),
+    Duty.PAUSED: register(),
     Duty.YIELD: replace(LEADER_N2, handover="n3"),
     **dict.fromkeys((Duty.FOLLOW, Duty.EXAMINE, Duty.LEAVE, Duty.REJOIN), register()),
 }
@@ -68,9 +72,7 @@ def test_every_pair_asks_for_actions_or_is_refused(situation: Situation, duty: D
     actions = rule_for(situation, duty).act(o)
     assert all(isinstance(action, get_args(a.Action)) for action in actions)
     # A promise comes before anything that it is about, and nobody acknowledges or touches data under an alarm.
-    # The promise comes first: only what ends the own server may come before it, for that must not wait for a disk.
-    others = [action for action in actions if not isinstance(action, (a.Stop, a.Kill))]
-    assert not any(isinstance(action, a.PersistPromise) for action in others[1:])
+    assert not any(isinstance(action, a.PersistPromise) for action in actions[1:])
     moving = (a.CreateRegister, a.OpenEpoch, a.ChooseCandidate, a.CommitConfiguration)
     if rule_for(situation, duty).moves_to is None:
         assert not any(isinstance(action, moving) for action in actions)
@@ -115,7 +117,7 @@ def test_a_recruit_promises_then_detaches_then_reports() -> None:
 
 def test_the_old_leader_joins_by_stopping() -> None:
     o = observation(N1, server=primary(1, 100), register=register(2, Phase.RECRUITING), lead_address=None)
-    assert acts(o) == (a.Stop(immediate=True), a.PersistPromise(2))
+    assert acts(o) == (a.PersistPromise(2), a.Stop(immediate=True))
 
 
 def test_a_candidate_stays_closed_until_its_record_is_on_the_quorum() -> None:
@@ -208,7 +210,7 @@ def test_a_directory_that_the_quorum_names_is_not_touched() -> None:
 
 def test_an_old_primary_that_wakes_up_is_fenced() -> None:
     o = replace(served_by_n2(), server=primary(1, 900), promised=1)
-    assert acts(o) == (a.Stop(immediate=True), a.PersistPromise(2))
+    assert acts(o) == (a.PersistPromise(2), a.Stop(immediate=True))
 
 
 def test_a_register_that_must_not_be_obeyed_touches_nothing() -> None:
@@ -229,3 +231,45 @@ def test_a_hand_over_opens_the_epoch_only_when_the_target_has_everything() -> No
     assert acts(replace(o, peers={"n2": peer(N2, position=at(1, 100))})) == (a.OpenEpoch("switchover to n2"),)
     late = replace(o, peers={"n2": peer(N2, position=at(1, 99))}, stopped_ms=NOW_MS - 60_000)
     assert acts(late) == (a.CancelHandOver(),)
+
+
+LOCAL = LEADER_N2.requorumed(Quorum(BOTH.members, 0))
+
+
+def local_leader(**changes: object) -> Observation:
+    o = observation(N2, register=LOCAL, server=primary(1, 100, ""), lead_address=None)
+    return replace(o, **changes)  # type: ignore[arg-type]
+
+
+def test_a_leader_that_acknowledges_alone_is_killed_without_the_lease() -> None:
+    assert acts(local_leader()) == (a.Kill(),)
+    assert acts(local_leader(leased_until_ms=NOW_MS)) == (a.Kill(),)
+    assert acts(local_leader(leased_until_ms=NOW_MS + 1)) == ()
+    assert acts(local_leader(server=ServerView(ServerStatus.UNRESPONSIVE))) == (a.Kill(),)
+    paused = Policy(paused=True)
+    assert acts(local_leader(policy=paused)) == (a.Kill(),)
+
+
+def test_a_closed_leader_opens_to_local_commits_only_with_the_lease() -> None:
+    closed = local_leader(server=primary(1, 100, BARRIER), marker=Lsn(100))
+    assert decide(closed).rule.id == "lease.await"
+    opened = decide(replace(closed, leased_until_ms=NOW_MS + 1))
+    assert opened.actions == (a.TellPostgres(Quorum(BOTH.members, 0)),)
+
+
+def test_a_word_given_to_the_leader_binds_until_its_time() -> None:
+    o = observation(register=register(2, Phase.RECRUITING), pledged_until_ms=NOW_MS + 1)
+    assert decide(o).rule.id == "pledge.wait"
+    assert decide(replace(o, now_ms=NOW_MS + 1)).rule.id == "recruit.detach"
+    assert decide(replace(o, promised=2)).rule.id == "recruit.detach"
+
+
+def test_paused_means_hands_off() -> None:
+    paused = Policy(paused=True)
+    for o in (
+        observation(policy=paused, register=register(2, Phase.RECRUITING)),
+        observation(policy=paused, server=ServerView(ServerStatus.STOPPED)),
+        observation(N1, policy=paused, server=primary(1, 100), lead_address=None),
+    ):
+        assert decide(o).rule.id == "pause.look"
+        assert acts(o) == ()

@@ -24,7 +24,7 @@ def leader(registered: Quorum, in_postgres: Quorum, *present: Member) -> tuple[O
 
 def action(o: Observation, reg: Register) -> a.Action | None:
     change = change_of(o, reg)
-    return None if change is None else change.action
+    return None if change is None or not change.actions else change.actions[0]
 
 
 def test_nothing_to_do() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, combinations
 
 import pytest
 
+from holdfast.core.durability import confirmations
 from holdfast.core.quorum import (
     SetPostgres,
     SetRegister,
@@ -18,7 +20,8 @@ from holdfast.core.quorum import (
     wanted_quorum,
 )
 from holdfast.model.lsn import Lsn
-from holdfast.model.register import Configuration, Member, Quorum
+from holdfast.model.policy import Durability, Policy
+from holdfast.model.register import NO_QUORUM, Configuration, Member, Quorum
 
 M = tuple(Member(f"n{i}", f"0000000{i}") for i in range(1, 5))
 LEADER = Member("n9", "00000009")
@@ -90,19 +93,73 @@ def test_a_member_is_added_to_the_register_first() -> None:
     assert next_step(two, two, two, {}, None) is None
 
 
+NOBODY: frozenset[Member] = frozenset()
+
+
+def wanted(
+    registered: Quorum,
+    streaming: frozenset[Member],
+    leaving: frozenset[Member],
+    durability: Durability = Durability.STRICT,
+    asked: int | None = None,
+) -> Quorum:
+    count = partial(confirmations, Policy(durability=durability, confirmations=asked))
+    return wanted_quorum(registered, streaming, leaving, count, durability is Durability.DEGRADING)
+
+
 def test_the_last_member_is_never_dropped() -> None:
-    none: frozenset[Member] = frozenset()
     alone = Quorum(frozenset(M[:1]), 1)
-    assert wanted_quorum(alone, none, frozenset(M[:1]), none) == alone
+    assert wanted(alone, NOBODY, frozenset(M[:1])) == alone
     two = Quorum(frozenset(M[:2]), 1)
-    assert wanted_quorum(two, none, frozenset(M[:2]), none) == two
-    assert wanted_quorum(two, frozenset(M[:1]), frozenset(M[1:2]), none) == alone
+    assert wanted(two, NOBODY, frozenset(M[:2])) == two
+    assert wanted(two, frozenset(M[:1]), frozenset(M[1:2])) == alone
 
 
 def test_a_newcomer_is_taken_in_before_a_silent_one_is_dropped() -> None:
     dead, new = M[0], M[1]
-    wanted = wanted_quorum(Quorum(frozenset({dead}), 1), frozenset({new}), frozenset({dead}), frozenset())
-    assert wanted == Quorum(frozenset({dead, new}), 1)
+    taken_in = wanted(Quorum(frozenset({dead}), 1), frozenset({new}), frozenset({dead}))
+    assert taken_in == Quorum(frozenset({dead, new}), 1)
+
+
+def test_without_a_standby_commits_become_local_only_where_they_may() -> None:
+    two = Quorum(frozenset(M[:2]), 1)
+    gone = frozenset(M[:2])
+    assert wanted(two, NOBODY, gone, Durability.STRICT) == two
+    assert wanted(two, NOBODY, gone, Durability.DEGRADING) == Quorum(gone, 0)
+    assert wanted(two, NOBODY, NOBODY, Durability.DEGRADING) == two
+    degraded = Quorum(gone, 0)
+    assert wanted(degraded, NOBODY, gone, Durability.DEGRADING) == degraded
+    assert wanted(degraded, frozenset(M[:1]), frozenset(M[1:2]), Durability.DEGRADING) == Quorum(frozenset(M[:1]), 0)
+    assert wanted(Quorum(frozenset(M[:1]), 0), frozenset(M[:1]), NOBODY) == Quorum(frozenset(M[:1]), 1)
+
+
+def test_asynchronous_commits_are_local_and_the_members_known() -> None:
+    both = frozenset(M[:2])
+    assert wanted(Quorum(both, 1), both, NOBODY, Durability.ASYNCHRONOUS) == Quorum(both, 0)
+    assert wanted(Quorum(both, 0), both | {M[2]}, NOBODY, Durability.ASYNCHRONOUS) == Quorum(both | {M[2]}, 0)
+    assert wanted(Quorum(both, 0), both, NOBODY, Durability.STRICT) == Quorum(both, 1)
+
+
+def test_confirmations_that_were_asked_for_are_kept_or_degraded_as_the_policy_says() -> None:
+    three, two = frozenset(M[:3]), frozenset(M[:2])
+    assert wanted(Quorum(three, 1), three, NOBODY, asked=2) == Quorum(three, 2)
+    lost = M[2:3]
+    assert wanted(Quorum(three, 2), two, frozenset(lost), asked=2) == Quorum(two, 2)
+    assert wanted(Quorum(two, 2), frozenset(M[:1]), frozenset(M[1:2]), asked=2) == Quorum(two, 2)
+    degraded = wanted(Quorum(two, 2), frozenset(M[:1]), frozenset(M[1:2]), Durability.DEGRADING, asked=2)
+    assert degraded == Quorum(two, 1)
+    assert wanted(Quorum(two, 1), frozenset(M[:1]), NOBODY, asked=2) == Quorum(two, 1)
+
+
+def test_commits_turn_local_in_the_register_first_and_back_in_postgresql_first() -> None:
+    both, local = Quorum(frozenset(M[:2]), 1), Quorum(frozenset(M[:2]), 0)
+    flushed = dict.fromkeys(M, Lsn(100))
+    assert next_step(both, both, local, flushed, Lsn(100)) == SetRegister(local)
+    assert next_step(local, both, local, flushed, Lsn(100)) == SetPostgres(local)
+    assert next_step(local, NO_QUORUM, local, flushed, Lsn(100)) is None
+    assert next_step(local, NO_QUORUM, both, flushed, Lsn(100)) == SetPostgres(both)
+    assert next_step(local, both, both, flushed, None) is None
+    assert next_step(local, both, both, flushed, Lsn(100)) == SetRegister(both)
 
 
 @pytest.mark.parametrize(("size", "k"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])

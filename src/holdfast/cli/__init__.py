@@ -17,12 +17,16 @@ from holdfast import __version__
 from holdfast.cli.failures import reported
 
 _COMMANDS = {
+    "approve": "holdfast.cli.policy:approve",
     "demo": "holdfast.cli.demo:demo",
     "down": "holdfast.cli.up:down",
     "drill": "holdfast.cli.drill:drill",
     "explain": "holdfast.cli.explain:explain",
     "node": "holdfast.cli.processes:node",
+    "pause": "holdfast.cli.policy:pause",
+    "policy": "holdfast.cli.policy:policy",
     "proxy": "holdfast.cli.processes:proxy",
+    "resume": "holdfast.cli.policy:resume",
     "status": "holdfast.cli.status:status",
     "supervise": "holdfast.cli.processes:supervise",
     "switchover": "holdfast.cli.switchover:switchover",

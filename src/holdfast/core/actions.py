@@ -148,6 +148,18 @@ class ChooseCandidate:
 
 
 @dataclass(frozen=True, slots=True)
+class RevokeLease:
+    """See to it that the lost leader's lease can be renewed no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Tell people what the cluster waits for."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """Tell people; touch nothing."""
 
@@ -177,5 +189,7 @@ Action = (
     | AskPeers
     | OpenEpoch
     | ChooseCandidate
+    | RevokeLease
+    | Await
     | Alarm
 )

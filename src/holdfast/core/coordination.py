@@ -6,12 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from holdfast.core.actions import Action, AskPeers, CancelHandOver, ChooseCandidate, OpenEpoch
-from holdfast.core.choice import Choice, choose
+from holdfast.core.actions import (
+    Action,
+    AskPeers,
+    Await,
+    CancelHandOver,
+    ChooseCandidate,
+    OpenEpoch,
+    RevokeLease,
+)
+from holdfast.core.choice import Choice, Wishes, choose, within
+from holdfast.core.durability import Allowance, allowance_of, is_local, is_revoked
 from holdfast.core.leadership import Situation
 from holdfast.core.observation import Observation
 from holdfast.core.quorum import recruits_suffice
 from holdfast.model.errors import ProtocolViolation
+from holdfast.model.policy import Promotion
 from holdfast.model.register import Member, Phase, Register
 from holdfast.model.report import NodeReport, VerdictKind
 from holdfast.model.server import ServerStatus
@@ -23,6 +33,8 @@ class Signal(StrEnum):
     QUIET = "quiet"
     SUSPECTED = "suspected"
     """A majority of the voters, or the leader's own agent, holds that the one that leads is lost."""
+    LEASED = "leased"
+    """Commits were local, the leader has not joined, and it could still renew its lease."""
     ENOUGH = "enough"
     """A safe candidate is among the recruits."""
     STALLED = "stalled"
@@ -72,20 +84,43 @@ def _would_join(report: NodeReport, register: Register) -> bool:
     return report.promised <= register.epoch and report.situation not in _UNFIT and report.alarm is None
 
 
-def prevote_passes(register: Register, willing: frozenset[Member]) -> bool:
-    """Whether an epoch opened now could be recruited, and its candidate pass the barrier with another's help."""
-    return recruits_suffice(register.committed, willing) and len(willing) >= 2
+def prevote_passes(o: Observation, register: Register, willing: frozenset[Member]) -> bool:
+    """Whether an epoch opened now could be recruited, and its candidate pass the barrier."""
+    promotable = [m for m in willing if o.policy.promotable(m.node)]
+    enough = recruits_suffice(register.committed, willing) or any(_is_near(o, register, m) for m in promotable)
+    barred = 1 if o.policy.local_commits_allowed else 1 + (o.policy.confirmations or 1)
+    return enough and bool(promotable) and len(willing) >= barred
+
+
+def _is_near(o: Observation, register: Register, member: Member) -> bool:
+    """Whether commits were local and, as far as is known, the member lacks no more than the policy lets go."""
+    if not is_local(register.committed.quorum) or o.lease is None or o.lease.lsn is None:
+        return False
+    peer = o.peers.get(member.node)
+    position = o.own_log_end() if member == o.member else peer.report.position if peer and peer.report else None
+    allowance = Allowance(register.committed.epoch, o.lease.lsn, o.policy.maximum_lag_bytes)
+    return position is not None and within(position, allowance)
 
 
 def _open(o: Observation, register: Register, why: str) -> tuple[Action, ...]:
     since_ms = o.suspected_since_ms if o.suspected_since_ms is not None else o.now_ms
-    if prevote_passes(register, willing_members(o, register, since_ms)):
+    if prevote_passes(o, register, willing_members(o, register, since_ms)):
         return (OpenEpoch(why),)
     asked_ms = [p.asked_ms or 0 for p in o.peers.values()]
-    return (AskPeers(),) if any(ms < since_ms for ms in asked_ms) else ()
+    if any(ms < since_ms for ms in asked_ms):
+        return (AskPeers(),)
+    return (Await(f"{why}; nobody can take over safely with the nodes that answer now"),)
 
 
 def _suspected(o: Observation, register: Register) -> tuple[Action, ...]:
+    why = o.verdict.evidence if o.verdict is not None else "suspected by the voters"
+    if o.policy.promotion is Promotion.APPROVED and o.approved_epoch != register.epoch:
+        lost = register.committed.leader.node
+        return (Await(f"{lost} is lost ({why}): a failover waits for `holdfast approve`, as the policy asks"),)
+    return _open(o, register, why)
+
+
+def _replace_lost(o: Observation, register: Register) -> tuple[Action, ...]:
     return _open(o, register, o.verdict.evidence if o.verdict is not None else "suspected by the voters")
 
 
@@ -96,8 +131,14 @@ def _stalled(o: Observation, register: Register) -> tuple[Action, ...]:
 def best_choice(o: Observation, register: Register) -> Choice | None:
     """The candidate that the recruits of this epoch allow."""
     recruits = [r for r in o.recruits if r.epoch == register.epoch]
-    may_lead = o.now_ms - o.phase_since_ms >= o.timeouts.leader_restart_grace_ms
-    return choose(register.committed, recruits, register.handover, may_lead)
+    wishes = Wishes(
+        preferred=register.handover,
+        leader_may_lead=o.now_ms - o.phase_since_ms >= o.timeouts.leader_restart_grace_ms,
+        leader_failed=register.epoch - register.committed.epoch > 2,
+        policy=o.policy,
+        allowance=allowance_of(o, register),
+    )
+    return choose(register.committed, recruits, wishes)
 
 
 def _choose(o: Observation, register: Register) -> tuple[Action, ...]:
@@ -115,6 +156,10 @@ def _choose(o: Observation, register: Register) -> tuple[Action, ...]:
 
 def _nothing(o: Observation, register: Register) -> tuple[Action, ...]:
     return ()
+
+
+def _revoke(o: Observation, register: Register) -> tuple[Action, ...]:
+    return (RevokeLease(),)
 
 
 def _expire(o: Observation, register: Register) -> tuple[Action, ...]:
@@ -136,12 +181,20 @@ COORDINATION: dict[tuple[Phase, Signal], CoordinationRule] = {
         "handover.expire", "a switchover whose leader does not go on with it is given up for it", _expire
     ),
     (Phase.RECRUITING, Signal.QUIET): _QUIET,
+    (Phase.RECRUITING, Signal.LEASED): CoordinationRule(
+        "lease.revoke", "the lost leader acknowledged alone: see that it can renew its lease no more", _revoke
+    ),
     (Phase.RECRUITING, Signal.ENOUGH): CoordinationRule(
         "epoch.choose", "after a short grace for more log, swap to promoting", _choose, Phase.PROMOTING
     ),
     (Phase.RECRUITING, Signal.STALLED): _REPLACE,
     (Phase.PROMOTING, Signal.QUIET): _QUIET,
-    (Phase.PROMOTING, Signal.SUSPECTED): _REPLACE,
+    (Phase.PROMOTING, Signal.SUSPECTED): CoordinationRule(
+        "epoch.replace-lost",
+        "pre-vote, then open the next epoch in place of a lost candidate's",
+        _replace_lost,
+        Phase.RECRUITING,
+    ),
     (Phase.PROMOTING, Signal.STALLED): _REPLACE,
 }
 
@@ -202,6 +255,8 @@ def signal_of(o: Observation, register: Register) -> Signal:
         case Phase.RECRUITING:
             if best_choice(o, register) is not None:
                 return Signal.ENOUGH
+            if is_local(register.committed.quorum) and not is_revoked(o, register):
+                return Signal.LEASED
             return Signal.STALLED if stalled else Signal.QUIET
         case Phase.PROMOTING:
             if register.epoch == 1:
@@ -214,7 +269,7 @@ def signal_of(o: Observation, register: Register) -> Signal:
 def coordinate(o: Observation) -> Coordination | None:
     """What this voter may do for the cluster now; None without a register to go by, or if it is no voter."""
     register = o.register
-    if register is None or o.trouble is not None or o.node not in register.voters:
+    if register is None or o.trouble is not None or o.node not in register.voters or o.policy.paused:
         return None
     signal = signal_of(o, register)
     rule = COORDINATION.get((register.phase, signal))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from holdfast.core.actions import Action
+from holdfast.core.durability import acknowledges_alone, holds_lease
 from holdfast.core.observation import Observation
 from holdfast.core.quorum import covered
 from holdfast.core.rules import RULES, Rule, expected_quorum
@@ -66,6 +67,8 @@ class Duty(StrEnum):
     """Another is the candidate, and this node's log fits."""
     LEAD = "lead"
     """This node leads."""
+    LAPSED = "lapsed"
+    """This node leads, its commits are local, and it does not hold the lease."""
     YIELD = "yield"
     """This node leads and hands over."""
     FOLLOW = "follow"
@@ -76,6 +79,10 @@ class Duty(StrEnum):
     """The own log does not fit, and the quorum still names this directory (or nobody serves yet)."""
     REJOIN = "rejoin"
     """The own log does not fit, and nobody counts on it any more."""
+    PLEDGED = "pledged"
+    """An epoch is recruiting, and this node's word to its leader still binds it."""
+    PAUSED = "paused"
+    """By policy: hands off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ class Decision:
 
 _S, _D = Situation, Duty
 _PRIMARIES = (_S.CLOSED, _S.MARKED, _S.COVERED, _S.OPEN)
+_COULD_ACKNOWLEDGE = (_S.COVERED, _S.OPEN, _S.SILENT)
 
 
 _ROWS: dict[Duty, dict[Situation, str]] = {
@@ -124,6 +132,7 @@ _ROWS: dict[Duty, dict[Situation, str]] = {
         _S.UNREAD: "lead.lost", _S.STOPPED: "lead.lost", _S.STARTING: "wait.busy", _S.CLOSED: "serve.mark",
         _S.MARKED: "serve.wait", _S.COVERED: "serve.open", _S.OPEN: "serve.steady", _S.SILENT: "serve.silent",
     },
+    _D.LAPSED: {_S.COVERED: "lease.await", _S.OPEN: "lease.lost", _S.SILENT: "lease.lost"},
     _D.YIELD: {
         _S.UNREAD: "read.end", _S.STOPPED: "handover.open", _S.STARTING: "wait.busy",
         _S.CLOSED: "handover.cancel", _S.MARKED: "handover.cancel", _S.COVERED: "handover.cancel",
@@ -150,6 +159,8 @@ _ROWS: dict[Duty, dict[Situation, str]] = {
         _S.ATTACHED: "rejoin.stop", _S.ASTRAY: "rejoin.stop", _S.SILENT: "follow.silent",
         **dict.fromkeys(_PRIMARIES, "follow.fence"),
     },
+    _D.PLEDGED: dict.fromkeys(_S, "pledge.wait"),
+    _D.PAUSED: dict.fromkeys(_S, "pause.look"),
 }  # fmt: skip
 
 TABLE = {(situation, duty): RULES[rule] for duty, row in _ROWS.items() for situation, rule in row.items()}
@@ -201,14 +212,26 @@ def duty_of(o: Observation, situation: Situation) -> Duty:
     if register is None:
         return Duty.CREATE if o.create else Duty.AWAIT
     me = o.member
+    leads = me is not None and o.led_by == me
+    serving = register.phase is Phase.SERVING
+    if leads and serving and situation in _COULD_ACKNOWLEDGE and acknowledges_alone(o) and not holds_lease(o):
+        return Duty.LAPSED
+    if o.policy.paused:
+        return Duty.PAUSED
     if register.phase is Phase.RECRUITING:
-        joined = o.recruit(me) is not None and o.promised >= register.epoch
-        return Duty.HOLD if joined else Duty.JOIN
-    if me is not None and o.led_by == me:
+        return _recruits_duty(o, register)
+    if leads:
         if register.phase is Phase.PROMOTING:
             return Duty.PROMOTE
         return Duty.LEAD if register.handover is None else Duty.YIELD
     return _following_duty(o, register, situation)
+
+
+def _recruits_duty(o: Observation, register: Register) -> Duty:
+    if o.recruit(o.member) is not None and o.promised >= register.epoch:
+        return Duty.HOLD
+    pledged = o.pledged_until_ms is not None and o.now_ms < o.pledged_until_ms
+    return Duty.PLEDGED if pledged and o.promised < register.epoch else Duty.JOIN
 
 
 def _following_duty(o: Observation, register: Register, situation: Situation) -> Duty:

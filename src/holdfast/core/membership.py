@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from holdfast.core.actions import Action, TellPostgres, TellRegister
+from holdfast.core.durability import acknowledges_alone, confirmations, holds_lease, is_local
 from holdfast.core.observation import Observation
 from holdfast.core.quorum import SetPostgres, SetRegister, next_step, wanted_quorum
-from holdfast.model.register import BARRIER_NAME, Member, Quorum, Register
+from holdfast.model.policy import Durability
+from holdfast.model.register import BARRIER_NAME, NO_QUORUM, Member, Quorum, Register
 
 CATCH_UP_BYTES = 16 * 1024 * 1024
 """A standby within one log segment of the leader has caught up: it will confirm commits without delay."""
@@ -23,14 +26,19 @@ class MembershipRule(StrEnum):
     """Tightening: PostgreSQL asks for it before the register promises it."""
     REGISTER = "quorum.register"
     """PostgreSQL's setting implies it, and if it tightens, the log so far is flushed accordingly."""
+    LEASE_FIRST = "quorum.lease-first"
+    """Commits are to become local: nothing turns to k = 0 before the leader has the lease."""
+
+
+_RULES = {SetPostgres: MembershipRule.POSTGRES_FIRST, SetRegister: MembershipRule.REGISTER}
 
 
 @dataclass(frozen=True, slots=True)
 class MembershipChange:
-    """One legal step."""
+    """One legal step; no actions while it has to wait."""
 
     rule: MembershipRule
-    action: Action
+    actions: tuple[Action, ...]
 
 
 def change_of(o: Observation, register: Register) -> MembershipChange | None:
@@ -40,28 +48,45 @@ def change_of(o: Observation, register: Register) -> MembershipChange | None:
         # Closed: PostgreSQL implies everything, and to take somebody in only loosens. It may be who opens us.
         joining = caught_up(o, register) - registered.members
         taken_in = Quorum(registered.members | joining, registered.k)
-        return MembershipChange(MembershipRule.REGISTER, TellRegister(taken_in)) if joining else None
+        return MembershipChange(MembershipRule.REGISTER, (TellRegister(taken_in),)) if joining else None
     in_postgres = in_effect(o.server.synchronous_names)
     if in_postgres is None:
-        return MembershipChange(MembershipRule.RESTORE, TellPostgres(registered))
-    streaming = caught_up(o, register)
-    silent = frozenset(
-        m for m in registered.members if o.now_ms - o.last_streamed_ms.get(m, o.now_ms) >= o.timeouts.member_silent_ms
-    )
-    superseded = frozenset(m for m in registered.members if _superseded(o, m))
-    wanted = wanted_quorum(registered, streaming, silent, superseded)
-    match next_step(registered, in_postgres, wanted, o.flushed, o.settled_lsn):
-        case SetPostgres(quorum):
-            return MembershipChange(MembershipRule.POSTGRES_FIRST, TellPostgres(quorum))
-        case SetRegister(quorum):
-            return MembershipChange(MembershipRule.REGISTER, TellRegister(quorum))
-    return None
+        return _legal(o, SetPostgres(registered), MembershipRule.RESTORE)
+    step = next_step(registered, in_postgres, _wanted(o, register), o.flushed, o.settled_lsn)
+    return None if step is None else _legal(o, step, _RULES[type(step)])
+
+
+def wants_lease(o: Observation, register: Register) -> bool:
+    """Whether this leader acknowledges alone, or is about to."""
+    if acknowledges_alone(o):
+        return True
+    return BARRIER_NAME not in (o.server.synchronous_names or "") and is_local(_wanted(o, register))
+
+
+def _wanted(o: Observation, register: Register) -> Quorum:
+    members = register.committed.quorum.members
+    leaving = frozenset(m for m in members | caught_up(o, register) if _is_leaving(o, m))
+    may_degrade = o.policy.durability is Durability.DEGRADING
+    count = partial(confirmations, o.policy)
+    return wanted_quorum(register.committed.quorum, caught_up(o, register), leaving, count, may_degrade)
+
+
+def _is_leaving(o: Observation, member: Member) -> bool:
+    silent_ms = o.now_ms - o.last_streamed_ms.get(member, o.now_ms)
+    return silent_ms >= o.timeouts.member_silent_ms or _superseded(o, member) or not o.policy.promotable(member.node)
+
+
+def _legal(o: Observation, step: SetPostgres | SetRegister, rule: MembershipRule) -> MembershipChange:
+    if is_local(step.quorum) and not holds_lease(o):
+        return MembershipChange(MembershipRule.LEASE_FIRST, ())
+    action = TellPostgres(step.quorum) if isinstance(step, SetPostgres) else TellRegister(step.quorum)
+    return MembershipChange(rule, (action,))
 
 
 def in_effect(synchronous_names: str | None) -> Quorum | None:
     """The quorum that PostgreSQL asks for now; None if the setting is none of ours."""
     if synchronous_names == "":
-        return Quorum(frozenset(), 0)
+        return NO_QUORUM
     return Quorum.parse(synchronous_names or "")
 
 

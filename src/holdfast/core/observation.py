@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from holdfast.model.lease import LeaseRecord
 from holdfast.model.lsn import History, Lsn, Position, TimelineSwitch, is_on_history
+from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import Member, Phase, Recruit, Register
 from holdfast.model.report import NodeReport, Verdict
 from holdfast.model.server import ServerView
@@ -85,6 +87,16 @@ class Observation:
     verdict: Verdict | None = None
     last_streamed_ms: Mapping[Member, int] = field(default_factory=dict)
     """For a leader: when each member was last seen streaming."""
+    policy: Policy = DEFAULT_POLICY
+    approved_epoch: int | None = None
+    """The epoch whose end a person has approved."""
+    lease: LeaseRecord | None = None
+    lease_renewed_ms: int | None = None
+    """When this agent saw the lease's last renewal; one that it may have missed counts from when it looked again."""
+    leased_until_ms: int | None = None
+    """For a leader: until when it may acknowledge alone, the time to kill it taken off; None without a lease."""
+    pledged_until_ms: int | None = None
+    """Until when this node has promised a leader cut off from the store to join no epoch."""
 
     @property
     def led_by(self) -> Member | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from holdfast.model.lsn import Lsn
-from holdfast.model.register import Configuration, Member, Quorum
+from holdfast.model.register import NO_QUORUM, Configuration, Member, Quorum
 
 
 def default_k(size: int) -> int:
@@ -59,7 +59,8 @@ def next_step(
     PostgreSQL's setting always implies the register's, and the register tightens only when the log so far
     (``settled_lsn``: taken after PostgreSQL's setting took effect) is flushed by ``k`` of the members it will name.
     """
-    if in_postgres != wanted and implies(wanted, registered):
+    in_force = wanted if wanted.k > 0 else NO_QUORUM  # PostgreSQL has no way to spell a quorum of none
+    if in_postgres != in_force and implies(in_force, registered):
         return SetPostgres(wanted)
     if registered != wanted and implies(in_postgres, wanted):
         loosens = implies(registered, wanted)
@@ -69,23 +70,37 @@ def next_step(
 
 
 def wanted_quorum(
-    registered: Quorum, streaming: frozenset[Member], silent: frozenset[Member], superseded: frozenset[Member]
+    registered: Quorum,
+    streaming: frozenset[Member],
+    leaving: frozenset[Member],
+    confirmations: Callable[[int], int | None],
+    may_degrade: bool,
 ) -> Quorum:
     """What the leader should work towards, one kind of change at a time: take in, then drop, then adjust ``k``.
 
-    ``streaming`` have caught up, ``silent`` have been gone for too long, ``superseded`` are directories that no
-    longer exist. The last member is never dropped: with nobody to confirm a commit, writes wait (strict durability).
+    ``streaming`` have caught up and may be taken in; ``leaving`` are silent for too long, replaced or not wanted.
+    ``confirmations`` says what ``k`` policy asks of a size (None: too few). The last member that confirms is never
+    dropped: then writes wait, or, if they ``may_degrade``, commits become local and the members are kept.
     """
-    joining = streaming - registered.members
+    members, k = registered.members, registered.k
+    if confirmations(len(members)) == 0 and k > 0:
+        return Quorum(members, 0)
+    joining = streaming - members - leaving
     if joining:
-        return Quorum(registered.members | joining, registered.k)
-    leaving = (silent | superseded) & registered.members
-    remaining = registered.members - leaving
-    if leaving and remaining & streaming:
-        if registered.k <= len(remaining):
-            return Quorum(remaining, registered.k)
-        return Quorum(registered.members, len(remaining))
-    return Quorum(registered.members, default_k(len(registered.members)))
+        return Quorum(members | joining, k)
+    remaining = members - leaving
+    if remaining and remaining != members and (remaining & streaming or k == 0):
+        enough = confirmations(len(remaining))
+        if k <= len(remaining) and (enough is not None or k == 0):
+            return Quorum(remaining, k)
+        if enough is not None:
+            return Quorum(members, enough)
+    if may_degrade and members and members <= leaving:
+        return Quorum(members, 0)
+    goal = confirmations(len(members))
+    if goal is not None and goal > k:
+        goal = max(k, min(goal, len(members & streaming)))  # what nobody confirms would only make writes wait
+    return Quorum(members, k if goal is None else goal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ from holdfast.core.actions import (
     TellPostgres,
     WriteMarker,
 )
+from holdfast.core.durability import confirmations
 from holdfast.core.observation import Observation
-from holdfast.core.quorum import default_k
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.lsn import is_on_history
 from holdfast.model.register import Member, Phase, Quorum, Register
@@ -65,9 +65,9 @@ def _promise(o: Observation) -> tuple[Action, ...]:
 
 
 def expected_quorum(o: Observation) -> Quorum | None:
-    """The quorum that this candidate is to commit, or None if nobody could confirm a commit.
+    """The quorum that this candidate is to commit, or None if too few could confirm a commit.
 
-    Everybody who joined the epoch and can follow, and every voter that already streams.
+    Everybody promotable who joined the epoch and can follow, and every such voter that already streams.
     """
     register, me = _register(o), o.member
     leading = o.leading_log()
@@ -76,8 +76,9 @@ def expected_quorum(o: Observation) -> Quorum | None:
     }
     streaming = {r.member for r in o.server.replicas if r.state == "streaming" and r.member.node in register.voters}
     by_node = {m.node: m for m in (*joined, *streaming)}  # a directory made anew replaces the one that joined
-    members = frozenset(m for m in by_node.values() if me is None or m.node != me.node)
-    return Quorum(members, default_k(len(members))) if members else None
+    members = frozenset(m for m in by_node.values() if m.node != o.node and o.policy.promotable(m.node))
+    k = confirmations(o.policy, len(members))
+    return None if k is None else Quorum(members, k)
 
 
 def _commit(o: Observation) -> tuple[Action, ...]:
@@ -136,7 +137,7 @@ def _clone(o: Observation) -> tuple[Action, ...]:
 
 
 def _silent(o: Observation) -> tuple[Action, ...]:
-    return (Kill(), *_promise(o))
+    return (*_promise(o), Kill())
 
 
 def _silent_for_long(o: Observation) -> tuple[Action, ...]:
@@ -189,7 +190,7 @@ _ALL = (
     ),
     Rule("recruit.detach", "promise, stop following, prove it, and only then report the position", _join),
     Rule("recruit.stopped", "a stopped directory streams from nobody: promise and report", _join_stopped),
-    Rule("recruit.fence", "the old leader joins by stopping at once", lambda o: (Stop(immediate=True), *_promise(o))),
+    Rule("recruit.fence", "the old leader joins by stopping at once", lambda o: (*_promise(o), Stop(immediate=True))),
     Rule("recruit.silent", "what does not answer is killed: only then is its log known to stand still", _silent),
     Rule("recruit.wait", "joined; the choice is another's", _nothing),
     Rule("recruit.again", "joined, and yet it follows somebody: stop that", lambda o: (Detach(),)),
@@ -205,7 +206,7 @@ _ALL = (
     Rule(
         "follow.fence",
         "another leads: stop being a primary, at once",
-        lambda o: (Stop(immediate=True), *_promise(o)),
+        lambda o: (*_promise(o), Stop(immediate=True)),
     ),
     Rule("follow.clone", "copy the leader's data", _clone),
     Rule("follow.silent", "a server that no longer answers is killed and started again", _silent_for_long),
@@ -219,6 +220,14 @@ _ALL = (
     ),
     Rule("serve.steady", "leads", _promise),
     Rule("serve.silent", "the leader's server does not answer: the observers' verdict decides", _nothing),
+    Rule("lease.await", "commits would be local: opens only with the lease", _nothing),
+    Rule(
+        "lease.lost",
+        "acknowledges alone and holds no lease any more: killed before anybody else may take over",
+        lambda o: (Kill(),),
+    ),
+    Rule("pledge.wait", "has promised a leader cut off from the store to join no epoch for a moment", _nothing),
+    Rule("pause.look", "paused by policy: look on, touch nothing", _nothing),
     Rule("handover.stop", "drain, then stop fast while the target streams", lambda o: (HandOver(),)),
     Rule(
         "handover.open",

@@ -22,9 +22,11 @@ from holdfast.local.layout import APP_DATABASE, APP_USER, ClusterFile, Layout
 from holdfast.local.plan import RunFiles, SupervisorState
 from holdfast.local.processes import hold_postgres, postmaster_of
 from holdfast.local.servers import find_servers, make_plan
+from holdfast.local.starting import IS_PRIMARY, in_words
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
+from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
 from holdfast.model.register import NodeRecord, NodeState, Phase, Register
 from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from holdfast.store.contract import Store
 
 Progress = Callable[[str], None]
-IS_PRIMARY = "is primary"
 CRASH_LOOP_RESTARTS = 3
 """A process that ended this often while the cluster starts will not come up by itself."""
 
@@ -142,6 +143,11 @@ class LocalCluster:
         entry = await self.store().get(self._keys.register)
         return Register.from_json(entry.value) if entry else None
 
+    async def policy(self) -> Policy:
+        """The policy in the store; raises StoreUnavailable, and RegisterError if it cannot be read."""
+        entry = await self.store().get(Keys(self.name).policy)
+        return DEFAULT_POLICY if entry is None else Policy.from_json(entry.value)
+
     async def node_records(self) -> dict[str, NodeRecord]:
         """What each node says of itself in the store; raises StoreUnavailable."""
         snapshot = await self.store().list(self._keys.nodes)
@@ -182,7 +188,7 @@ class LocalCluster:
         leader = register.committed.leader
         if {m.node for m in register.committed.quorum.members} != set(self.nodes) - {leader.node}:
             return False
-        if register.committed.quorum.k == 0:
+        if register.committed.quorum.k == 0 and (await self.policy()).durability is not Durability.ASYNCHRONOUS:
             return False
         reports = await self.reports()
         records = await self.node_records()
@@ -323,7 +329,7 @@ class LocalCluster:
         while True:
             self._check_processes()
             for name, report in (await self.reports()).items():
-                words = _describe(report)
+                words = in_words(report)
                 if words and told.get(name) != words:
                     told[name] = words
                     progress(f"{name}: {words}")
@@ -458,24 +464,6 @@ class LocalCluster:
         if self._store is not None:
             await self._store.close()
             self._store = None
-
-
-def _describe(report: NodeReport | None) -> str:
-    """What a node does, for people who watch a cluster start."""
-    if report is None:
-        return ""
-    if report.alarm:
-        return f"ALARM: {report.alarm}"
-    if report.status is ServerStatus.PRIMARY:
-        return IS_PRIMARY
-    if report.status is ServerStatus.STANDBY:
-        return "streams" if report.streaming else "is a standby"
-    return {
-        ServerStatus.ABSENT: "is making its data directory",
-        ServerStatus.STOPPED: "is about to start",
-        ServerStatus.STARTING: "is starting",
-        ServerStatus.UNRESPONSIVE: "does not answer",
-    }[report.status]
 
 
 def _last_words(log: Path) -> str:

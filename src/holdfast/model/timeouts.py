@@ -67,6 +67,12 @@ class Timeouts(BaseModel):
     member_silent_ms: int = Field(5000, ge=500, le=600_000)
     """A member that has not streamed for this long leaves S: with it, the next loss could block the cluster."""
 
+    lease_ms: int = Field(3000, ge=500, le=120_000)
+    """While commits are local, a candidate waits this long after the leader's last sign of life in the store."""
+
+    lease_margin_ms: int = Field(500, ge=50, le=60_000)
+    """A leader that could not renew is killed this much before its lease ends; a kill takes about 50 ms."""
+
     reload_settle_ms: int = Field(100, ge=10, le=10_000)
     """Commits begun this long after a reload use the new setting (8 ms were seen)."""
 

@@ -10,9 +10,9 @@ import structlog
 from holdfast import __version__
 from holdfast.core import actions as a
 from holdfast.core.coordination import Coordination, coordinate
-from holdfast.core.handover import successor
+from holdfast.core.durability import may_pledge
 from holdfast.core.leadership import Decision, Duty, Situation, decide
-from holdfast.core.membership import change_of
+from holdfast.core.membership import change_of, wants_lease
 from holdfast.core.observation import Observation
 from holdfast.model.errors import (
     ConfigurationError,
@@ -26,16 +26,17 @@ from holdfast.model.errors import (
 from holdfast.model.keys import Keys
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member, NodeRecord, NodeState, Phase
-from holdfast.model.report import NodeReport, ReplicaReport, Verdict, VerdictKind
+from holdfast.model.report import NodeReport, ReplicaReport
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
 from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
+from holdfast.node.control import Control
+from holdfast.node.lease import Leadership, LeaseKeeper
 from holdfast.node.observer import Look, Observer
 from holdfast.node.parts import Parts
 from holdfast.node.peers import Peers, PrimaryProbe
 from holdfast.node.performer import Performer
 from holdfast.node.publisher import Publisher
-from holdfast.node.pulse import Pulse
 from holdfast.node.registry import Registry
 
 log = structlog.get_logger(__name__)
@@ -66,11 +67,10 @@ class Agent:
         self._keys = keys
         self._promise = parts.promise
         self._names = parts.names
-        self._observer = Observer(name, timeouts, settings.thresholds)
-        self._registry = Registry(parts.store, keys, self._wake.set, lambda: self._probe.hurry())
+        self._observer = Observer(name, timeouts)
+        self._registry = Registry(parts.store, keys, self._wake.set)
         self._peers = Peers(name, timeouts, parts.peers, lambda: self._registry.nodes, self._wake.set)
         self._probe = PrimaryProbe(parts.sessions, timeouts)
-        self._pulse = Pulse(parts.server, timeouts, self.serves_writes, self._epoch)
         self._journal = parts.journal
         self._publisher = Publisher(parts.store, keys, timeouts)
         self._performer = Performer(
@@ -78,10 +78,14 @@ class Agent:
             self._observer, self._journal, self._wake.set,
         )  # fmt: skip
         self._performer.creating = bootstrap
+        self._keeper = LeaseKeeper(
+            parts.server, parts.store, self._registry, keys, timeouts, self._ask_members, self._wake.set
+        )
+        self.control = Control(parts.server, parts.store, self._registry, keys, parts.journal, lambda: self._last)
+        self._pledged_until_ms = monotonic_ms() + timeouts.lease_ms  # a former life may have given its word
         self._last: Observation | None = None
         self._decision: Decision | None = None
         self._rule_noted: str | None = None
-        self._verdict_noted: Verdict | None = None
         self._pauses: dict[type[a.Action], Pause] = {}
         self._ever_started = False
         self._streamed: Member | None = None
@@ -93,6 +97,7 @@ class Agent:
         """Read the promise, pick up a server left running; raises ConfigurationError, EnvironmentFault."""
         self._promise.load(self._settings.cluster.name)
         self._ever_started = await self._server.adopt()
+        await self._keeper.adopt()
         promise = self._promise.current
         if promise is not None:
             self._performer.creating = self._performer.creating and promise.epoch == 0
@@ -108,7 +113,8 @@ class Agent:
                 group.create_task(self._probe.run(self._leading_record, self._wake.set)),
                 group.create_task(self._journal.run()),
                 group.create_task(self._publisher.run()),
-                group.create_task(self._pulse.run()),
+                group.create_task(self._keeper.run()),
+                group.create_task(self._beat()),
                 group.create_task(self._keep_slots()),
             ]
             try:
@@ -120,7 +126,6 @@ class Agent:
                 for helper in helpers:
                     helper.cancel()
                 await self._peers.close()
-                await self._probe.close()
         await self._leave()
 
     async def _reach_store(self) -> None:
@@ -144,7 +149,8 @@ class Agent:
         await self._performer.cancel_job()
         self._journal.record("agent.stopped", self._epoch())
         try:
-            await self._server.stop("fast", self._timeouts.stop_ms)
+            if not self._registry.policy.paused:
+                await self._server.stop("fast", self._timeouts.stop_ms)
         finally:
             await self._journal.flush()
             await self._publisher.withdraw()
@@ -167,9 +173,9 @@ class Agent:
             return
         self._decision = decision
         self._note(decision, o)
-        self._note_verdict(o)
         if o.trouble is None:
             self._performer.alarm = None
+        self._performer.waiting = None
         performed = await self._perform(decision.actions, decision.rule.id, o)
         if coordination is not None:
             performed |= await self._perform(coordination.actions, coordination.rule.id, o)
@@ -178,7 +184,8 @@ class Agent:
         if leads and o.register is not None:
             change = change_of(o, o.register)
             if change is not None:
-                performed |= await self._perform((change.action,), change.rule.value, o)
+                performed |= await self._perform(change.actions, change.rule.value, o)
+        self._keeper.want(self._lease_wanted(decision, o))
         if performed:
             self._wake.set()
         self._publisher.publish(self._record(decision))
@@ -206,7 +213,8 @@ class Agent:
             self._ever_started |= isinstance(action, a.Start)
             if isinstance(action, a.Start):
                 self._slots_ready = False
-            performed |= did and not isinstance(action, (a.AskPeers, a.Alarm))
+                self._keeper.server_started()
+            performed |= did and not isinstance(action, (a.AskPeers, a.Await, a.Alarm))
         return performed
 
     def _failed(self, kind: type[a.Action], rule: str, error: HoldfastError | OSError) -> None:
@@ -254,15 +262,13 @@ class Agent:
         await self._server.stop("fast", self._timeouts.stop_ms)
         if self._promise.current is not None:
             incarnation = self._names.incarnation()
-            await self._promise.speak_for(incarnation)
-            await self._server.set_incarnation(incarnation)
+            self._promise.speak_for(incarnation)
+            self._server.set_incarnation(incarnation)
 
     async def _look_at_server(self) -> ServerView:
         if self._performer.rebuilding:
             return ABSENT_SERVER
-        view = await self._server.view()
-        self._pulse.saw(view)
-        return view
+        return await self._server.view()
 
     def _look(self, server: ServerView) -> Look:
         return Look(
@@ -279,9 +285,48 @@ class Agent:
             nodes=self._registry.nodes,
             peers=self._peers.known,
             probe=self._probe.result,
-            vitals=self._pulse.vitals(),
-            proxies=tuple(self._registry.proxies.values()),
+            policy=self._registry.policy,
+            approved_epoch=self._registry.approved_epoch,
+            lease=self._registry.lease,
+            lease_renewed_ms=self._registry.lease_renewed_ms,
+            leased_until_ms=self._leased_until_ms(),
+            pledged_until_ms=self._pledged_until_ms if self._is_bound() else None,
         )
+
+    # ---- the lease --------------------------------------------------------------------------------------------
+
+    def _lease_wanted(self, decision: Decision, o: Observation) -> Leadership | None:
+        leads = decision.duty in (Duty.LEAD, Duty.LAPSED, Duty.YIELD, Duty.PAUSED) and o.led_by == o.member
+        if o.register is None or o.member is None or not leads or o.server.status is not ServerStatus.PRIMARY:
+            return None
+        if o.register.phase is not Phase.SERVING or not (wants_lease(o, o.register) or self._performer.in_doubt):
+            return None
+        return Leadership(o.member, o.register.epoch, o.server.position.lsn if o.server.position else None)
+
+    def _leased_until_ms(self) -> int | None:
+        register, last = self._registry.register, self._last
+        if register is None or last is None:
+            return None
+        return self._keeper.until_ms(last.member, register.epoch)
+
+    def _is_bound(self) -> bool:
+        """Whether a word given counts: with a quorum, recruits are safe without it."""
+        register = self._registry.register
+        return register is not None and register.committed.quorum.k == 0
+
+    async def _ask_members(self, leadership: Leadership) -> bool:
+        register = self._registry.register
+        if register is None or register.phase is not Phase.SERVING or register.epoch != leadership.epoch:
+            return False
+        return await self._peers.pledges(register.voters, leadership.leader, leadership.epoch)
+
+    def pledge(self, leader: Member, epoch: int) -> bool:
+        """Promise a leader that is cut off from the store to join no epoch for the length of a lease; if possible."""
+        o = self._last
+        if o is None or not may_pledge(o, leader, epoch) or self._registry.register != o.register:
+            return False
+        self._pledged_until_ms = monotonic_ms() + self._timeouts.lease_ms
+        return True
 
     def _leading_record(self) -> NodeRecord | None:
         register = self._registry.register
@@ -328,30 +373,21 @@ class Agent:
         elif not attached and decision.situation is not Situation.SILENT:
             self._streamed = None
 
-    def _note_verdict(self, o: Observation) -> None:
-        """A change of mind is worth an entry; what an observer thinks while it has not seen enough is not."""
-        verdict, before = o.verdict, self._verdict_noted
-        if verdict is None or verdict.kind is VerdictKind.UNKNOWN:
-            return
-        same = before is not None and (before.about, before.kind) == (verdict.about, verdict.kind)
-        self._verdict_noted = verdict
-        if same or (verdict.kind is VerdictKind.HEALTHY and (before is None or before.about != verdict.about)):
-            return
-        self._journal.record(
-            "verdict.changed",
-            verdict.epoch,
-            verdict.rule,
-            about=verdict.about.node,
-            verdict=verdict.kind.value,
-            evidence=verdict.evidence,
-            readings=[{"source": r.source.value, "age_ms": r.age_ms, "says": r.says} for r in verdict.readings],
-        )
-
     def _note_coordination(self, coordination: Coordination, o: Observation) -> None:
         if coordination.actions:
             log.info("rule", rule=coordination.rule.id, phase=coordination.phase, signal=coordination.signal)
 
     # ---- beside the turns -------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """The leader's heartbeat row: keeps log flowing while clients are idle."""
+        while True:
+            await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
+            if self.serves_writes():
+                try:
+                    await self._server.heartbeat(self._epoch())
+                except PostgresError as error:
+                    log.warning("heartbeat.failed", error=str(error))
 
     async def _keep_slots(self) -> None:
         """Slots keep log for every member on every node, so that whoever wins can feed the others."""
@@ -454,26 +490,5 @@ class Agent:
             alarm=self._performer.alarm,
             version=__version__,
             progress=self._performer.progress,
-            vitals=self._pulse.vitals(),
+            waiting=self._performer.waiting,
         )
-
-    async def switchover(self, to: str | None) -> tuple[bool, str]:
-        """Begin a switchover; whether it was begun, and what to tell the person who asked."""
-        o = self._last
-        target, words = successor(o, to) if o is not None else (None, "the agent has only just started: try again")
-        if o is None or target is None or o.register is None:
-            return False, words
-        try:
-            await self._server.checkpoint()
-            register, revision = self._registry.register, self._registry.register_revision
-            if register is None or register != o.register:
-                return False, "the cluster changed meanwhile: look at `holdfast status` and try again"
-            new = register.handing_over(target)
-            swapped = await self._store.compare_and_swap(self._keys.register, new.to_json(), revision)
-        except (PostgresError, StoreUnavailable) as error:
-            return False, str(error)
-        if swapped is None:
-            return False, "the cluster changed meanwhile: look at `holdfast status` and try again"
-        self._journal.record("handover.begun", register.epoch, None, target=target)
-        self._registry.swapped(new, swapped)
-        return True, f"handing over to {target}: {words}"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
-from holdfast.model.errors import EnvironmentFault
+from holdfast.model.errors import ConfigurationError, EnvironmentFault
+from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
+from holdfast.node.control import Control
 
 
 class Subject(Protocol):
@@ -37,12 +39,19 @@ class Subject(Protocol):
         """Whether PostgreSQL answers its agent."""
         ...
 
-    async def switchover(self, to: str | None) -> tuple[bool, str]:
-        """Begin a switchover; whether it was begun, and what to tell the person who asked."""
+    def pledge(self, leader: Member, epoch: int) -> bool:
+        """Promise a leader that is cut off from the store to join no epoch for a moment; whether that was possible."""
+        ...
+
+    @property
+    def control(self) -> Control:
+        """What people may ask for."""
         ...
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answer = tuple[bool, str]
+Order = Callable[[dict[str, Any]], Awaitable[Answer]]
 
 
 class Api:
@@ -63,7 +72,11 @@ class Api:
                 web.get("/replica", self._status(self._subject.serves_reads)),
                 web.get("/health", self._status(self._subject.is_healthy)),
                 web.get("/node", self._node),
-                web.post("/switchover", self._switchover),
+                web.get("/policy", self._policy),
+                web.post("/switchover", self._control(self._switchover)),
+                web.post("/policy", self._control(self._subject.control.set_policy)),
+                web.post("/approve", self._control(self._approve)),
+                web.post("/pledge", self._control(self._pledge)),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
@@ -97,18 +110,44 @@ class Api:
             raise web.HTTPServiceUnavailable(text="the agent has not looked at its server yet\n")
         return web.Response(body=self._subject.report().to_json(), content_type="application/json")
 
-    async def _switchover(self, request: web.Request) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            message = "the cluster's token is missing or wrong: send it as `Authorization: Bearer TOKEN`"
-            return web.json_response({"ok": False, "message": message}, status=401)
-        try:
-            wanted = json.loads(await request.text() or "{}")
-        except json.JSONDecodeError:
-            wanted = None
-        to = wanted.get("to") if isinstance(wanted, dict) else None
-        if not isinstance(wanted, dict) or set(wanted) - {"to"} or not (to is None or isinstance(to, str)):
-            message = 'the body must be JSON such as {"to": "n2"} or {}'
-            return web.json_response({"ok": False, "message": message}, status=400)
-        ok, message = await self._subject.switchover(to)
-        return web.json_response({"ok": ok, "message": message}, status=200 if ok else 409)
+    async def _policy(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._subject.control.policy().to_json(), content_type="application/json")
+
+    def _control(self, order: Order) -> Handler:
+        """Only with the token; 409 if the order is refused, 400 if it cannot be understood."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+                message = "the cluster's token is missing or wrong: send it as `Authorization: Bearer TOKEN`"
+                return web.json_response({"ok": False, "message": message}, status=401)
+            try:
+                wanted = json.loads(await request.text() or "{}")
+            except json.JSONDecodeError:
+                wanted = None
+            if not isinstance(wanted, dict):
+                message = 'the body must be a JSON object, such as {"to": "n2"} or {}'
+                return web.json_response({"ok": False, "message": message}, status=400)
+            try:
+                ok, message = await order(wanted)
+            except ConfigurationError as error:
+                return web.json_response({"ok": False, "message": str(error)}, status=400)
+            return web.json_response({"ok": ok, "message": message}, status=200 if ok else 409)
+
+        return handler
+
+    async def _switchover(self, wanted: dict[str, Any]) -> Answer:
+        to = wanted.get("to")
+        if set(wanted) - {"to"} or not (to is None or isinstance(to, str)):
+            raise ConfigurationError('the body must be JSON such as {"to": "n2"} or {}')
+        return await self._subject.control.switchover(to)
+
+    async def _approve(self, wanted: dict[str, Any]) -> Answer:
+        return await self._subject.control.approve()
+
+    async def _pledge(self, wanted: dict[str, Any]) -> Answer:
+        leader, epoch = Member.parse(str(wanted.get("leader"))), wanted.get("epoch")
+        if leader is None or not isinstance(epoch, int):
+            raise ConfigurationError('the body must be JSON such as {"leader": "n1_0123abcd", "epoch": 3}')
+        given = self._subject.pledge(leader, epoch)
+        return given, "promised" if given else "this node knows of another leader or epoch"

@@ -8,7 +8,9 @@ from holdfast.core.coordination import best_choice, suspected
 from holdfast.core.detection import has_room_elsewhere, judge, judge_own
 from holdfast.core.evidence import Probe, Sight
 from holdfast.core.observation import Observation, Peer, RegisterTrouble
+from holdfast.model.lease import LeaseRecord
 from holdfast.model.lsn import Lsn, Position
+from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import Member, NodeRecord, Phase, Recruit, Register
 from holdfast.model.report import ProxySight, Verdict
 from holdfast.model.server import ServerStatus, ServerView
@@ -38,6 +40,12 @@ class Look:
     vitals: Vitals | None = None
     """What the agent measures on its own node."""
     proxies: tuple[ProxySight, ...] = ()
+    policy: Policy = DEFAULT_POLICY
+    approved_epoch: int | None = None
+    lease: LeaseRecord | None = None
+    lease_renewed_ms: int | None = None
+    leased_until_ms: int | None = None
+    pledged_until_ms: int | None = None
 
 
 @dataclass(slots=True)
@@ -120,6 +128,12 @@ class Observer:
             peers=look.peers,
             verdict=self._verdict(look, member),
             last_streamed_ms=self._last_streamed_ms,
+            policy=look.policy,
+            approved_epoch=look.approved_epoch,
+            lease=look.lease,
+            lease_renewed_ms=look.lease_renewed_ms,
+            leased_until_ms=look.leased_until_ms,
+            pledged_until_ms=look.pledged_until_ms,
         )
         return self._with_onsets(o)
 
@@ -165,7 +179,9 @@ class Observer:
                 self._last_failover_ms = look.now_ms
             self._phase, self._phase_since_ms = phase, look.now_ms
             self._enough_since_ms = self._suspected_since_ms = None
-        mark = (phase, register.handover if register else None, len(look.recruits), _candidate_progress(look))
+        revoked = look.lease is not None and look.lease.revoked
+        handover = register.handover if register else None
+        mark = (phase, handover, len(look.recruits), revoked, _candidate_progress(look))
         if mark != self._progress_mark:
             self._progress_mark, self._progress_ms = mark, look.now_ms
 

@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ServerView, Upstream
-from holdfast.model.vitals import Room, Survey
 from holdfast.node.journal import Journal
 from holdfast.node.promise import Names, PromiseKeeper
 from holdfast.node.reach import PeerReach, SessionReach
@@ -25,7 +24,7 @@ class LocalServer(Protocol):
 
     def incarnation(self) -> str | None: ...  # noqa: D102
 
-    async def set_incarnation(self, incarnation: str) -> None: ...  # noqa: D102
+    def set_incarnation(self, incarnation: str) -> None: ...  # noqa: D102
 
     def system_identifier(self) -> str | None: ...  # noqa: D102
 
@@ -38,6 +37,12 @@ class LocalServer(Protocol):
     async def stop(self, mode: Literal["fast", "immediate"], deadline_ms: int) -> None: ...  # noqa: D102
 
     async def kill(self) -> None: ...  # noqa: D102
+
+    async def hold_until(self, deadline_ms: int, about: str) -> None: ...  # noqa: D102
+
+    async def held_until(self) -> tuple[int, str] | None: ...  # noqa: D102
+
+    async def release(self) -> None: ...  # noqa: D102
 
     async def view(self) -> ServerView: ...  # noqa: D102
 
@@ -53,15 +58,7 @@ class LocalServer(Protocol):
 
     async def write_epoch_record(self, epoch: int) -> Lsn: ...  # noqa: D102
 
-    async def heartbeat(self, epoch: int, deadline_ms: int | None = None) -> None: ...  # noqa: D102
-
-    async def confirm(self, epoch: int) -> None: ...  # noqa: D102
-
-    async def survey(self) -> Survey: ...  # noqa: D102
-
-    async def touch_storage(self) -> None: ...  # noqa: D102
-
-    async def room(self) -> Room: ...  # noqa: D102
+    async def heartbeat(self, epoch: int) -> None: ...  # noqa: D102
 
     async def flushed_lsn(self) -> Lsn: ...  # noqa: D102
 

@@ -10,9 +10,11 @@ from typing import ClassVar
 import structlog
 
 from holdfast.core import actions as a
+from holdfast.core.durability import is_revoked
 from holdfast.core.observation import Observation
 from holdfast.model.errors import PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
+from holdfast.model.lease import LeaseRecord
 from holdfast.model.lsn import Position
 from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Recruit, Register
 from holdfast.model.server import Upstream
@@ -24,7 +26,7 @@ from holdfast.node.parts import LocalServer
 from holdfast.node.peers import Peers
 from holdfast.node.promise import Names, Promise, PromiseKeeper
 from holdfast.node.registry import Registry
-from holdfast.store.contract import ABSENT, Store
+from holdfast.store.contract import ABSENT, Entry, Store
 
 log = structlog.get_logger(__name__)
 
@@ -69,9 +71,17 @@ class Performer:
         self.rebuilding = False
         self.creating = False
         self.alarm: str | None = None
+        self.waiting: str | None = None
+        """What the cluster waits for, as this turn sees it."""
+        self.told_waiting: str | None = None
         self.progress: str | None = None
         self.failure: tuple[type[a.Action], BaseException] | None = None
         """The last job that failed, and with what; the agent takes it from here."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the register may say another quorum than is known here."""
+        return self._doubt is not None
 
     @property
     def busy(self) -> bool:
@@ -116,8 +126,8 @@ class Performer:
         async def work() -> None:
             await self._server.initialize()
             incarnation = self._names.incarnation()
-            await self._promise.save(Promise(self._settings.cluster.name, self._names.cluster_id(), 0, incarnation))
-            await self._server.set_incarnation(incarnation)
+            self._promise.save(Promise(self._settings.cluster.name, self._names.cluster_id(), 0, incarnation))
+            self._server.set_incarnation(incarnation)
 
         return self._start_job(action, work(), rebuilding=True)
 
@@ -134,14 +144,14 @@ class Performer:
 
         async def work() -> None:
             self._journal.record("rewind.begun", o.promised, rule, source=source.node, end=str(own_end.lsn))
-            incarnation = await self._rename()
+            incarnation = self._rename()
             try:
                 await self._server.rewind(source, own_end, self._say)
             except PostgresError as error:
                 self._journal.record("rewind.failed", o.promised, rule, reason=str(error))
                 await self._clone_from(source, rule)
                 return
-            await self._server.set_incarnation(incarnation)
+            self._server.set_incarnation(incarnation)
             self._observer.own_end = None
             self._observer.rewound_ms = monotonic_ms()
             self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
@@ -159,16 +169,16 @@ class Performer:
         incarnation = self._names.incarnation()
         epoch = self._promise.current.epoch if self._promise.current else 0
         name = self._settings.cluster.name
-        await self._promise.save(Promise(name, register.cluster_id, max(epoch, register.epoch), incarnation))
+        self._promise.save(Promise(name, register.cluster_id, max(epoch, register.epoch), incarnation))
         self._journal.record("clone.begun", register.epoch, rule, source=source.node)
         await self._server.clone(source, Member(self._node, incarnation), self._say)
-        await self._server.set_incarnation(incarnation)
+        self._server.set_incarnation(incarnation)
         self._observer.cloned()
         self._journal.record("clone.done", register.epoch, rule, source=source.node, incarnation=incarnation)
 
-    async def _rename(self) -> str:
+    def _rename(self) -> str:
         incarnation = self._names.incarnation()
-        await self._promise.speak_for(incarnation)
+        self._promise.speak_for(incarnation)
         return incarnation
 
     # ---- the process ------------------------------------------------------------------------------------------
@@ -211,8 +221,8 @@ class Performer:
 
     async def _persist_promise(self, action: a.PersistPromise, rule: str, o: Observation) -> bool:
         if self._promise.current is None and o.register is not None:
-            await self._promise.save(Promise(self._settings.cluster.name, o.register.cluster_id, action.epoch, None))
-        await self._promise.raise_to(action.epoch)
+            self._promise.save(Promise(self._settings.cluster.name, o.register.cluster_id, action.epoch, None))
+        self._promise.raise_to(action.epoch)
         return True
 
     async def _detach(self, action: a.Detach, rule: str, o: Observation) -> bool:
@@ -266,7 +276,7 @@ class Performer:
         try:
             await self._server.set_quorum(action.quorum)
             # Commits that waited for the former names are released by a standby's next word: give it one to say.
-            await self._server.heartbeat(o.promised, 2 * self._timeouts.heartbeat_interval_ms)
+            await self._server.heartbeat(o.promised)
         finally:
             self._observer.told_postgres(monotonic_ms())
         self._journal.record("quorum.postgres", o.promised, rule, quorum=str(action.quorum))
@@ -315,7 +325,7 @@ class Performer:
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), ABSENT)
         self.creating = False
         if revision is not None:
-            await self._promise.raise_to(1)
+            self._promise.raise_to(1)
             self._registry.swapped(new, revision)
             self._journal.record("cluster.created", 1, rule, node=self._node)
         return True
@@ -362,10 +372,34 @@ class Performer:
             return False
         return await self._swap(o, o.register.handing_over(None), "handover.cancelled", rule)
 
+    async def _revoke_lease(self, action: a.RevokeLease, rule: str, o: Observation) -> bool:
+        if o.register is None or is_revoked(o, o.register):
+            return False
+        revision = self._registry.lease_revision
+        lost = o.lease or LeaseRecord(o.register.committed.leader, 0, None)
+        if lost != (self._registry.lease or lost):
+            return True  # renewed meanwhile: look again
+        new = lost.withdrawn(o.register.epoch, revision)
+        swapped = await self._store.compare_and_swap(self._keys.lease, new.to_json(), revision)
+        entry = await self._store.get(self._keys.lease) if swapped is None else None
+        if swapped is not None:
+            entry = Entry(self._keys.lease, new.to_json(), swapped)
+            self._journal.record("lease.revoked", o.register.epoch, rule, holder=lost.holder.node)
+        if entry is not None:
+            self._registry.lease_is_now(entry)
+        return True
+
     # ---- others -----------------------------------------------------------------------------------------------
 
     async def _ask_peers(self, action: a.AskPeers, rule: str, o: Observation) -> bool:
         self._peers.ask_all()
+        return True
+
+    async def _await(self, action: a.Await, rule: str, o: Observation) -> bool:
+        self.waiting = action.reason
+        if self.told_waiting != action.reason:
+            self.told_waiting = action.reason
+            self._journal.record("waiting", o.promised, rule, reason=action.reason)
         return True
 
     async def _raise_alarm(self, action: a.Alarm, rule: str, o: Observation) -> bool:
@@ -401,5 +435,7 @@ class Performer:
         a.AskPeers: _ask_peers,
         a.OpenEpoch: _open_epoch,
         a.ChooseCandidate: _choose,
+        a.RevokeLease: _revoke_lease,
+        a.Await: _await,
         a.Alarm: _raise_alarm,
     }

@@ -9,7 +9,7 @@ from typing import Protocol
 import aiohttp
 import psycopg
 
-from holdfast.model.register import NodeRecord
+from holdfast.model.register import Member, NodeRecord
 from holdfast.model.report import NodeReport
 from holdfast.model.timeouts import Timeouts
 
@@ -25,6 +25,10 @@ class PeerReach(Protocol):
         """
         ...
 
+    async def pledge(self, api_url: str, leader: Member, epoch: int) -> bool:
+        """Whether the node there promises this leader to join no epoch for the length of a lease."""
+        ...
+
     async def close(self) -> None:
         """Release connections."""
         ...
@@ -37,30 +41,19 @@ class SessionReach(Protocol):
         """Whether a fresh session gets an answer there; raises ConnectionRefusedError, or OSError for no way there."""
         ...
 
-    async def still_answers(self, record: NodeRecord) -> bool:
-        """Whether a session opened there earlier gets an answer; False while there is none. Cancelled, it ends it."""
-        ...
-
-    async def close(self) -> None:
-        """Release connections."""
-        ...
-
 
 class HttpReach:
     """`PeerReach` over HTTP, with one pool of connections."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, token: str) -> None:
         self._timeouts = timeouts
+        self._token = token
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, api_url: str) -> NodeReport:
         """See `PeerReach.ask`."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
-            )
         try:
-            async with self._session.get(f"{api_url}/node") as response:
+            async with self._open().get(f"{api_url}/node") as response:
                 response.raise_for_status()
                 return NodeReport.from_json(await response.read())
         except aiohttp.ClientConnectorError as error:
@@ -68,51 +61,43 @@ class HttpReach:
         except aiohttp.ClientError as error:
             raise OSError(str(error)) from error
 
+    async def pledge(self, api_url: str, leader: Member, epoch: int) -> bool:
+        """See `PeerReach.pledge`."""
+        headers = {"Authorization": f"Bearer {self._token}"}
+        body = {"leader": leader.application_name, "epoch": epoch}
+        try:
+            async with self._open().post(f"{api_url}/pledge", json=body, headers=headers) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
+            self._session = aiohttp.ClientSession(timeout=timeout)
+        return self._session
+
     async def close(self) -> None:
         """See `PeerReach.close`."""
         if self._session is not None:
             await self._session.close()
 
 
-class SqlReach:
+class FreshSessions:
     """`SessionReach` that logs in as the replication role: a held session may live on while nobody else gets in."""
 
     def __init__(self, password_file: Path) -> None:
         self._password_file = password_file
-        self._held: tuple[NodeRecord, psycopg.AsyncConnection[tuple[object, ...]]] | None = None
 
     async def answers(self, record: NodeRecord) -> bool:
-        """See `SessionReach.answers`. The session is kept if none is held yet."""
+        """See `SessionReach.answers`."""
         if await self._session_answers(record):
             return True
         _, writer = await asyncio.open_connection(record.postgres_host, record.postgres_port)
         writer.close()
         return False
 
-    async def still_answers(self, record: NodeRecord) -> bool:
-        """See `SessionReach.still_answers`."""
-        if self._held is None or not _is_same(self._held[0], record):
-            await self.close()
-            return False
-        connection = self._held[1]
-        try:
-            await connection.execute("SELECT 1")
-        except psycopg.Error:
-            await self.close()
-            return False
-        except asyncio.CancelledError:
-            await asyncio.shield(self.close())  # in the middle of a statement it is of no more use
-            raise
-        return True
-
-    async def close(self) -> None:
-        """See `SessionReach.close`."""
-        held, self._held = self._held, None
-        if held is not None:
-            await held[1].close()
-
     async def _session_answers(self, record: NodeRecord) -> bool:
-        connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         try:
             connection = await psycopg.AsyncConnection.connect(
                 host=record.postgres_host,
@@ -123,22 +108,9 @@ class SqlReach:
                 application_name="holdfast_probe",
                 autocommit=True,
             )
-            await connection.execute("SELECT 1")
-            if self._held is None:
-                self._held, connection = (record, connection), None
+            async with connection:
+                await connection.execute("SELECT 1")
         except psycopg.Error as error:
             # The server itself turned the session down (too many of them, say): it answers.
             return "FATAL" in str(error) and "starting up" not in str(error)
-        finally:
-            if connection is not None:
-                await connection.close()
         return True
-
-
-def _is_same(one: NodeRecord, other: NodeRecord) -> bool:
-    """Whether both are the same server at the same place."""
-    return (one.member, one.postgres_host, one.postgres_port) == (
-        other.member,
-        other.postgres_host,
-        other.postgres_port,
-    )

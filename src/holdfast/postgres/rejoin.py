@@ -139,9 +139,7 @@ async def _reach_consistency(instance: Instance, source: Upstream) -> None:
         raise PostgresError("the rewound server does not become consistent, a clone is needed") from error
     finally:
         await session.close()
-        await asyncio.shield(
-            kill_everything(instance.layout.data_dir, postmaster, instance.timeouts.kill_ms, instance.disk)
-        )
+        await asyncio.shield(kill_everything(instance.layout.data_dir, postmaster, instance.timeouts.kill_ms))
 
 
 async def _accepts(session: Session) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,7 @@ from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
-from holdfast.model.vitals import Room, Survey
-from holdfast.postgres import bootstrap, rejoin, replication, survey
-from holdfast.postgres.disk import Disk, pressure, space_of, write_probe
+from holdfast.postgres import bootstrap, rejoin, replication
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import position_of, take_look, view_of
@@ -43,20 +41,14 @@ class Server:
         """The incarnation of the data directory; None if there is none or it cannot be read."""
         return self._instance.layout.incarnation()
 
-    async def set_incarnation(self, incarnation: str) -> None:
-        """Give the data directory a new incarnation, durably; raises ValueError for what is none, DiskSilent."""
-        instance = self._instance
-        write = partial(instance.layout.set_incarnation, incarnation)
-        await instance.disk.call("incarnation", write, instance.timeouts.statement_ms)
+    def set_incarnation(self, incarnation: str) -> None:
+        """Give the data directory a new incarnation, durably; raises ValueError for what is none."""
+        self._instance.layout.set_incarnation(incarnation)
 
     def system_identifier(self) -> str | None:
-        """The system identifier in the control file, as of the last look; None without a complete data directory."""
-        return self._instance.identifier
-
-    @property
-    def disk(self) -> Disk:
-        """What touches the node's file systems."""
-        return self._instance.disk
+        """The system identifier in the control file; None if there is no complete data directory."""
+        layout = self._instance.layout
+        return layout.system_identifier() if layout.complete() else None
 
     async def initialize(self) -> None:
         """Make a new cluster and leave it stopped: roles postgres and holdfast_replication, schema holdfast.
@@ -65,7 +57,6 @@ class Server:
         new directory has no incarnation yet.
         """
         await bootstrap.initialize(self._instance)
-        await self._instance.look_at_directory()
 
     # -- process -----------------------------------------------------------------------------------------------------
 
@@ -91,6 +82,28 @@ class Server:
     async def kill(self) -> None:
         """SIGKILL the postmaster and every process of it; returns when none is left. Raises PostgresError."""
         await self._instance.kill()
+
+    async def hold_until(self, deadline_ms: int, about: str) -> None:
+        """Have the server killed at this time on the loop's clock, whatever becomes of the agent.
+
+        ``about`` is for `held_until`. Raises PostgresError if there is no server, or nobody to see to it.
+        """
+        instance = self._instance
+        pid = instance.postmaster_pid
+        if pid is None:
+            raise PostgresError("there is no server to guard")
+        await instance.guard.hold(pid, deadline_ms + _ahead_ms(), about, instance.timeouts.statement_ms)
+
+    async def held_until(self) -> tuple[int, str] | None:
+        """The deadline that a former agent left for the running server, and what it was about."""
+        instance = self._instance
+        pid = instance.postmaster_pid
+        hold = None if pid is None else await instance.guard.held(pid, instance.timeouts.statement_ms)
+        return None if hold is None else (hold.deadline_ms - _ahead_ms(), hold.about)
+
+    async def release(self) -> None:
+        """Nobody is to kill the server any more."""
+        await self._instance.guard.release(self._instance.timeouts.statement_ms)
 
     @property
     def exited(self) -> asyncio.Event:
@@ -121,7 +134,7 @@ class Server:
         """
         instance = self._instance
         if not instance.running:
-            return ServerView(ServerStatus.STOPPED) if await instance.look_at_directory() else ABSENT_SERVER
+            return ServerView(ServerStatus.STOPPED) if instance.layout.complete() else ABSENT_SERVER
         try:
             return await asyncio.wait_for(self._look(deadline_ms), deadline_ms / 1000 + 0.1)
         except NotAccepting as refusal:
@@ -181,34 +194,9 @@ class Server:
         """Write the record of an epoch's start (idempotent); returns an LSN that covers its commit."""
         return await replication.write_epoch_record(self._instance, epoch)
 
-    async def heartbeat(self, epoch: int, deadline_ms: int | None = None) -> None:
-        """Commit the heartbeat row, locally; every ``slot_interval_ms`` advance the slots too. Raises PostgresError.
-
-        Without a deadline it waits for as long as it takes: how long that is, is evidence.
-        """
-        await replication.heartbeat(self._instance, epoch, deadline_ms)
-
-    async def confirm(self, epoch: int) -> None:
-        """Commit the heartbeat row that the quorum confirms; waits for as long as it takes. Raises PostgresError."""
-        await survey.confirm(self._instance, epoch)
-
-    async def survey(self) -> Survey:
-        """How busy the server is, and what it has of the heartbeat rows. Raises PostgresError."""
-        return await survey.take_survey(self._instance)
-
-    async def touch_storage(self) -> None:
-        """A small write, brought to the disk of the data directory; waits for as long as it takes. Raises OSError."""
-        side_dir = self._instance.layout.side_dir
-        await self._instance.disk.call("probe", partial(write_probe, side_dir), None)
-
-    async def room(self) -> Room:
-        """Room on the file systems of data and log, and the machine's load. Raises PostgresError."""
-        layout, deadline_ms = self._instance.layout, self._instance.timeouts.statement_ms
-
-        def look() -> Room:
-            return Room(space_of(layout.data_dir), space_of(layout.wal_dir), pressure())
-
-        return await self._instance.disk.call("room", look, deadline_ms)
+    async def heartbeat(self, epoch: int) -> None:
+        """Commit the heartbeat row, locally; every ``slot_interval_ms`` advance the slots too. Raises PostgresError."""
+        await replication.heartbeat(self._instance, epoch)
 
     async def flushed_lsn(self) -> Lsn:
         """What a primary has flushed. Raises PostgresError."""
@@ -225,9 +213,7 @@ class Server:
 
     async def history_of(self, timeline: int) -> History:
         """The history of a timeline, from the local history file; raises PostgresError if there is none."""
-        instance = self._instance
-        find = partial(read_history, instance.layout.wal_dir, timeline)
-        history = await instance.disk.call("history", find, instance.timeouts.statement_ms)
+        history = await asyncio.to_thread(read_history, self._instance.layout.wal_dir, timeline)
         if history is None:
             raise PostgresError(f"there is no history file of timeline {timeline} in {self._instance.layout.wal_dir}")
         return history
@@ -257,10 +243,7 @@ class Server:
         Afterwards it has no incarnation. Does nothing if the log is a prefix of the source's. Raises PostgresError
         when a clone is needed (the directory may be ABSENT then), ConfigurationError for another cluster's.
         """
-        try:
-            await rejoin.rewind(self._instance, source, own_end, progress)
-        finally:
-            await self._instance.look_at_directory()
+        await rejoin.rewind(self._instance, source, own_end, progress)
 
     async def clone(self, source: Upstream, member: Member, progress: Callable[[str, float | None], None]) -> None:
         """Replace the data directory with a copy of ``source`` that has the incarnation of ``member``.
@@ -268,10 +251,7 @@ class Server:
         Cancelled or failed, it leaves no new directory; a former one stays as it was until the new one is complete.
         Raises PostgresError, EnvironmentFault (disk full) or ConfigurationError (another cluster's).
         """
-        try:
-            await rejoin.clone(self._instance, source, member, progress)
-        finally:
-            await self._instance.look_at_directory()
+        await rejoin.clone(self._instance, source, member, progress)
 
     async def close(self) -> None:
         """Release what the agent holds; the server goes on running."""
@@ -286,5 +266,10 @@ class Server:
             if not instance.end_known:
                 return ServerView(ServerStatus.STARTING, replay_lsn=look.replayed)
         await instance.prune_logs_sometimes()
-        position, history = await position_of(look, instance)
+        position, history = await position_of(look, instance.layout.wal_dir)
         return view_of(look, position, history)
+
+
+def _ahead_ms() -> int:
+    """How far CLOCK_BOOTTIME is ahead of the running loop's clock; nothing, on an agent's own loop."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 - int(asyncio.get_running_loop().time() * 1000)

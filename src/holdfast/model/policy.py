@@ -1,0 +1,131 @@
+"""What people decide about a running cluster: durability, who may be promoted and when. Kept in the store."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from holdfast.model.errors import ConfigurationError, RegisterError
+from holdfast.model.register import NodeName
+
+POLICY_FORMAT = 1
+DEFAULT_MAXIMUM_LAG_BYTES = 1024 * 1024
+
+
+class Durability(StrEnum):
+    """What an acknowledged commit has survived."""
+
+    STRICT = "strict"
+    """It is on a quorum of standbys; without one, writes wait."""
+    DEGRADING = "degrading"
+    """It is on a quorum of standbys while there is one; without one, writes go on locally."""
+    ASYNCHRONOUS = "asynchronous"
+    """It is on the primary only; a promotion may lose up to ``maximum_lag_bytes``."""
+
+
+class Promotion(StrEnum):
+    """Who starts a failover."""
+
+    AUTOMATIC = "automatic"
+    APPROVED = "approved"
+    """The voters wait for a person's ``holdfast approve``; a switchover asks nobody again."""
+
+
+class NodeTags(BaseModel):
+    """What is special about one node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    promotable: bool = Field(True, description="whether it may become the primary; if not, no commit waits for it")
+    priority: int = Field(0, ge=0, le=100, description="among equally good candidates the highest is promoted")
+    zone: str = Field(
+        "", pattern=r"\A[a-z0-9-]{0,31}\z", description="among equals, one in the lost primary's zone is preferred"
+    )
+
+
+class Policy(BaseModel):
+    """The policy of a cluster, changed at run time with ``holdfast policy set``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    durability: Durability = Field(
+        Durability.STRICT,
+        description="where an acknowledged commit is: on a quorum, on a quorum while there is one, or on the primary",
+    )
+    confirmations: int | None = Field(
+        None, ge=1, le=15, description="standbys that confirm each commit; half of them, rounded up, if unset"
+    )
+    maximum_lag_bytes: int = Field(
+        DEFAULT_MAXIMUM_LAG_BYTES, ge=0, le=1 << 50,
+        description="log that a promotion may lose at most while commits are local; above it people decide",
+    )  # fmt: skip
+    promotion: Promotion = Field(
+        Promotion.AUTOMATIC, description="whether a failover starts by itself or waits for `holdfast approve`"
+    )
+    paused: bool = Field(False, description="agents look on and touch nothing: no start, stop, failover or rejoin")
+    nodes: dict[NodeName, NodeTags] = Field({}, description="tags of single nodes: promotable, priority, zone")
+    format: int = Field(POLICY_FORMAT, description="version of this record's layout")
+
+    def tags(self, node: str) -> NodeTags:
+        """The tags of a node; the plain ones if it has none."""
+        return self.nodes.get(node, NodeTags())
+
+    def promotable(self, node: str) -> bool:
+        """Whether the node may become the primary."""
+        return self.tags(node).promotable
+
+    @property
+    def local_commits_allowed(self) -> bool:
+        """Whether a commit may be acknowledged with no standby's word (k = 0)."""
+        return self.durability is not Durability.STRICT
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Policy:
+        """Read the stored form; raises RegisterError if it is not a policy of this format."""
+        try:
+            policy = cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise RegisterError(f"the policy cannot be read: {error.errors()[0]['msg']}") from error
+        if policy.format != POLICY_FORMAT:
+            raise RegisterError(
+                f"the policy has format {policy.format}, this version reads {POLICY_FORMAT}: "
+                "upgrade every process of the cluster to the same version"
+            )
+        return policy
+
+    def changed(self, changes: dict[str, Any]) -> Policy:
+        """This policy with other values; raises ConfigurationError that names every wrong one.
+
+        ``nodes`` merges: tags of nodes that are not mentioned, and tags not mentioned of a node that is, stay.
+        """
+        merged = self.model_dump()
+        for name, value in changes.items():
+            if name == "nodes" and isinstance(value, dict):
+                for node, tags in value.items():
+                    merged["nodes"][node] = {
+                        **merged["nodes"].get(node, {}),
+                        **(tags if isinstance(tags, dict) else {}),
+                    }
+            else:
+                merged[name] = value
+        try:
+            return Policy.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(_in_words(e) for e in error.errors())) from error
+
+
+def _in_words(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        return f"policy {name} is not known: see `holdfast policy show`"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"policy {name}: {message[:1].lower()}{message[1:]}, not {error.get('input')!r}"
+
+
+DEFAULT_POLICY = Policy()

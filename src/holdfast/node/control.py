@@ -1,0 +1,108 @@
+"""What people ask of a running cluster through an agent: a switchover, another policy, their approval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.handover import successor
+from holdfast.core.observation import Observation
+from holdfast.core.policy import objections
+from holdfast.model.errors import ConfigurationError, PostgresError, StoreUnavailable
+from holdfast.model.keys import Keys
+from holdfast.model.policy import Policy, Promotion
+from holdfast.model.register import Phase
+from holdfast.node.journal import Journal
+from holdfast.node.parts import LocalServer
+from holdfast.node.registry import Registry
+from holdfast.store.contract import Entry, Store
+
+CHANGED_MEANWHILE = "the cluster changed meanwhile: look at `holdfast status` and try again"
+
+
+class Control:
+    """Each call answers whether it was done, and what to tell the person who asked."""
+
+    def __init__(
+        self,
+        server: LocalServer,
+        store: Store,
+        registry: Registry,
+        keys: Keys,
+        journal: Journal,
+        last: Callable[[], Observation | None],
+    ) -> None:
+        self._server = server
+        self._store = store
+        self._registry = registry
+        self._keys = keys
+        self._journal = journal
+        self._last = last
+
+    async def switchover(self, to: str | None) -> tuple[bool, str]:
+        """Begin a switchover from this node."""
+        o = self._last()
+        target, words = successor(o, to) if o is not None else (None, "the agent has only just started: try again")
+        if o is None or target is None or o.register is None:
+            return False, words
+        try:
+            await self._server.checkpoint()
+            register, revision = self._registry.register, self._registry.register_revision
+            if register is None or register != o.register:
+                return False, CHANGED_MEANWHILE
+            new = register.handing_over(target)
+            swapped = await self._store.compare_and_swap(self._keys.register, new.to_json(), revision)
+        except (PostgresError, StoreUnavailable) as error:
+            return False, str(error)
+        if swapped is None:
+            return False, CHANGED_MEANWHILE
+        self._journal.record("handover.begun", register.epoch, None, target=target)
+        self._registry.swapped(new, swapped)
+        return True, f"handing over to {target}: {words}"
+
+    def policy(self) -> Policy:
+        """The policy in force, as far as this agent knows."""
+        return self._registry.policy
+
+    async def set_policy(self, changes: dict[str, Any]) -> tuple[bool, str]:
+        """Change the policy, if it suits the cluster."""
+        register = self._registry.register
+        if register is None:
+            return False, "there is no cluster yet: its policy can be set once a primary serves"
+        before, revision = self._registry.policy, self._registry.policy_revision
+        try:
+            after = before.changed(changes)
+        except ConfigurationError as error:
+            return False, str(error)
+        wrong = objections(after, register.voters)
+        if wrong:
+            return False, "; ".join(wrong)
+        if after == before:
+            return True, "the policy is like that already"
+        try:
+            swapped = await self._store.compare_and_swap(self._keys.policy, after.to_json(), revision)
+        except StoreUnavailable as error:
+            return False, str(error)
+        if swapped is None:
+            return False, CHANGED_MEANWHILE
+        self._registry.policy_is_now(Entry(self._keys.policy, after.to_json(), swapped))
+        self._journal.record("policy.changed", register.epoch, None, changes=changes)
+        return True, "the policy is changed"
+
+    async def approve(self) -> tuple[bool, str]:
+        """Approve the failover that waits for a person."""
+        o = self._last()
+        register = self._registry.register
+        if o is None or register is None:
+            return False, "the agent has only just started: try again"
+        if self._registry.policy.promotion is not Promotion.APPROVED:
+            return False, "failovers need no approval: the policy says promotion = automatic"
+        lost = register.committed.leader.node
+        if register.phase is not Phase.SERVING or o.suspected_since_ms is None:
+            return False, f"no failover waits for approval: {lost} leads, and the voters hold nothing against it"
+        try:
+            await self._store.put(self._keys.approval, str(register.epoch).encode())
+        except StoreUnavailable as error:
+            return False, str(error)
+        self._journal.record("failover.approved", register.epoch, None)
+        return True, f"the end of epoch {register.epoch} is approved: {lost} is being replaced"

@@ -1,0 +1,81 @@
+"""What people may decide about a cluster, and what speaks against it."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.core.durability import confirmations, may_pledge, may_take
+from holdfast.core.policy import objections
+from holdfast.model.errors import ConfigurationError, RegisterError
+from holdfast.model.lease import LeaseRecord
+from holdfast.model.lsn import Lsn
+from holdfast.model.policy import DEFAULT_POLICY, Durability, NodeTags, Policy
+from tests.core.builders import N1, N3, observation
+
+VOTERS = ("n1", "n2", "n3")
+
+
+def test_a_policy_survives_the_store() -> None:
+    policy = Policy(durability=Durability.DEGRADING, nodes={"n2": NodeTags(priority=3, zone="b")}, paused=True)
+    assert Policy.from_json(policy.to_json()) == policy
+    with pytest.raises(RegisterError, match="cannot be read"):
+        Policy.from_json(b"{}x")
+    with pytest.raises(RegisterError, match="upgrade every process"):
+        Policy.from_json(Policy(format=2).to_json())
+
+
+def test_changes_merge_into_what_there_is() -> None:
+    tagged = DEFAULT_POLICY.changed({"nodes": {"n2": {"priority": 3}}})
+    both = tagged.changed({"nodes": {"n2": {"zone": "b"}, "n3": {"promotable": False}}, "durability": "degrading"})
+    assert both.tags("n2") == NodeTags(priority=3, zone="b")
+    assert not both.promotable("n3")
+    assert both.durability is Durability.DEGRADING
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"durability": "sometimes"}, "policy durability: input should be"),
+        ({"colour": "red"}, "policy colour is not known"),
+        ({"confirmations": 0}, "policy confirmations: input should be greater than or equal to 1, not 0"),
+        ({"nodes": {"n2": {"zone": "Zone A"}}}, "policy nodes.n2.zone"),
+        ({"nodes": {"N2": {}}}, "a node's name is 1 to 16"),
+    ],
+)
+def test_a_wrong_value_names_itself(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        DEFAULT_POLICY.changed(changes)
+
+
+def test_a_policy_must_suit_the_cluster() -> None:
+    assert objections(DEFAULT_POLICY, VOTERS) == []
+    assert "there is no such node" in objections(Policy(nodes={"n7": NodeTags()}), VOTERS)[0]
+    not_promotable = {name: NodeTags(promotable=False) for name in ("n2", "n3")}
+    assert "nobody could take over" in objections(Policy(nodes=not_promotable), VOTERS)[0]
+    assert "would stop all writes at the loss of one node: at most 1" in objections(Policy(confirmations=2), VOTERS)[0]
+    assert objections(Policy(confirmations=2, durability=Durability.DEGRADING), VOTERS) == []
+    assert "only 2 standbys" in objections(Policy(confirmations=3, durability=Durability.DEGRADING), VOTERS)[0]
+
+
+def test_how_many_confirm() -> None:
+    assert [confirmations(Policy(), size) for size in range(4)] == [None, 1, 1, 2]
+    assert [confirmations(Policy(confirmations=2), size) for size in range(4)] == [None, None, 2, 2]
+    degrading = Policy(durability=Durability.DEGRADING, confirmations=2)
+    assert [confirmations(degrading, size) for size in range(4)] == [0, 1, 2, 2]
+    assert confirmations(Policy(durability=Durability.ASYNCHRONOUS), 3) == 0
+
+
+def test_a_lease_is_taken_over_from_the_past_only() -> None:
+    mine = LeaseRecord(N1, 3, Lsn(100))
+    assert may_take(None, 3)
+    assert may_take(mine, 3)
+    assert may_take(mine, 4)
+    assert not may_take(mine.withdrawn(4, 9), 3)
+    assert may_take(mine.withdrawn(4, 9), 4)
+
+
+def test_a_word_is_given_to_the_leader_of_the_register_only() -> None:
+    assert may_pledge(observation(), N1, 1)
+    assert not may_pledge(observation(), N3, 1)
+    assert not may_pledge(observation(), N1, 2)
+    assert not may_pledge(observation(promised=2), N1, 1)
