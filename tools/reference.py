@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "HOLDFAST_PORTS": "`first-last`: where a new local cluster takes its ports; else below 32000, and 6432 for writes",
     "HOLDFAST_PYTHON": "`./holdfast` only: the Python to make the environment with, 3.11 or newer",
     "HOLDFAST_INSTALLER": "`./holdfast` only: `uv`, `venv` or `pip` (one from outside); else the first that is there",
+    "HOLDFAST_DRILL_WORLD": "set by `holdfast drill` for itself: that it is on a network of its own",
     "HOLDFAST_ENV_DIR": "`./holdfast` only: where environments go; else in the clone, else in the user's cache",
 }
 TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "true or false", Path: "path"}

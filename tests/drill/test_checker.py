@@ -6,8 +6,8 @@ from array import array
 
 import pytest
 
-from holdfast.drill.checker import Verdict, availability, check, longest_gap_ms
-from holdfast.drill.history import Attempt, History, Outcome, Row
+from holdfast.drill.checker import Verdict, availability, check, longest_gap_ms, stale_reads, two_leaders
+from holdfast.drill.history import Attempt, FreshRead, History, Outcome, Row, Server
 
 FAULT_MS = 1000.0
 STOPPED_MS = 3000.0
@@ -130,3 +130,80 @@ def test_a_history_gives_back_what_was_recorded() -> None:
     assert list(history) == attempts
     assert list(history.acknowledged_at_ms()) == [2.25, 2.75]
     assert history.sqlstates() == {"57P03": 1, "connection lost": 1}
+
+
+# -- reads that go back in time --------------------------------------------------------------------------------------
+
+
+def reads(attempts: list[Attempt], answers: list[FreshRead]) -> tuple[FreshRead, ...]:
+    history = History(attempts)
+    history.fresh_reads += answers
+    return stale_reads(history)
+
+
+ACKNOWLEDGED = [attempt(1), attempt(2), attempt(3)]
+"""Their acknowledgements arrived at 10, 20 and 30 ms."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_stale"),
+    [
+        (FreshRead(31, 32, 0, 3), False),
+        (FreshRead(31, 32, 0, 4), False),  # a later write that has not been acknowledged yet
+        (FreshRead(29, 40, 0, 2), False),  # asked before the third was acknowledged
+        (FreshRead(30, 40, 0, 2), False),  # in the very moment
+        (FreshRead(31, 32, 0, 2), True),
+        (FreshRead(31, 32, 0, 0), True),  # no row at all
+        (FreshRead(31, 32, 1, 0), False),  # of a writer that has written nothing
+    ],
+)
+def test_a_read_must_show_what_was_acknowledged_before_it(answer: FreshRead, is_stale: bool) -> None:
+    assert reads(ACKNOWLEDGED, [answer]) == ((answer,) if is_stale else ())
+
+
+def test_a_read_must_show_what_another_read_has_shown() -> None:
+    seen_early = FreshRead(21, 22, 0, 3)  # not acknowledged yet, but told to a client
+    back_in_time = FreshRead(23, 24, 0, 2)
+    at_the_same_time = FreshRead(21.5, 24, 0, 2)
+    assert reads(ACKNOWLEDGED, [back_in_time, seen_early, at_the_same_time]) == (back_in_time,)
+
+
+def test_a_stale_read_convicts() -> None:
+    history = History([*ACKNOWLEDGED, attempt(4, at_ms=2990)])
+    history.fresh_reads.append(FreshRead(31, 32, 0, 1))
+    rows = [row(n) for n in (1, 2, 3, 4)]
+    verdict = check(history, rows, fault_at_ms=FAULT_MS, stopped_at_ms=STOPPED_MS, payload_of=payload_of)
+    assert (verdict.lost, len(verdict.stale_reads), verdict.clean) == ((), 1, False)
+
+
+# -- two leaders ----------------------------------------------------------------------------------------------------
+
+OLD, NEW, OTHER = Server("10.77.1.1:5432", 1), Server("10.77.1.2:5432", 2), Server("10.77.1.3:5432", 2)
+
+
+def by(server: Server | None, sequence: int, start_ms: float, end_ms: float) -> Attempt:
+    return Attempt(0, sequence, Outcome.ACKNOWLEDGED, start_ms, end_ms, server=server)
+
+
+def test_one_leader_after_the_other_is_right() -> None:
+    late_answer = by(OLD, 2, 9, 40)  # sent before the new one had acknowledged anything, heard of after it
+    assert two_leaders([by(OLD, 1, 0, 10), late_answer, by(NEW, 3, 20, 30), by(NEW, 4, 41, 42)]) == ()
+
+
+def test_a_server_that_acknowledges_after_a_later_epoch_did() -> None:
+    liar = by(OLD, 3, 31, 35)
+    assert two_leaders([by(OLD, 1, 0, 10), by(NEW, 2, 20, 30), liar]) == (liar,)
+
+
+def test_two_servers_on_one_timeline() -> None:
+    liar = by(OTHER, 2, 31, 35)
+    assert two_leaders([by(NEW, 1, 20, 30), liar]) == (liar,)
+
+
+def test_who_did_not_say_who_he_is_proves_nothing() -> None:
+    assert two_leaders([by(None, 1, 0, 10), by(NEW, 2, 20, 30), by(None, 3, 40, 50)]) == ()
+
+
+def test_a_second_leader_convicts() -> None:
+    attempts = [by(NEW, 1, 20, 30), by(OLD, 2, 31, 35), by(NEW, 3, 2980, 2990)]
+    assert not judge(attempts, [row(1), row(2), row(3)]).clean

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from holdfast.drill.observer import Silent, Step
-from holdfast.drill.primary_crash import DrillOptions, run_primary_crash
+from holdfast.drill.primary_crash import run_primary_crash
+from holdfast.drill.runner import DrillOptions
+from holdfast.drill.scenario import Load
 from holdfast.model.errors import HoldfastError
 from holdfast.model.timeouts import DrillTimeouts
 from tests.drill.servers import HandMadeCluster, Server
 
-OPTIONS = DrillOptions(
-    writers=4, idle=10, timeouts=DrillTimeouts(warm_up_ms=500, fault_jitter_ms=50, settle_ms=300, rejoin_s=40)
-)
+LOAD = Load(writers=4, idle=10, long_writers=1)
+OPTIONS = DrillOptions(timeouts=DrillTimeouts(warm_up_ms=500, fault_jitter_ms=50, settle_ms=300, rejoin_s=40))
 
 
 class Steps(Silent):
@@ -39,7 +40,7 @@ async def test_nothing_is_lost_with_a_synchronous_standby(server_home: Path, bin
         options = dataclasses.replace(options, large_data=True, long_readers=True, checkpoint=True)
     try:
         await cluster.start()
-        result = await run_primary_crash(cluster, options, observer)
+        result = await run_primary_crash(cluster, options, observer, LOAD)
         assert result.problems == ()
         assert result.passed
         assert (result.writes.lost, result.writes.duplicated) == (0, 0)
@@ -63,7 +64,7 @@ async def test_a_cluster_that_loses_rows_is_convicted(server_home: Path, bin_dir
     cluster = HandMadeCluster({n: Server(server_home, n, bin_dir) for n in ("n1", "n2")}, durable=False)
     try:
         await cluster.start()
-        result = await run_primary_crash(cluster, OPTIONS, Silent())
+        result = await run_primary_crash(cluster, OPTIONS, Silent(), LOAD)
         assert not result.passed
         assert result.writes.lost
         assert any("acknowledged writes are lost" in problem for problem in result.problems)
@@ -81,7 +82,7 @@ async def test_a_cluster_that_is_not_whole_is_left_alone(server_home: Path, bin_
         await cluster.start()
         cluster.servers["n2"].kill()
         with pytest.raises(HoldfastError, match="nothing was killed"):
-            await run_primary_crash(cluster, options, Silent())
+            await run_primary_crash(cluster, options, Silent(), LOAD)
         assert await cluster.servers["n1"].sql("SELECT 1") == [(1,)]
     finally:
         await cluster.stop()

@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from holdfast.drill.observer import Silent
-from holdfast.drill.primary_crash import DrillOptions, run_primary_crash
+from holdfast.drill.primary_crash import run_primary_crash
+from holdfast.drill.runner import DrillOptions
+from holdfast.drill.scenario import Load
 from holdfast.local.cluster import LocalCluster
 from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch_register
 
@@ -30,8 +32,8 @@ async def wait_until_epoch_serves(cluster: LocalCluster, epoch: int) -> None:
 
 
 async def test_the_drill_passes(cluster: LocalCluster) -> None:
-    options = DrillOptions(seed=7, idle=20)
-    result = await run_primary_crash(cluster, options, Silent())
+    options = DrillOptions(seed=7)
+    result = await run_primary_crash(cluster, options, Silent(), Load(idle=20))
     assert result.passed, result.to_json()
     assert (result.writes.lost, result.writes.duplicated) == (0, 0)
     assert result.connections.dropped_idle == 0

@@ -20,7 +20,7 @@ def test_what_is_written_is_what_is_read(place: Path) -> None:
     for name in file.nodes:
         text = layout.node_config(name).read_text()
         assert parse_settings(text, NodeSettings, name) == node_settings(layout, file, name)
-    text = layout.proxy_config.read_text()
+    text = layout.proxy_config().read_text()
     assert parse_settings(text, ProxySettings, "proxy") == proxy_settings(layout, file)
 
 

@@ -115,6 +115,7 @@ async def test_a_swap_whose_answer_is_lost_is_not_repeated(
         gateway = store._gateway
         gateway._endpoints = (silent, shared_etcd.url)
         gateway._versions[silent] = "3.5.1"
+        gateway._answered_at[silent] = asyncio.get_running_loop().time()
         gateway._timeouts = QUICK
         entry = await etcd_store(shared_etcd.settings()).get(keys.register)
         assert entry is not None
@@ -122,6 +123,18 @@ async def test_a_swap_whose_answer_is_lost_is_not_repeated(
             await store.compare_and_swap(keys.register, b"2", entry.revision)
         assert await store.get(keys.register) == entry
         assert await store.compare_and_swap(keys.register, b"2", entry.revision) is not None
+
+
+async def test_a_swap_is_not_given_to_an_endpoint_that_fell_silent(
+    shared_etcd: EtcdProcess, keys: Keys, etcd_store: MakeStore
+) -> None:
+    async with listener(never) as silent:
+        store = etcd_store(StoreSettings(endpoints=(silent, shared_etcd.url)), Timeouts(store_patience_ms=50))
+        store._gateway._versions[silent] = "3.5.1"
+        began_at = asyncio.get_running_loop().time()
+        assert await store.compare_and_swap(keys.register, b"1", 0) is not None
+        assert await store.get(keys.register) is not None
+        assert asyncio.get_running_loop().time() - began_at < Timeouts().store_request_ms / 1000
 
 
 async def test_a_frozen_etcd_is_noticed_and_taken_up_again(

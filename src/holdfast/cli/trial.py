@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from holdfast.drill.result import DrillResult
     from holdfast.local.cluster import LocalCluster
 
-DRILLS = {"primary-crash": "the primary's PostgreSQL is killed under load"}
 STANDARD_OUTPUT = Path("-")
 
 
@@ -68,7 +67,7 @@ async def try_on_own_cluster(trial: Trial, *, nodes: int, keep: bool = False, di
     from holdfast.local.bringup import temporary_cluster
 
     configure_quiet_logs()
-    _check_places(trial)
+    check_places(trial)
     steps = Steps(err=trial.json_file == STANDARD_OUTPUT)
     cluster_made = temporary_cluster(nodes=nodes, progress=steps, directory=directory, meanwhile=_load_drill)
     async with cluster_made as cluster:
@@ -89,7 +88,7 @@ async def try_on_running_cluster(trial: Trial, directory: Path) -> bool:
     from holdfast.model.errors import ConfigurationError
 
     configure_quiet_logs()
-    _check_places(trial)
+    check_places(trial)
     cluster = LocalCluster.open(directory)
     if not cluster.state().is_alive:
         raise ConfigurationError(
@@ -108,8 +107,9 @@ def _load_drill() -> None:
 
 
 async def _drill(trial: Trial, cluster: LocalCluster, steps: Steps) -> DrillResult:
-    from holdfast.drill.primary_crash import DrillOptions, run_primary_crash
+    from holdfast.drill.primary_crash import run_primary_crash
     from holdfast.drill.progress import make_observer
+    from holdfast.drill.runner import DrillOptions
 
     options = DrillOptions(
         seed=trial.seed,
@@ -130,7 +130,7 @@ async def _drill(trial: Trial, cluster: LocalCluster, steps: Steps) -> DrillResu
     return result
 
 
-def _check_places(trial: Trial) -> None:
+def check_places(trial: Trial) -> None:
     """Say now, not after the drill, that its result could not be written."""
     from holdfast.model.errors import ConfigurationError
 

@@ -5,11 +5,13 @@ Pure, so that it can be tested with forged histories. Times are Unix millisecond
 
 from __future__ import annotations
 
-from collections import Counter
+import bisect
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from holdfast.drill.history import Attempt, History, Outcome, Row
+from holdfast.drill.history import Attempt, FreshRead, History, Outcome, Row, Server
 
 Id = tuple[int, int]
 """Writer and sequence."""
@@ -50,11 +52,16 @@ class Verdict:
     availability: float
     recovered: bool
     """Whether any write was acknowledged after the longest interval."""
+    stale_reads: tuple[FreshRead, ...] = ()
+    """Answers of the writable port that are older than what somebody knew before the question was asked."""
+    two_leaders: tuple[Attempt, ...] = ()
+    """Acknowledged by a server after another had begun to acknowledge in a later epoch, or in the same."""
 
     @property
     def clean(self) -> bool:
         """Nothing that was promised is broken."""
-        return not (self.lost or self.duplicated or self.altered or self.wrong_errors or self.strangers)
+        broken = self.lost or self.duplicated or self.altered or self.wrong_errors or self.strangers
+        return not (broken or self.stale_reads or self.two_leaders)
 
 
 def check(
@@ -103,7 +110,57 @@ def check(
         rto_ms=rto_ms,
         availability=availability(acknowledged_at_ms, stopped_at_ms),
         recovered=recovered,
+        stale_reads=stale_reads(history),
+        two_leaders=two_leaders(attempts.values()),
     )
+
+
+def stale_reads(history: History) -> tuple[FreshRead, ...]:
+    """Reads on the writable port that went back in time.
+
+    Each must show at least what was acknowledged, and what another such read was answered, before it was asked.
+    """
+    known: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
+    for attempt in history:
+        if attempt.outcome is Outcome.ACKNOWLEDGED:
+            known[attempt.writer].append((attempt.end_ms, attempt.sequence))
+    for read in history.fresh_reads:
+        known[read.writer].append((read.end_ms, read.sequence))
+    times: dict[int, list[float]] = {}
+    newest: dict[int, list[int]] = {}
+    for writer, facts in known.items():
+        facts.sort()
+        times[writer] = [at_ms for at_ms, _ in facts]
+        newest[writer] = list(itertools.accumulate((sequence for _, sequence in facts), max))
+    stale = []
+    for read in history.fresh_reads:
+        before = bisect.bisect_left(times[read.writer], read.start_ms)
+        if before and newest[read.writer][before - 1] > read.sequence:
+            stale.append(read)
+    return tuple(stale)
+
+
+def two_leaders(attempts: Iterable[Attempt]) -> tuple[Attempt, ...]:
+    """Acknowledgements that prove that two servers led at once.
+
+    A server's epoch is its timeline. One timeline belongs to one server; and a write that was sent after a later
+    timeline had acknowledged one may not be acknowledged on an earlier.
+    """
+    acknowledged = [a for a in attempts if a.outcome is Outcome.ACKNOWLEDGED and a.server is not None]
+    owners: dict[int, Server] = {}
+    first_ms: dict[int, float] = {}
+    for attempt in sorted(acknowledged, key=lambda a: a.end_ms):
+        assert attempt.server is not None
+        owners.setdefault(attempt.server.timeline, attempt.server)
+        first_ms.setdefault(attempt.server.timeline, attempt.end_ms)
+
+    def overlaps(attempt: Attempt) -> bool:
+        assert attempt.server is not None
+        timeline = attempt.server.timeline
+        later_ms = min((at_ms for other, at_ms in first_ms.items() if other > timeline), default=float("inf"))
+        return owners[timeline] != attempt.server or attempt.start_ms > later_ms
+
+    return tuple(attempt for attempt in acknowledged if overlaps(attempt))
 
 
 def longest_gap_ms(acknowledged_at_ms: Sequence[float], fault_at_ms: float, stopped_at_ms: float) -> tuple[float, bool]:

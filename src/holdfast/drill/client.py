@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import AsyncConnection, sql
 
-from holdfast.drill.history import Attempt, History, Outcome
+from holdfast.drill.history import Attempt, FreshRead, History, Outcome, Server
 from holdfast.model.timeouts import DrillTimeouts
 
 Connection = AsyncConnection[tuple[object, ...]]
@@ -41,6 +43,7 @@ class Tally:
     dropped_readers: int = 0
     dropped_idle: int = 0
     failed_connects: int = 0
+    fresh_read_errors: int = 0
 
     @property
     def dropped(self) -> int:
@@ -96,7 +99,7 @@ async def connect(dsn: str, application_name: str, timeouts: DrillTimeouts) -> C
     )
 
 
-class Client:
+class Client(ABC):
     """One connection that is opened again, with back-off, when it is lost."""
 
     def __init__(self, dsn: str, name: str, setting: Setting) -> None:
@@ -104,6 +107,10 @@ class Client:
         self._name = name
         self._setting = setting
         self._connection: Connection | None = None
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Do its work until the workload stops."""
 
     async def _connected(self) -> Connection | None:
         """The live connection, or None if the workload stops first."""
@@ -161,6 +168,19 @@ class Pace:
         return max(0.0, due_ms - now_ms)
 
 
+def insert_into(setting: Setting) -> sql.Composed:
+    """The statement of every writer; the server says who it is, and on which timeline it writes."""
+    return sql.SQL(
+        "INSERT INTO {} (writer, sequence, sent_at, payload) VALUES (%s, %s, to_timestamp(%s), %s) "
+        "RETURNING coalesce(host(inet_server_addr()), '') || ':' || coalesce(inet_server_port(), 0), "
+        "left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+    ).format(setting.table("writes"))
+
+
+def _server_of(row: tuple[object, ...] | None) -> Server | None:
+    return None if row is None else Server(str(row[0]), int(str(row[1]), 16))
+
+
 class Writer(Client):
     """Inserts one row after the other and records the outcome of each."""
 
@@ -168,9 +188,7 @@ class Writer(Client):
         super().__init__(dsn, f"writer{number}", setting)
         self._number = number
         self._pace = Pace(interval_ms, random.Random(f"{setting.seed}/writer/{number}"))
-        self._insert = sql.SQL(
-            "INSERT INTO {} (writer, sequence, sent_at, payload) VALUES (%s, %s, to_timestamp(%s), %s)"
-        ).format(setting.table("writes"))
+        self._insert = insert_into(setting)
 
     async def run(self) -> None:
         """Write until the workload stops."""
@@ -183,10 +201,11 @@ class Writer(Client):
     async def _write(self, connection: Connection, sequence: int) -> None:
         setting = self._setting
         payload = payload_of(setting.seed, self._number, sequence)
-        outcome, sqlstate, start_ms = Outcome.UNKNOWN, None, setting.now_ms()
+        outcome, sqlstate, server, start_ms = Outcome.UNKNOWN, None, None, setting.now_ms()
         try:
             async with asyncio.timeout(setting.timeouts.statement_s):
-                await connection.execute(self._insert, (self._number, sequence, start_ms / 1000, payload))
+                values = (self._number, sequence, start_ms / 1000, payload)
+                server = _server_of(await (await connection.execute(self._insert, values)).fetchone())
             outcome = Outcome.ACKNOWLEDGED
         except psycopg.Error as error:
             outcome, sqlstate = outcome_of(error), error.sqlstate
@@ -194,9 +213,89 @@ class Writer(Client):
             await self.close()
         finally:
             # Also when cancelled: a statement that was sent is never left out of the evidence.
-            setting.history.record(Attempt(self._number, sequence, outcome, start_ms, setting.now_ms(), sqlstate))
+            server = server if outcome is Outcome.ACKNOWLEDGED else None
+            end_ms = setting.now_ms()
+            setting.history.record(Attempt(self._number, sequence, outcome, start_ms, end_ms, sqlstate, server))
         if await self._discard_if_lost():
             setting.tally.dropped_writers += 1
+
+
+class LongWriter(Client):
+    """Writes a row, goes on thinking in the open transaction, and commits; each transaction is one attempt."""
+
+    def __init__(self, dsn: str, number: int, lasts_ms: float, setting: Setting) -> None:
+        super().__init__(dsn, f"long{number}", setting)
+        self._number = number
+        self._lasts_ms = lasts_ms
+        self._insert = insert_into(setting)
+
+    async def run(self) -> None:
+        """Write until the workload stops."""
+        sequence = 0
+        while (connection := await self._connected()) is not None:
+            sequence += 1
+            await self._transact(connection, sequence)
+            await self._pause(self._lasts_ms / 10)
+
+    async def _transact(self, connection: Connection, sequence: int) -> None:
+        setting = self._setting
+        payload = payload_of(setting.seed, self._number, sequence)
+        # Until COMMIT is sent, whatever happens, nothing is committed.
+        outcome, sqlstate, server, start_ms = Outcome.ERROR, None, None, setting.now_ms()
+        try:
+            async with asyncio.timeout(setting.timeouts.statement_s):
+                await connection.execute("BEGIN")
+                values = (self._number, sequence, start_ms / 1000, payload)
+                server = _server_of(await (await connection.execute(self._insert, values)).fetchone())
+                await self._pause(self._lasts_ms)
+                outcome, start_ms = Outcome.UNKNOWN, setting.now_ms()
+                status = (await connection.execute("COMMIT")).statusmessage
+            outcome = Outcome.ACKNOWLEDGED if status == "COMMIT" else Outcome.ERROR
+        except psycopg.Error as error:
+            outcome = outcome if outcome is Outcome.ERROR else outcome_of(error)
+            sqlstate = error.sqlstate
+        except TimeoutError:
+            await self.close()
+        finally:
+            server = server if outcome is Outcome.ACKNOWLEDGED else None
+            end_ms = setting.now_ms()
+            setting.history.record(Attempt(self._number, sequence, outcome, start_ms, end_ms, sqlstate, server))
+        if await self._discard_if_lost():
+            setting.tally.dropped_writers += 1
+        elif outcome is not Outcome.ACKNOWLEDGED and self._connection is not None:
+            with suppress(psycopg.Error):
+                await self._connection.execute("ROLLBACK")
+
+
+class FreshReader(Client):
+    """Asks the writable port for the newest row of one writer after the other; its answers may never be old."""
+
+    def __init__(self, dsn: str, number: int, writers: int, interval_ms: float, setting: Setting) -> None:
+        super().__init__(dsn, f"fresh{number}", setting)
+        self._rng = random.Random(f"{setting.seed}/fresh/{number}")
+        self._writers = writers
+        self._pace = Pace(interval_ms, self._rng)
+        self._select = sql.SQL("SELECT max(sequence) FROM {} WHERE writer = %s").format(setting.table("writes"))
+
+    async def run(self) -> None:
+        """Read until the workload stops."""
+        setting = self._setting
+        while (connection := await self._connected()) is not None:
+            writer, start_ms = self._rng.randrange(self._writers), setting.now_ms()
+            try:
+                async with asyncio.timeout(setting.timeouts.statement_s):
+                    row = await (await connection.execute(self._select, (writer,))).fetchone()
+            except psycopg.Error:
+                setting.tally.fresh_read_errors += 1
+            except TimeoutError:
+                setting.tally.fresh_read_errors += 1
+                await self.close()
+            else:
+                newest = row[0] if row is not None and isinstance(row[0], int) else 0
+                setting.history.fresh_reads.append(FreshRead(start_ms, setting.now_ms(), writer, newest))
+            if await self._discard_if_lost():
+                setting.tally.dropped_readers += 1
+            await self._pause(self._pace.pause_ms(setting.now_ms()))
 
 
 class Reader(Client):

@@ -24,6 +24,24 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """Who acknowledged a write, by its own word: where it listens, and the timeline that it wrote on."""
+
+    address: str
+    timeline: int
+
+
+@dataclass(frozen=True, slots=True)
+class FreshRead:
+    """One answered read of a writer's newest sequence (0: no row) on the writable port."""
+
+    start_ms: float
+    end_ms: float
+    writer: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One write, tried once under its own id; times are Unix milliseconds on one steady clock."""
 
@@ -33,6 +51,7 @@ class Attempt:
     start_ms: float
     end_ms: float
     sqlstate: str | None = None
+    server: Server | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +66,9 @@ class Row:
 class History:
     """Every attempt of every client, kept in columns (about 30 bytes a write).
 
-    ``observed`` holds the ids of rows that readers saw, ``read_end_ms`` and ``read_latency_ms`` the reads that were
-    answered, ``read_error_ms`` those that were not.
+    ``observed`` holds the ids of rows that readers saw, ``fresh_reads`` the answers of the writable port,
+    ``read_end_ms`` and ``read_latency_ms`` the reads on the read-only port that were answered, ``read_error_ms`` those
+    that were not.
     """
 
     def __init__(self, attempts: Iterable[Attempt] = ()) -> None:
@@ -58,6 +78,9 @@ class History:
         self._start_ms = array("d")
         self._end_ms = array("d")
         self._sqlstate: dict[int, str] = {}
+        self._server = array("h")
+        self._servers: list[Server] = []
+        self.fresh_reads: list[FreshRead] = []
         self.counts = [0, 0, 0]
         self.observed: set[tuple[int, int]] = set()
         self.read_end_ms = array("d")
@@ -75,7 +98,15 @@ class History:
         self._outcome.append(attempt.outcome)
         self._start_ms.append(attempt.start_ms)
         self._end_ms.append(attempt.end_ms)
+        self._server.append(self._number_of(attempt.server))
         self.counts[attempt.outcome] += 1
+
+    def _number_of(self, server: Server | None) -> int:
+        if server is None:
+            return -1
+        if server not in self._servers:
+            self._servers.append(server)
+        return self._servers.index(server)
 
     def record_read(self, start_ms: float, end_ms: float, seen: tuple[int, int] | None) -> None:
         """Keep one answered read; ``seen`` is the id of the row that it returned, if it returned one."""
@@ -100,6 +131,7 @@ class History:
                 self._start_ms[i],
                 self._end_ms[i],
                 self._sqlstate.get(i),
+                self._servers[self._server[i]] if self._server[i] >= 0 else None,
             )
 
     @property

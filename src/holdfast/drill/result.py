@@ -126,6 +126,21 @@ class DrillResult(_Part):
     fault_at: datetime
     duration_ms: NonNegativeFloat = 0.0
     rate_per_s: float = 0.0
+    fault: str = ""
+    """What was broken, as a sentence; empty for the plain kill of the primary's PostgreSQL."""
+    injected: bool = True
+    """Whether it was seen from outside that the fault was there; a drill that could not be tried is *not run*."""
+    evidence: tuple[str, ...] = ()
+    """What was seen of each step, and when, relative to the first."""
+    failovers: int | None = None
+    """How many new epochs served."""
+    stale_reads: int | None = None
+    """Reads on the writable port that went back in time: must be 0."""
+    two_leaders: int | None = None
+    """Acknowledgements that prove two leaders at once: must be 0."""
+    fresh_reads: int = 0
+    """Reads on the writable port that were answered."""
+    fresh_read_errors: int = 0
     injection_ms: NonNegativeFloat = 0.0
     """How long the injection itself took; it is part of every time that is counted from the fault."""
 

@@ -13,7 +13,19 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from holdfast.drill.client import Client, Connection, IdleSession, Reader, Setting, Tally, Writer, connect, payload_of
+from holdfast.drill.client import (
+    Client,
+    Connection,
+    FreshReader,
+    IdleSession,
+    LongWriter,
+    Reader,
+    Setting,
+    Tally,
+    Writer,
+    connect,
+    payload_of,
+)
 from holdfast.drill.history import History, Row
 from holdfast.model.errors import HoldfastError
 from holdfast.model.timeouts import DrillTimeouts
@@ -52,24 +64,29 @@ class Workload:
     """Clients on both ports of a cluster.
 
     ``rate_per_s`` is the target of all writers together; 0 writes without a pause. ``run_id`` names the schema
-    ``drill_<run_id>`` and must be new in this database.
+    ``drill_<run_id>`` and must be new in this database. ``fresh_readers`` read on the writable port; ``long_writers``
+    keep each transaction open for ``long_ms``. Of two ``write_dsn`` every other client uses the second.
     """
 
     def __init__(
         self,
-        write_dsn: str,
+        write_dsn: str | tuple[str, ...],
         read_dsn: str,
         *,
         run_id: str,
         writers: int = 8,
         readers: int = 2,
         idle: int = 100,
+        fresh_readers: int = 0,
+        long_writers: int = 0,
+        long_ms: float = 700.0,
         seed: int = 1,
         rate_per_s: float = RATE_PER_S,
         now_ms: Callable[[], float] | None = None,
         timeouts: DrillTimeouts | None = None,
     ) -> None:
-        self._write_dsn = write_dsn
+        ways = (write_dsn,) if isinstance(write_dsn, str) else write_dsn
+        self._write_dsn = ways[0]
         self._read_dsn = read_dsn
         self._timeouts = timeouts or DrillTimeouts()
         self.history = History()
@@ -83,9 +100,18 @@ class Workload:
             self.schema, seed, self.history, self.tally, self.now_ms, self._timeouts, self._stopping
         )
         interval_ms = 1000 * writers / rate_per_s if rate_per_s > 0 else 0.0
-        self._writers = [Writer(write_dsn, n, interval_ms, self._setting) for n in range(writers)]
-        self._readers = [Reader(read_dsn, n, writers, 1000 / READS_PER_S, self._setting) for n in range(readers)]
-        self._idle = [IdleSession(write_dsn, n, self._setting) for n in range(idle)]
+        self._writers: list[Client] = [
+            Writer(ways[n % len(ways)], n, interval_ms, self._setting) for n in range(writers)
+        ]
+        self._writers += [
+            LongWriter(ways[n % len(ways)], n, long_ms, self._setting) for n in range(writers, writers + long_writers)
+        ]
+        each_ms = 1000 / READS_PER_S
+        self._readers = [Reader(read_dsn, n, writers, each_ms, self._setting) for n in range(readers)]
+        self._fresh = [
+            FreshReader(ways[n % len(ways)], n, writers, each_ms, self._setting) for n in range(fresh_readers)
+        ]
+        self._idle = [IdleSession(ways[n % len(ways)], n, self._setting) for n in range(idle)]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def setup(self) -> None:
@@ -139,7 +165,7 @@ class Workload:
     async def start(self) -> None:
         """Start writers and readers, then open the idle sessions; returns when all are there. Raises HoldfastError."""
         self._tasks = [asyncio.create_task(writer.run()) for writer in self._writers]
-        self._tasks += [asyncio.create_task(reader.run()) for reader in self._readers]
+        self._tasks += [asyncio.create_task(reader.run()) for reader in (*self._readers, *self._fresh)]
         slots = asyncio.Semaphore(IDLE_OPENED_AT_ONCE)
 
         async def open_one(session: IdleSession) -> None:
@@ -179,7 +205,7 @@ class Workload:
         try:
             await self._finish_tasks(0.0)
         finally:
-            clients: list[Client | IdleSession] = [*self._writers, *self._readers, *self._idle]
+            clients: list[Client | IdleSession] = [*self._writers, *self._readers, *self._fresh, *self._idle]
             await asyncio.gather(*(client.close() for client in clients))
 
     def counters(self) -> Counters:

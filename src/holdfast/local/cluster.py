@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.local import layout as rooms
 from holdfast.local import machine
 from holdfast.local.configs import settings_hash, store_settings, write_configs
-from holdfast.local.layout import APP_DATABASE, APP_USER, ClusterFile, Layout
+from holdfast.local.layout import APP_DATABASE, APP_USER, LOOPBACK, ClusterFile, Layout
 from holdfast.local.plan import RunFiles, SupervisorState
 from holdfast.local.processes import hold_postgres, postmaster_of
 from holdfast.local.servers import find_servers, make_plan
@@ -119,10 +119,10 @@ class LocalCluster:
         """For people and reports."""
         return self.file.etcd.version
 
-    def dsn(self, port: int, user: str, secret: str, database: str) -> str:
+    def dsn(self, port: int, user: str, secret: str, database: str, host: str = LOOPBACK) -> str:
         """A connection string with its password; never log it."""
         password = self.layout.read_secret(secret)
-        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+        return f"postgresql://{user}:{password}@{host}:{port}/{database}"
 
     @property
     def write_dsn(self) -> str:
@@ -136,7 +136,14 @@ class LocalCluster:
 
     async def direct_dsn(self, node: str) -> str:
         """Past the proxy, as the superuser, to the application's database."""
-        return self.dsn(self.file.ports.nodes[node].postgres, "postgres", "superuser", APP_DATABASE)
+        return self._node_dsn(node, APP_DATABASE)
+
+    def _node_dsn(self, node: str, database: str) -> str:
+        port, host = self.file.ports.nodes[node].postgres, self.file.address(node)
+        return self.dsn(port, "postgres", "superuser", database, host)
+
+    def _api(self, node: str) -> str:
+        return f"http://{self.file.address(node)}:{self.file.ports.nodes[node].api}"
 
     async def register(self) -> Register | None:
         """The register as the store has it; raises StoreUnavailable."""
@@ -229,7 +236,7 @@ class LocalCluster:
         from aiohttp import ClientError
 
         try:
-            async with self.http().get(f"http://127.0.0.1:{self.file.ports.nodes[name].api}/node") as answer:
+            async with self.http().get(f"{self._api(name)}/node") as answer:
                 return NodeReport.from_json(await answer.read()) if answer.status == 200 else None
         except (ClientError, TimeoutError, RegisterError, OSError):
             return None
@@ -243,7 +250,7 @@ class LocalCluster:
         register = await self.register()
         if register is None or register.leader is None:
             raise HoldfastError("no primary serves at the moment, so there is nobody to hand over: see `status`")
-        url = f"http://127.0.0.1:{self.file.ports.nodes[register.leader.node].api}/switchover"
+        url = f"{self._api(register.leader.node)}/switchover"
         headers = {"Authorization": f"Bearer {self.layout.read_secret('api-token')}"}
         limit = ClientTimeout(total=self.timeouts.local_start_ms / 1000)
         try:
@@ -287,8 +294,7 @@ class LocalCluster:
         With ``remove_unless_kept`` it removes the directory when we end without having called `keep`.
         """
         self.layout.load()  # a directory that was removed meanwhile is not made again in part
-        owner = machine.owner_ids(self.file.os_user)
-        self.file = rooms.ensure_socket_directories(self.layout, self.file, owner)
+        self.file = rooms.ensure_socket_directories(self.layout, self.file, machine.owner_ids(self.file.os_user))
         if not self._leftovers():
             machine.check_ports(self.layout, self.file)
         write_configs(self.layout, self.file)
@@ -358,8 +364,7 @@ class LocalCluster:
             register = await self.register()
             if register is None or register.leader is None:
                 return None
-            port = self.file.ports.nodes[register.leader.node].api
-            async with self.http().get(f"http://127.0.0.1:{port}/primary") as answer:
+            async with self.http().get(f"{self._api(register.leader.node)}/primary") as answer:
                 return register.leader.node if answer.status == 200 else None
         except (StoreUnavailable, ClientError, TimeoutError, OSError):
             return None
@@ -367,9 +372,10 @@ class LocalCluster:
     async def wait_until_proxy_answers(self) -> None:
         """Wait until the proxy's port takes connections; raises EnvironmentFault, HoldfastError."""
         give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
+        place = self.file.address(self.file.proxies[0]), self.file.ports.write
         while True:
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self.file.ports.write)
+                _, writer = await asyncio.open_connection(*place)
                 writer.close()
                 return
             self._check_processes()
@@ -397,8 +403,7 @@ class LocalCluster:
         import psycopg
         from psycopg import sql
 
-        port = self.file.ports.nodes[primary].postgres
-        dsn = self.dsn(port, "postgres", "superuser", "postgres")
+        dsn = self._node_dsn(primary, "postgres")
         try:
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as connection:
                 verifier = connection.pgconn.encrypt_password(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from holdfast.local.layout import ClusterFile, Layout, write_atomically
+from holdfast.local.layout import LOOPBACK, PROXY, ClusterFile, Layout, write_atomically
 from holdfast.model.settings import (
     ApiSettings,
     ClusterSettings,
@@ -23,16 +23,22 @@ from holdfast.model.settings import (
 
 _LOCAL = {"data_dir", "state_dir", "bin_dir", "socket_dir", "os_user", "port", "write_port", "read_port", "api_port"}
 _LOCAL |= {"endpoints", "host", "name", "nodes"}
+HOSTS_NETWORK = "10.77.0.0/16"
+"""Addresses of clusters with hosts of their own: a network that no other machine sees."""
 
 
-def store_settings(file: ClusterFile) -> StoreSettings:
-    """Where the cluster's etcd is."""
-    return StoreSettings(endpoints=(f"http://127.0.0.1:{file.ports.etcd_client}",))
+def store_settings(file: ClusterFile, nearest: str | None = None) -> StoreSettings:
+    """Where the cluster's etcd is: beside each node if they have hosts of their own; the ``nearest`` comes first."""
+    names = sorted(file.nodes, key=lambda name: name != nearest)
+    addresses = [file.address(name) for name in names] if file.addresses else [LOOPBACK]
+    return StoreSettings(endpoints=tuple(f"http://{address}:{file.ports.etcd_client}" for address in addresses))
 
 
 def node_settings(layout: Layout, file: ClusterFile, name: str) -> NodeSettings:
     """The configuration of one node's agent."""
     ports = file.ports.nodes[name]
+    host: dict[str, Any] = {"host": file.address(name)} if file.addresses else {}
+    hba = {"hba": (f"host all all {HOSTS_NETWORK} scram-sha-256",)} if file.addresses else {}
     return NodeSettings(
         cluster=ClusterSettings(name=file.cluster, nodes=file.nodes),
         node=NodeIdentity(name=name, state_dir=layout.node(name) / "state"),
@@ -45,14 +51,17 @@ def node_settings(layout: Layout, file: ClusterFile, name: str) -> NodeSettings:
             superuser_password_file=layout.secret_file("superuser"),
             replication_password_file=layout.secret_file("replication"),
             parameters=file.parameters,
+            **host,
+            **hba,
         ),
-        api=ApiSettings(port=ports.api, token_file=layout.secret_file("api-token")),
-        store=store_settings(file),
+        api=ApiSettings(port=ports.api, token_file=layout.secret_file("api-token"), **host),
+        store=store_settings(file, nearest=name),
     )
 
 
-def proxy_settings(layout: Layout, file: ClusterFile) -> ProxySettings:
-    """The configuration of the proxy."""
+def proxy_settings(layout: Layout, file: ClusterFile, name: str = PROXY) -> ProxySettings:
+    """The configuration of a proxy."""
+    host: dict[str, Any] = {"host": file.address(name)} if file.addresses else {}
     return ProxySettings(
         cluster=ClusterSettings(name=file.cluster, nodes=file.nodes),
         proxy=ListenerSettings(
@@ -60,6 +69,7 @@ def proxy_settings(layout: Layout, file: ClusterFile) -> ProxySettings:
             read_port=file.ports.read,
             api_port=file.ports.proxy_api,
             users_file=layout.users_file,
+            **host,
         ),
         store=store_settings(file),
     )
@@ -70,8 +80,9 @@ def write_configs(layout: Layout, file: ClusterFile) -> None:
     for name in file.nodes:
         text = to_toml(node_settings(layout, file, name), f"Agent of node {name}: holdfast node --config {name}.toml")
         write_atomically(layout.node_config(name), text, 0o600)
-    text = to_toml(proxy_settings(layout, file), "The proxy: holdfast proxy --config proxy.toml")
-    write_atomically(layout.proxy_config, text, 0o600)
+    for name in file.proxies:
+        text = to_toml(proxy_settings(layout, file, name), f"The proxy: holdfast proxy --config {name}.toml")
+        write_atomically(layout.proxy_config(name), text, 0o600)
 
 
 def settings_hash(layout: Layout, file: ClusterFile) -> str:

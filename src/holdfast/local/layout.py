@@ -36,6 +36,8 @@ _SOCKET_NAME_BYTES = len("/.s.PGSQL.65535")
 SECRETS = ("superuser", "replication", "api-token", "app")
 APP_USER = "app"
 APP_DATABASE = "app"
+PROXY = "proxy"
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,17 @@ class ClusterFile:
     parameters: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     format: int = FORMAT
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Of nodes and proxies with hosts of their own, by name; empty if all are on this one."""
+
+    def address(self, name: str) -> str:
+        """Where a node or a proxy listens and is reached."""
+        return self.addresses.get(name, LOOPBACK)
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The names of the proxies."""
+        return tuple(name for name in self.addresses if name not in self.nodes) or (PROXY,)
 
     @classmethod
     def from_json(cls, text: str, origin: Path) -> ClusterFile:
@@ -180,10 +193,9 @@ class Layout:
         """The configuration of a node's agent."""
         return self.config / f"{name}.toml"
 
-    @property
-    def proxy_config(self) -> Path:
-        """The configuration of the proxy."""
-        return self.config / "proxy.toml"
+    def proxy_config(self, name: str = PROXY) -> Path:
+        """The configuration of a proxy."""
+        return self.config / f"{name}.toml"
 
     def socket_dir(self, file: ClusterFile, name: str) -> Path:
         """Where a node's Unix socket is: below ``root`` unless that path is too long for one."""

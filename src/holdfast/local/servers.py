@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from holdfast.local.layout import ClusterFile, Layout, Program
+from holdfast.local.layout import PROXY, ClusterFile, Layout, Program
 from holdfast.local.plan import Plan, ProcessSpec
 from holdfast.model.timeouts import LocalTimeouts, Timeouts
 
@@ -44,36 +44,51 @@ def find_etcd(private_copy_dir: Path, os_user: str | None) -> Program:
 
 def make_plan(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> Plan:
     """What has to run: the store, an agent for each node (the first creates the cluster), the proxy."""
-    bootstrap = () if file.complete else ("--bootstrap",)
-    # What the others wait for, the first data directory, is made sooner if they do not load at the same time.
-    later_ms = 0 if file.complete else timeouts.local_stagger_ms
-    agents = [
-        ProcessSpec(
-            name,
-            _holdfast("node", "--config", str(layout.node_config(name))),
-            extra=bootstrap if name == file.nodes[0] else (),
-            log_file=str(layout.agent_log(name)),
-            stage=AGENT_STAGE,
-            stop_ms=timeouts.local_stop_ms,
-            data_dir=str(layout.data_dir(name)),
-            delay_ms=0 if name == file.nodes[0] else later_ms,
-        )
-        for name in file.nodes
-    ]
-    proxy = ProcessSpec(
-        "proxy",
-        _holdfast("proxy", "--config", str(layout.proxy_config)),
-        log_file=str(layout.proxy_log),
-        stage=PROXY_STAGE,
-        stop_ms=timeouts.local_stop_ms,
-        # Nobody needs it before the first standby is there.
-        delay_ms=3 * later_ms,
-    )
+    agents = [agent_spec(layout, file, name, timeouts) for name in file.nodes]
+    store = etcd_spec(file, layout.etcd_data, layout.etcd_log)
+    return plan_of((store, *agents, proxy_spec(layout, file, PROXY, timeouts)), timeouts)
+
+
+def plan_of(processes: tuple[ProcessSpec, ...], timeouts: LocalTimeouts) -> Plan:
+    """A supervisor's plan for these processes."""
     return Plan(
-        processes=(_etcd(layout, file, timeouts), *agents, proxy),
+        processes=processes,
         restart_min_ms=timeouts.supervisor_restart_min_ms,
         restart_max_ms=timeouts.supervisor_restart_max_ms,
         postgres_stop_ms=timeouts.local_stop_ms,
+    )
+
+
+def _stagger_ms(file: ClusterFile, timeouts: LocalTimeouts) -> int:
+    """What others wait for, the first data directory, is made sooner if they do not load at the same time."""
+    return 0 if file.complete else timeouts.local_stagger_ms
+
+
+def agent_spec(layout: Layout, file: ClusterFile, name: str, timeouts: LocalTimeouts) -> ProcessSpec:
+    """A node's agent; the first one's creates the cluster."""
+    is_first = name == file.nodes[0]
+    return ProcessSpec(
+        name,
+        _holdfast("node", "--config", str(layout.node_config(name))),
+        extra=("--bootstrap",) if is_first and not file.complete else (),
+        log_file=str(layout.agent_log(name)),
+        stage=AGENT_STAGE,
+        stop_ms=timeouts.local_stop_ms,
+        data_dir=str(layout.data_dir(name)),
+        delay_ms=0 if is_first else _stagger_ms(file, timeouts),
+    )
+
+
+def proxy_spec(layout: Layout, file: ClusterFile, name: str, timeouts: LocalTimeouts) -> ProcessSpec:
+    """A proxy."""
+    return ProcessSpec(
+        name,
+        _holdfast("proxy", "--config", str(layout.proxy_config(name))),
+        log_file=str(layout.proxy_log if name == PROXY else layout.node(name) / "proxy.log"),
+        stage=PROXY_STAGE,
+        stop_ms=timeouts.local_stop_ms,
+        # Nobody needs it before the first standby is there.
+        delay_ms=3 * _stagger_ms(file, timeouts),
     )
 
 
@@ -81,21 +96,25 @@ def _holdfast(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "holdfast.cli", *arguments)
 
 
-def _etcd(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> ProcessSpec:
+def etcd_spec(
+    file: ClusterFile, data_dir: Path, log_file: Path, name: str = "etcd", extra_arguments: tuple[str, ...] = ()
+) -> ProcessSpec:
+    """A member of the store; ``extra_arguments`` come last and win."""
     from holdfast.store.etcd_server import EtcdInstallation, PrivateEtcd
 
     server = PrivateEtcd(
         EtcdInstallation(Path(file.etcd.path), file.etcd.version, file.etcd.source),
-        layout.etcd_data,
+        data_dir,
         file.ports.etcd_client,
         file.ports.etcd_peer,
-        layout.etcd_log,
+        log_file,
         file.os_user,
+        extra_arguments=extra_arguments,
     )
     return ProcessSpec(
-        "etcd",
+        name,
         tuple(server.command()),
-        log_file=str(layout.etcd_log),
+        log_file=str(log_file),
         stage=STORE_STAGE,
         stop_ms=Timeouts().store_stop_ms,
         user=file.os_user if os.geteuid() == 0 else None,

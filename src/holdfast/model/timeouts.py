@@ -130,11 +130,15 @@ class Timeouts(BaseModel):
     store_request_ms: int = Field(2000, ge=50, le=60_000)
     """For one request to the store before the next endpoint is tried."""
 
+    store_patience_ms: int = Field(300, ge=20, le=10_000)
+    """An endpoint that takes longer to answer gets company: the question goes to the next one as well."""
+
     store_first_ms: int = Field(10_000, ge=100, le=600_000)
     """For a process that starts to hear from the store for the first time, before it says so and ends."""
 
-    store_silence_ms: int = Field(3000, ge=200, le=60_000)
-    """A watch without an event or a progress notification for this long is taken as broken and resumed elsewhere."""
+    store_silence_ms: int = Field(1500, ge=200, le=60_000)
+    """A watch without an event or a progress notification for this long is taken as broken and resumed elsewhere: no
+    later than a leader that falls silent with the endpoint beside it is replaced."""
 
     store_retry_ms: int = Field(100, ge=10, le=10_000)
     """Between two rounds of a watch over endpoints that all refused; a refusal comes at once and must not spin."""

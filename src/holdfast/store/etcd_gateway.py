@@ -11,8 +11,10 @@ Two things about the gateway that shape this file:
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -36,6 +38,12 @@ OUT_OF_RANGE = 11
 _UNAUTHENTICATED = 16
 _NOT_DECIDED = frozenset({1, 2, 4, 10, 13, 14})
 """Cancelled, unknown, deadline, aborted, internal, unavailable: the request may or may not have taken effect."""
+
+_QUESTIONS = frozenset({"/v3/kv/range", "/v3/lease/keepalive"})
+"""May be asked of two endpoints at the same time: a late answer to one changes nothing that came after it."""
+
+_IS_ALIVE: JsonObject = {"key": b64encode(b"/holdfast/").decode(), "count_only": True}
+"""Linearizable: a member that is cut off from the others does not answer it."""
 
 _STALE_TOKEN = ("invalid auth token", "revision of auth store is old")
 
@@ -92,6 +100,7 @@ class EtcdGateway:
         self._ssl = tls_context(settings)
         self._session: aiohttp.ClientSession | None = None
         self._versions: dict[str, str] = {}
+        self._answered_at: dict[str, float] = {}
         self._token: str | None = None
         self._token_lock = asyncio.Lock()
         self._proven = False
@@ -104,26 +113,73 @@ class EtcdGateway:
     async def call(self, path: str, body: JsonObject, *, repeatable: bool = True) -> Answer:
         """POST ``body``; one endpoint after the other until one answers.
 
-        A request that is not ``repeatable`` goes to a second endpoint only if it cannot have reached the first one.
+        A question goes to the next endpoint also when the one before is slow to answer. What changes something does
+        not: it is sent to an endpoint that has just answered, and, if it is not ``repeatable``, to a second one only
+        if it cannot have reached the first.
         Raises EtcdRefusal; StoreUnavailable; ConfigurationError or EnvironmentFault if it has never worked so far and
         that is why.
         """
+        if path in _QUESTIONS:
+            return await self._ask_around(path, body)
+        if len(self._endpoints) > 1 and self._is_silent(self._endpoints[self._preferred]):
+            await self._ask_around("/v3/kv/range", _IS_ALIVE)
         problems: list[_Unanswered] = []
-        for endpoint in self._endpoints[self._preferred :] + self._endpoints[: self._preferred]:
+        for endpoint in self._in_order():
             try:
-                async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
-                    answer = await self._ask_as_user(endpoint, path, body)
-            except (TimeoutError, aiohttp.ClientError, OSError, _Unanswered) as error:
-                problem = self._classify(endpoint, error)
+                return await self._ask_one(endpoint, path, body)
+            except _Unanswered as problem:
                 problems.append(problem)
                 self.turn_away(endpoint)
                 if problem.reached and not repeatable:
                     break
-            else:
-                self._proven = True
-                self._preferred = self._endpoints.index(endpoint)
-                return Answer(answer, endpoint)
         raise self._verdict(problems)
+
+    async def _ask_around(self, path: str, body: JsonObject) -> Answer:
+        """Ask one endpoint after the other, a slow one and the next at the same time; the first answer counts."""
+        waiting = list(self._in_order())
+        asking: dict[asyncio.Task[Answer], str] = {}
+        problems: list[_Unanswered] = []
+        try:
+            while waiting or asking:
+                if waiting:
+                    endpoint = waiting.pop(0)
+                    asking[asyncio.create_task(self._ask_one(endpoint, path, body))] = endpoint
+                patience_s = self._timeouts.store_patience_ms / 1000 if waiting else None
+                done, _ = await asyncio.wait(asking, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    endpoint = asking.pop(task)
+                    try:
+                        return task.result()
+                    except _Unanswered as problem:
+                        problems.append(problem)
+                        self.turn_away(endpoint)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        raise self._verdict(problems)
+
+    async def _ask_one(self, endpoint: str, path: str, body: JsonObject) -> Answer:
+        """Raises EtcdRefusal, _Unanswered."""
+        try:
+            async with asyncio.timeout(self._timeouts.store_request_ms / 1000):
+                answer = await self._ask_as_user(endpoint, path, body)
+        except (TimeoutError, aiohttp.ClientError, OSError, _Unanswered) as error:
+            raise self._classify(endpoint, error) from error
+        self._proven = True
+        self._preferred = self._endpoints.index(endpoint)
+        self._answered_at[endpoint] = asyncio.get_running_loop().time()
+        return Answer(answer, endpoint)
+
+    def _in_order(self) -> tuple[str, ...]:
+        """All endpoints, the one in use first."""
+        return self._endpoints[self._preferred :] + self._endpoints[: self._preferred]
+
+    def _is_silent(self, endpoint: str) -> bool:
+        """Whether it has not answered anything of late."""
+        answered_at = self._answered_at.get(endpoint)
+        silent_s = self._timeouts.store_patience_ms / 1000
+        return answered_at is None or asyncio.get_running_loop().time() - answered_at > silent_s
 
     def version_of(self, endpoint: str) -> str:
         """The version of an endpoint that has answered."""
@@ -408,7 +464,7 @@ def _tls_fault(endpoint: str, error: Exception) -> ConfigurationError | None:
 def _hung_up(error: Exception) -> bool:
     """Whether somebody was there and closed the connection, as a server does that wants TLS, or wants none."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.errno is None
+        return error.os_error.errno in (None, errno.ECONNRESET)
     return isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
 
 

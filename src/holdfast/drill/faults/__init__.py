@@ -1,0 +1,1 @@
+"""What a drill can do to a cluster, each with its proof from outside."""

@@ -1,0 +1,91 @@
+"""A drill on hosts of its own, as a person runs it: whole host killed, nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from holdfast.drill.hosted import DIRECTORY_PREFIX, LOCK
+from holdfast.drill.hosts import processes_below
+
+
+def directories_of(pid: int) -> list[Path]:
+    return sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}{pid}-*"))
+
+
+def start(report: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "holdfast.cli", "drill", "run", *arguments, "--plain", "--report", str(report)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.live
+def test_a_host_is_lost(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    drill = start(tmp_path, "host-loss", "--seed", "3", "--json", str(found))
+    said, errors = drill.communicate(timeout=180)
+    assert drill.returncode == 0, said + errors
+    result = json.loads(found.read_text())
+    assert (result["drill"], result["passed"], result["injected"]) == ("host-loss", True, True)
+    assert (result["writes"]["lost"], result["writes"]["duplicated"], result["stale_reads"]) == (0, 0, 0)
+    assert (result["two_leaders"], result["failovers"]) == (0, 1)
+    assert any("refused" in words for words in result["evidence"])
+    assert directories_of(drill.pid) == []
+    listed = subprocess.run(
+        [sys.executable, "-m", "holdfast.cli", "drill", "history", "--report", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "host-loss" in listed.stdout
+    assert result["settings"][:19] in listed.stdout
+
+
+HOLDER = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX); print('held'); time.sleep(60)"
+
+
+def remove_leftovers(below: Path) -> str:
+    """As the next drill does it first of all."""
+    clean = "from holdfast.drill.hosted import remove_leftovers; remove_leftovers(print)"
+    environment = {**os.environ, "TMPDIR": str(below)}
+    done = subprocess.run([sys.executable, "-c", clean], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_what_a_killed_drill_left_goes_and_what_a_living_one_owns_stays(tmp_path: Path) -> None:
+    root = tmp_path / f"{DIRECTORY_PREFIX}1-00"
+    root.mkdir()
+    # One that was frozen and named the directory, one that only works in it.
+    frozen = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(root / "n1" / "node.toml")])
+    inside = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=root)
+    drill = subprocess.Popen([sys.executable, "-u", "-c", HOLDER, str(root / LOCK)], stdout=subprocess.PIPE)
+    try:
+        frozen.send_signal(signal.SIGSTOP)
+        assert drill.stdout is not None
+        drill.stdout.readline()
+        assert remove_leftovers(tmp_path) == ""
+        assert root.exists()
+        assert frozen.poll() is inside.poll() is None
+        drill.kill()
+        drill.wait()
+        assert str(root) in remove_leftovers(tmp_path)
+        assert not root.exists()
+        assert (frozen.wait(10), inside.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
+        assert processes_below(root) == ()
+    finally:
+        for process in (drill, frozen, inside):
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
