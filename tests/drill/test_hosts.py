@@ -52,7 +52,15 @@ def test_a_host_is_lost(tmp_path: Path) -> None:
     assert result["settings"][:19] in listed.stdout
 
 
-HOLDER = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX); print('held'); time.sleep(60)"
+HOLDER = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held")
+time.sleep(60)
+"""
+    "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); time.sleep(60)"
+)
 
 
 def remove_leftovers(below: Path) -> str:
