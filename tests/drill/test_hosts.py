@@ -59,8 +59,6 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 print("held")
 time.sleep(60)
 """
-    "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); time.sleep(60)"
-)
 
 
 def remove_leftovers(below: Path) -> str:
