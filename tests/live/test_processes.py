@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import shutil
 import signal
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.processes import Process, descendants_of, kill_postgres, postmaster_of
 from holdfast.local.supervisor import wait_until_ended
 from holdfast.model.keys import Keys
 from holdfast.model.server import ServerStatus
@@ -110,13 +110,27 @@ async def test_a_standby_that_dies_is_started_again(cluster: LocalCluster) -> No
     assert (await the_register(cluster)).epoch == epoch
 
 
+def lose_directory(cluster: LocalCluster, node: str) -> None:
+    """A node's PostgreSQL and its directory go at once: its agent, which would start it again, sees both or neither."""
+    directory = cluster.layout.data_dir(node)
+    agent, postmaster = cluster.state().processes[node].process, postmaster_of(directory)
+    assert agent is not None
+    assert postmaster is not None
+    agent.send(signal.SIGSTOP)
+    try:
+        family = [p for p in map(Process.of, descendants_of(postmaster.pid)) if p is not None]
+        assert kill_postgres(directory) > 0
+        assert all(process.wait(WHOLE_S) for process in (postmaster, *family))
+        shutil.rmtree(directory)
+    finally:
+        agent.send(signal.SIGCONT)
+
+
 async def test_a_lost_directory_comes_back_as_a_copy_and_as_a_new_member(cluster: LocalCluster) -> None:
     leader = await the_leader(cluster)
     standby = another(cluster, leader)
     members = {m.node: m for m in (await the_register(cluster)).committed.quorum.members}
-    await cluster.kill_postgres(standby)
-    directory: Path = cluster.layout.data_dir(standby)
-    shutil.rmtree(directory)
+    lose_directory(cluster, standby)
     async with asyncio.timeout(WHOLE_S), contextlib.aclosing(watch_register(cluster)) as registers:
         async for register in registers:
             renewed = {m.node: m for m in register.committed.quorum.members}

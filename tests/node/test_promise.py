@@ -8,52 +8,53 @@ import pytest
 
 from holdfast.model.errors import ConfigurationError
 from holdfast.node.promise import Names, Promise, PromiseFile
+from holdfast.postgres.disk import Disk
 
 MINE = Promise("main", "id", 3, "0000000a")
 
 
 def loaded(directory: Path, cluster: str = "main") -> PromiseFile:
-    file = PromiseFile(directory)
+    file = PromiseFile(directory, Disk(), 1000)
     file.load(cluster)
     return file
 
 
-def test_what_is_promised_is_there_after_a_restart(tmp_path: Path) -> None:
+async def test_what_is_promised_is_there_after_a_restart(tmp_path: Path) -> None:
     assert loaded(tmp_path).current is None
-    loaded(tmp_path).save(MINE)
+    await loaded(tmp_path).save(MINE)
     file = loaded(tmp_path)
     assert file.current == MINE
-    file.raise_to(5)
-    file.speak_for("0000000b")
+    await file.raise_to(5)
+    await file.speak_for("0000000b")
     assert loaded(tmp_path).current == Promise("main", "id", 5, "0000000b")
 
 
-def test_a_promise_is_never_lowered(tmp_path: Path) -> None:
+async def test_a_promise_is_never_lowered(tmp_path: Path) -> None:
     file = loaded(tmp_path)
-    file.save(MINE)
-    file.raise_to(2)
+    await file.save(MINE)
+    await file.raise_to(2)
     assert loaded(tmp_path).current == MINE
 
 
-def test_a_promise_of_another_cluster_is_refused(tmp_path: Path) -> None:
-    loaded(tmp_path).save(MINE)
+async def test_a_promise_of_another_cluster_is_refused(tmp_path: Path) -> None:
+    await loaded(tmp_path).save(MINE)
     with pytest.raises(ConfigurationError, match=r"node\.state_dir.*belongs to cluster 'main'"):
         loaded(tmp_path, "other")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"cluster": "main"}'])
-def test_a_damaged_promise_is_told_and_not_taken_for_none(tmp_path: Path, text: str) -> None:
+async def test_a_damaged_promise_is_told_and_not_taken_for_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "promise.json").write_text(text)
     with pytest.raises(ConfigurationError, match=r"node\.state_dir.*is damaged"):
         loaded(tmp_path)
 
 
-def test_a_promise_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    loaded(tmp_path).save(Promise("main", "id", 3, None, format=2))
+async def test_a_promise_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    await loaded(tmp_path).save(Promise("main", "id", 3, None, format=2))
     with pytest.raises(ConfigurationError, match="newer version"):
         loaded(tmp_path)
 
 
-def test_incarnations_differ() -> None:
+async def test_incarnations_differ() -> None:
     names = Names()
     assert len({names.incarnation() for _ in range(1000)}) == 1000

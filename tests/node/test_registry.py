@@ -31,6 +31,7 @@ from holdfast.node.performer import Performer
 from holdfast.node.promise import Names, PromiseFile
 from holdfast.node.reach import HttpReach
 from holdfast.node.registry import Registry
+from holdfast.postgres.disk import Disk
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Change, Put, Resync
 from holdfast.store.memory import Fault, MemoryBackend, MemoryStore
@@ -143,7 +144,7 @@ async def test_a_swap_is_of_the_register_that_was_decided_on(
     performer = Performer(
         settings(tmp_path), cast(Server, None), store, registry,
         Peers("n2", TIMEOUTS, HttpReach(TIMEOUTS, "token"), dict, changes),
-        PromiseFile(tmp_path), Names(), Observer("n2", TIMEOUTS), Journal(store, "n2", TIMEOUTS), changes,
+        PromiseFile(tmp_path, Disk(), 1000), Names(), Observer("n2", TIMEOUTS), Journal(store, "n2", TIMEOUTS), changes,
     )  # fmt: skip
     revision = await put_register(store, register())
     decided_on = observation(register=register(), register_revision=revision)
@@ -169,7 +170,7 @@ async def test_a_lost_answer_is_learnt_before_postgresql_is_told_anything(
     performer = Performer(
         settings(tmp_path), cast(Server, None), store, registry,
         Peers("n2", TIMEOUTS, HttpReach(TIMEOUTS, "token"), dict, changes),
-        PromiseFile(tmp_path), Names(), Observer("n2", TIMEOUTS), Journal(store, "n2", TIMEOUTS), changes,
+        PromiseFile(tmp_path, Disk(), 1000), Names(), Observer("n2", TIMEOUTS), Journal(store, "n2", TIMEOUTS), changes,
     )  # fmt: skip
     revision = await put_register(store, register())
     while registry.register != register():

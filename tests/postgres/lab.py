@@ -81,7 +81,7 @@ class Lab:
         """A running primary of epoch 1."""
         server = self.server(node, **more)
         await self.make(node, server)
-        server.set_incarnation(new_incarnation())
+        await server.set_incarnation(new_incarnation())
         await server.start(standby=False)
         await self.until(server, lambda view: view.status is ServerStatus.PRIMARY)
         await server.set_quorum(quorum)
@@ -96,7 +96,7 @@ class Lab:
             await server.clone(self.upstream(of), member, nothing)
         else:
             await self.make(node, server)
-            server.set_incarnation(member.incarnation)
+            await server.set_incarnation(member.incarnation)
         await self.join(server, of, member)
         return server, member
 

@@ -64,7 +64,7 @@ async def test_a_diverged_primary_is_rewound_right_after_the_promotion(lab: Lab)
     assert old.incarnation() is None
     assert (await old.view()).status is ServerStatus.STOPPED
     member = Member("a", new_incarnation())
-    old.set_incarnation(member.incarnation)
+    await old.set_incarnation(member.incarnation)
     await lab.join(old, "b", member)
     await lab.execute("b", "INSERT INTO t VALUES (2)")
     await lab.until_equal(new, old)

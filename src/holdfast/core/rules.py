@@ -137,7 +137,7 @@ def _clone(o: Observation) -> tuple[Action, ...]:
 
 
 def _silent(o: Observation) -> tuple[Action, ...]:
-    return (*_promise(o), Kill())
+    return (Kill(), *_promise(o))
 
 
 def _silent_for_long(o: Observation) -> tuple[Action, ...]:
@@ -190,7 +190,7 @@ _ALL = (
     ),
     Rule("recruit.detach", "promise, stop following, prove it, and only then report the position", _join),
     Rule("recruit.stopped", "a stopped directory streams from nobody: promise and report", _join_stopped),
-    Rule("recruit.fence", "the old leader joins by stopping at once", lambda o: (*_promise(o), Stop(immediate=True))),
+    Rule("recruit.fence", "the old leader joins by stopping at once", lambda o: (Stop(immediate=True), *_promise(o))),
     Rule("recruit.silent", "what does not answer is killed: only then is its log known to stand still", _silent),
     Rule("recruit.wait", "joined; the choice is another's", _nothing),
     Rule("recruit.again", "joined, and yet it follows somebody: stop that", lambda o: (Detach(),)),
@@ -206,7 +206,7 @@ _ALL = (
     Rule(
         "follow.fence",
         "another leads: stop being a primary, at once",
-        lambda o: (*_promise(o), Stop(immediate=True)),
+        lambda o: (Stop(immediate=True), *_promise(o)),
     ),
     Rule("follow.clone", "copy the leader's data", _clone),
     Rule("follow.silent", "a server that no longer answers is killed and started again", _silent_for_long),

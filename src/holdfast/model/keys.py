@@ -12,6 +12,7 @@ class Keys:
         self.nodes = f"{self.prefix}nodes/"
         self.addresses = f"{self.prefix}addresses/"
         self.all_recruits = f"{self.prefix}recruits/"
+        self.proxies = f"{self.prefix}proxies/"
         self.journal = f"{self.prefix}journal/"
         self.policy = f"{self.prefix}policy"
         self.lease = f"{self.prefix}lease"
@@ -24,6 +25,10 @@ class Keys:
     def address(self, name: str) -> str:
         """Where a node's address is, also while its agent is away."""
         return f"{self.addresses}{name}"
+
+    def proxy(self, name: str) -> str:
+        """Where a proxy says what it sees of the primary."""
+        return f"{self.proxies}{name}"
 
     def recruits(self, epoch: int) -> str:
         """The prefix below which the recruits of an epoch are."""

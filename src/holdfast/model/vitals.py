@@ -67,3 +67,25 @@ class Vitals:
     """On a standby: since it saw a new heartbeat row of the first kind in its own copy."""
     quorum_seen_age_ms: int | None = None
     """The same of the second kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a server says when it is asked how busy it is; times are the server's own."""
+
+    sessions: int
+    active_sessions: int
+    sessions_max: int
+    log_waits: int
+    upstream_age_ms: int | None = None
+    heartbeats: tuple[str | None, str | None] = (None, None)
+    """The time in the heartbeat row of each kind, local and quorum, as text: only whether it changes matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a look at the machine and the file systems of a server says."""
+
+    data: Space | None = None
+    log: Space | None = None
+    pressure: Pressure | None = None

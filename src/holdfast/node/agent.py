@@ -37,7 +37,9 @@ from holdfast.node.parts import Parts
 from holdfast.node.peers import Peers, PrimaryProbe
 from holdfast.node.performer import Performer
 from holdfast.node.publisher import Publisher
+from holdfast.node.pulse import Pulse
 from holdfast.node.registry import Registry
+from holdfast.node.verdicts import VerdictNotes
 
 log = structlog.get_logger(__name__)
 
@@ -67,10 +69,11 @@ class Agent:
         self._keys = keys
         self._promise = parts.promise
         self._names = parts.names
-        self._observer = Observer(name, timeouts)
-        self._registry = Registry(parts.store, keys, self._wake.set)
+        self._observer = Observer(name, timeouts, settings.thresholds)
+        self._registry = Registry(parts.store, keys, self._wake.set, lambda: self._probe.hurry())
         self._peers = Peers(name, timeouts, parts.peers, lambda: self._registry.nodes, self._wake.set)
         self._probe = PrimaryProbe(parts.sessions, timeouts)
+        self._pulse = Pulse(parts.server, timeouts, self.serves_writes, self._epoch)
         self._journal = parts.journal
         self._publisher = Publisher(parts.store, keys, timeouts)
         self._performer = Performer(
@@ -86,6 +89,7 @@ class Agent:
         self._last: Observation | None = None
         self._decision: Decision | None = None
         self._rule_noted: str | None = None
+        self._verdicts = VerdictNotes(parts.journal)
         self._pauses: dict[type[a.Action], Pause] = {}
         self._ever_started = False
         self._streamed: Member | None = None
@@ -113,8 +117,8 @@ class Agent:
                 group.create_task(self._probe.run(self._leading_record, self._wake.set)),
                 group.create_task(self._journal.run()),
                 group.create_task(self._publisher.run()),
+                group.create_task(self._pulse.run()),
                 group.create_task(self._keeper.run()),
-                group.create_task(self._beat()),
                 group.create_task(self._keep_slots()),
             ]
             try:
@@ -126,6 +130,7 @@ class Agent:
                 for helper in helpers:
                     helper.cancel()
                 await self._peers.close()
+                await self._probe.close()
         await self._leave()
 
     async def _reach_store(self) -> None:
@@ -173,6 +178,7 @@ class Agent:
             return
         self._decision = decision
         self._note(decision, o)
+        self._verdicts.note(o.verdict)
         if o.trouble is None:
             self._performer.alarm = None
         self._performer.waiting = None
@@ -262,13 +268,15 @@ class Agent:
         await self._server.stop("fast", self._timeouts.stop_ms)
         if self._promise.current is not None:
             incarnation = self._names.incarnation()
-            self._promise.speak_for(incarnation)
-            self._server.set_incarnation(incarnation)
+            await self._promise.speak_for(incarnation)
+            await self._server.set_incarnation(incarnation)
 
     async def _look_at_server(self) -> ServerView:
         if self._performer.rebuilding:
             return ABSENT_SERVER
-        return await self._server.view()
+        view = await self._server.view()
+        self._pulse.saw(view)
+        return view
 
     def _look(self, server: ServerView) -> Look:
         return Look(
@@ -285,6 +293,8 @@ class Agent:
             nodes=self._registry.nodes,
             peers=self._peers.known,
             probe=self._probe.result,
+            vitals=self._pulse.vitals(),
+            proxies=tuple(self._registry.proxies.values()),
             policy=self._registry.policy,
             approved_epoch=self._registry.approved_epoch,
             lease=self._registry.lease,
@@ -378,16 +388,6 @@ class Agent:
             log.info("rule", rule=coordination.rule.id, phase=coordination.phase, signal=coordination.signal)
 
     # ---- beside the turns -------------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        """The leader's heartbeat row: keeps log flowing while clients are idle."""
-        while True:
-            await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
-            if self.serves_writes():
-                try:
-                    await self._server.heartbeat(self._epoch())
-                except PostgresError as error:
-                    log.warning("heartbeat.failed", error=str(error))
 
     async def _keep_slots(self) -> None:
         """Slots keep log for every member on every node, so that whoever wins can feed the others."""
@@ -490,5 +490,6 @@ class Agent:
             alarm=self._performer.alarm,
             version=__version__,
             progress=self._performer.progress,
+            vitals=self._pulse.vitals(),
             waiting=self._performer.waiting,
         )

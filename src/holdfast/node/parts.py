@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ServerView, Upstream
+from holdfast.model.vitals import Room, Survey
 from holdfast.node.journal import Journal
 from holdfast.node.promise import Names, PromiseKeeper
 from holdfast.node.reach import PeerReach, SessionReach
@@ -24,7 +25,7 @@ class LocalServer(Protocol):
 
     def incarnation(self) -> str | None: ...  # noqa: D102
 
-    def set_incarnation(self, incarnation: str) -> None: ...  # noqa: D102
+    async def set_incarnation(self, incarnation: str) -> None: ...  # noqa: D102
 
     def system_identifier(self) -> str | None: ...  # noqa: D102
 
@@ -58,7 +59,15 @@ class LocalServer(Protocol):
 
     async def write_epoch_record(self, epoch: int) -> Lsn: ...  # noqa: D102
 
-    async def heartbeat(self, epoch: int) -> None: ...  # noqa: D102
+    async def heartbeat(self, epoch: int, deadline_ms: int | None = None) -> None: ...  # noqa: D102
+
+    async def confirm(self, epoch: int) -> None: ...  # noqa: D102
+
+    async def survey(self) -> Survey: ...  # noqa: D102
+
+    async def touch_storage(self) -> None: ...  # noqa: D102
+
+    async def room(self) -> Room: ...  # noqa: D102
 
     async def flushed_lsn(self) -> Lsn: ...  # noqa: D102
 

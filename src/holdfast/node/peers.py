@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
@@ -89,34 +90,61 @@ class Peers:
 
 
 class PrimaryProbe:
-    """Opens a fresh session on the one that leads: a held one may live on while nobody else gets in."""
+    """Asks the one that leads through a fresh session and through one that is held.
+
+    With only its postmaster frozen, the held one reads and writes while nobody else gets in.
+    """
 
     def __init__(self, reach: SessionReach, timeouts: Timeouts) -> None:
         self._reach = reach
         self._timeouts = timeouts
+        self._hurry = asyncio.Event()
         self.about: Member | None = None
         self.result = Probe()
+
+    def hurry(self) -> None:
+        """Somebody has met trouble there: do not wait for the next time."""
+        self._hurry.set()
 
     async def run(self, leading: Callable[[], NodeRecord | None], on_news: Callable[[], None]) -> None:
         """Probe whoever leads, for ever."""
         while True:
+            self._hurry.clear()
             record = leading()
             if record is None:
                 self.about, self.result = None, Probe()
+                await self._reach.close()
             else:
                 if record.member != self.about:
                     self.about, self.result = record.member, Probe()
-                self.result = await self._probe(record)
-                on_news()
-            await asyncio.sleep(self._timeouts.probe_interval_ms / 1000)
+                await asyncio.gather(self._fresh(record, on_news), self._held(record))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._timeouts.probe_interval_ms / 1000)
 
-    async def _probe(self, record: NodeRecord) -> Probe:
+    async def _fresh(self, record: NodeRecord, on_news: Callable[[], None]) -> None:
+        began_ms = monotonic_ms()
+        self.result = replace(self.result, tried_ms=began_ms)
         try:
             async with asyncio.timeout(self._timeouts.probe_timeout_ms / 1000):
                 if await self._reach.answers(record):
-                    return replace(self.result, answered_ms=monotonic_ms())
+                    now_ms = monotonic_ms()
+                    self.result = replace(self.result, answered_ms=now_ms, latency_ms=now_ms - began_ms)
         except ConnectionRefusedError:
-            return replace(self.result, refused_ms=monotonic_ms())
+            self.result = replace(self.result, refused_ms=monotonic_ms())
         except (TimeoutError, OSError):
             pass
-        return self.result
+        on_news()
+
+    async def _held(self, record: NodeRecord) -> None:
+        began_ms = monotonic_ms()
+        try:
+            async with asyncio.timeout(self._timeouts.probe_timeout_ms / 1000):
+                if await self._reach.still_answers(record):
+                    now_ms = monotonic_ms()
+                    self.result = replace(self.result, held_ms=now_ms, held_latency_ms=now_ms - began_ms)
+        except (TimeoutError, OSError):
+            return
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._reach.close()

@@ -126,8 +126,8 @@ class Performer:
         async def work() -> None:
             await self._server.initialize()
             incarnation = self._names.incarnation()
-            self._promise.save(Promise(self._settings.cluster.name, self._names.cluster_id(), 0, incarnation))
-            self._server.set_incarnation(incarnation)
+            await self._promise.save(Promise(self._settings.cluster.name, self._names.cluster_id(), 0, incarnation))
+            await self._server.set_incarnation(incarnation)
 
         return self._start_job(action, work(), rebuilding=True)
 
@@ -144,14 +144,14 @@ class Performer:
 
         async def work() -> None:
             self._journal.record("rewind.begun", o.promised, rule, source=source.node, end=str(own_end.lsn))
-            incarnation = self._rename()
+            incarnation = await self._rename()
             try:
                 await self._server.rewind(source, own_end, self._say)
             except PostgresError as error:
                 self._journal.record("rewind.failed", o.promised, rule, reason=str(error))
                 await self._clone_from(source, rule)
                 return
-            self._server.set_incarnation(incarnation)
+            await self._server.set_incarnation(incarnation)
             self._observer.own_end = None
             self._observer.rewound_ms = monotonic_ms()
             self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
@@ -169,16 +169,16 @@ class Performer:
         incarnation = self._names.incarnation()
         epoch = self._promise.current.epoch if self._promise.current else 0
         name = self._settings.cluster.name
-        self._promise.save(Promise(name, register.cluster_id, max(epoch, register.epoch), incarnation))
+        await self._promise.save(Promise(name, register.cluster_id, max(epoch, register.epoch), incarnation))
         self._journal.record("clone.begun", register.epoch, rule, source=source.node)
         await self._server.clone(source, Member(self._node, incarnation), self._say)
-        self._server.set_incarnation(incarnation)
+        await self._server.set_incarnation(incarnation)
         self._observer.cloned()
         self._journal.record("clone.done", register.epoch, rule, source=source.node, incarnation=incarnation)
 
-    def _rename(self) -> str:
+    async def _rename(self) -> str:
         incarnation = self._names.incarnation()
-        self._promise.speak_for(incarnation)
+        await self._promise.speak_for(incarnation)
         return incarnation
 
     # ---- the process ------------------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ class Performer:
 
     async def _persist_promise(self, action: a.PersistPromise, rule: str, o: Observation) -> bool:
         if self._promise.current is None and o.register is not None:
-            self._promise.save(Promise(self._settings.cluster.name, o.register.cluster_id, action.epoch, None))
-        self._promise.raise_to(action.epoch)
+            await self._promise.save(Promise(self._settings.cluster.name, o.register.cluster_id, action.epoch, None))
+        await self._promise.raise_to(action.epoch)
         return True
 
     async def _detach(self, action: a.Detach, rule: str, o: Observation) -> bool:
@@ -276,7 +276,7 @@ class Performer:
         try:
             await self._server.set_quorum(action.quorum)
             # Commits that waited for the former names are released by a standby's next word: give it one to say.
-            await self._server.heartbeat(o.promised)
+            await self._server.heartbeat(o.promised, 2 * self._timeouts.heartbeat_interval_ms)
         finally:
             self._observer.told_postgres(monotonic_ms())
         self._journal.record("quorum.postgres", o.promised, rule, quorum=str(action.quorum))
@@ -325,7 +325,7 @@ class Performer:
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), ABSENT)
         self.creating = False
         if revision is not None:
-            self._promise.raise_to(1)
+            await self._promise.raise_to(1)
             self._registry.swapped(new, revision)
             self._journal.record("cluster.created", 1, rule, node=self._node)
         return True

@@ -6,11 +6,13 @@ import secrets
 import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.model.errors import ConfigurationError
+from holdfast.postgres.disk import Disk
 from holdfast.postgres.files import write_durably
 
 PROMISE_FORMAT = 1
@@ -55,27 +57,29 @@ class PromiseKeeper(ABC):
         """Remember what was saved last, if anything was; raises ConfigurationError if it is another cluster's."""
 
     @abstractmethod
-    def save(self, promise: Promise) -> None:
-        """Make it durable, then believe."""
+    async def save(self, promise: Promise) -> None:
+        """Make it durable, then believe; raises PostgresError if the disk does not answer in time."""
 
-    def raise_to(self, epoch: int) -> None:
+    async def raise_to(self, epoch: int) -> None:
         """Promise never to follow a leader of a lower epoch again."""
         if self.current is None:
             raise ConfigurationError("node.state_dir: there is no promise to raise yet")
         if epoch > self.current.epoch:
-            self.save(replace(self.current, epoch=epoch))
+            await self.save(replace(self.current, epoch=epoch))
 
-    def speak_for(self, incarnation: str | None) -> None:
+    async def speak_for(self, incarnation: str | None) -> None:
         """Speak for another data directory, or for none."""
         if self.current is not None and self.current.incarnation != incarnation:
-            self.save(replace(self.current, incarnation=incarnation))
+            await self.save(replace(self.current, incarnation=incarnation))
 
 
 class PromiseFile(PromiseKeeper):
     """The promise on disk: every change is fsynced before it is believed."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, disk: Disk, deadline_ms: int) -> None:
         self._path = state_dir / "promise.json"
+        self._disk = disk
+        self._deadline_ms = deadline_ms
 
     def load(self, cluster: str) -> None:
         """Read the file if there is one; raises ConfigurationError if it is another cluster's or cannot be read."""
@@ -99,7 +103,8 @@ class PromiseFile(PromiseKeeper):
             )
         self.current = promise
 
-    def save(self, promise: Promise) -> None:
-        """Write and fsync, then believe."""
-        write_durably(self._path, _PROMISE.dump_json(promise), owner=None)
+    async def save(self, promise: Promise) -> None:
+        """Write and fsync, then believe. One at a time, so that a write that hung never ends after a later one."""
+        write = partial(write_durably, self._path, _PROMISE.dump_json(promise), owner=None)
+        await self._disk.call("promise", write, self._deadline_ms)
         self.current = promise

@@ -41,6 +41,14 @@ class SessionReach(Protocol):
         """Whether a fresh session gets an answer there; raises ConnectionRefusedError, or OSError for no way there."""
         ...
 
+    async def still_answers(self, record: NodeRecord) -> bool:
+        """Whether a session opened there earlier gets an answer; False while there is none. Cancelled, it ends it."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
 
 class HttpReach:
     """`PeerReach` over HTTP, with one pool of connections."""
@@ -83,21 +91,45 @@ class HttpReach:
             await self._session.close()
 
 
-class FreshSessions:
+class SqlReach:
     """`SessionReach` that logs in as the replication role: a held session may live on while nobody else gets in."""
 
     def __init__(self, password_file: Path) -> None:
         self._password_file = password_file
+        self._held: tuple[NodeRecord, psycopg.AsyncConnection[tuple[object, ...]]] | None = None
 
     async def answers(self, record: NodeRecord) -> bool:
-        """See `SessionReach.answers`."""
+        """See `SessionReach.answers`. The session is kept if none is held yet."""
         if await self._session_answers(record):
             return True
         _, writer = await asyncio.open_connection(record.postgres_host, record.postgres_port)
         writer.close()
         return False
 
+    async def still_answers(self, record: NodeRecord) -> bool:
+        """See `SessionReach.still_answers`."""
+        if self._held is None or not _is_same(self._held[0], record):
+            await self.close()
+            return False
+        connection = self._held[1]
+        try:
+            await connection.execute("SELECT 1")
+        except psycopg.Error:
+            await self.close()
+            return False
+        except asyncio.CancelledError:
+            await asyncio.shield(self.close())  # in the middle of a statement it is of no more use
+            raise
+        return True
+
+    async def close(self) -> None:
+        """See `SessionReach.close`."""
+        held, self._held = self._held, None
+        if held is not None:
+            await held[1].close()
+
     async def _session_answers(self, record: NodeRecord) -> bool:
+        connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         try:
             connection = await psycopg.AsyncConnection.connect(
                 host=record.postgres_host,
@@ -108,9 +140,22 @@ class FreshSessions:
                 application_name="holdfast_probe",
                 autocommit=True,
             )
-            async with connection:
-                await connection.execute("SELECT 1")
+            await connection.execute("SELECT 1")
+            if self._held is None:
+                self._held, connection = (record, connection), None
         except psycopg.Error as error:
             # The server itself turned the session down (too many of them, say): it answers.
             return "FATAL" in str(error) and "starting up" not in str(error)
+        finally:
+            if connection is not None:
+                await connection.close()
         return True
+
+
+def _is_same(one: NodeRecord, other: NodeRecord) -> bool:
+    """Whether both are the same server at the same place."""
+    return (one.member, one.postgres_host, one.postgres_port) == (
+        other.member,
+        other.postgres_host,
+        other.postgres_port,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -12,6 +13,7 @@ from holdfast.model.keys import Keys
 from holdfast.model.lease import LeaseRecord
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import NodeRecord, Recruit, Register
+from holdfast.model.report import ProxyOutcome, ProxySight
 from holdfast.node.clock import monotonic_ms
 from holdfast.store.contract import ABSENT, Connected, Deleted, Disconnected, Entry, Put, Resync, Store
 
@@ -19,12 +21,18 @@ log = structlog.get_logger(__name__)
 
 
 class Registry:
-    """Follows everything below the cluster's prefix; calls ``on_change`` after each change that matters."""
+    """Follows everything below the cluster's prefix; calls ``on_change`` after each change that matters.
 
-    def __init__(self, store: Store, keys: Keys, on_change: Callable[[], None]) -> None:
+    ``on_trouble`` is called when a proxy says that it has met trouble with the primary.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keys, on_change: Callable[[], None], on_trouble: Callable[[], None] = lambda: None
+    ) -> None:
         self._store = store
         self._keys = keys
         self._on_change = on_change
+        self._on_trouble = on_trouble
         self.synced = asyncio.Event()
         self.connected = False
         self.register: Register | None = None
@@ -32,6 +40,7 @@ class Registry:
         self.unreadable: str | None = None
         self.nodes: dict[str, NodeRecord] = {}
         """Addresses outlive the lease of a record: a node that fell silent is still asked, also by who comes later."""
+        self.proxies: dict[str, ProxySight] = {}
         self._recruits: dict[str, Recruit] = {}
         self.policy = DEFAULT_POLICY
         self.policy_revision = ABSENT
@@ -108,6 +117,7 @@ class Registry:
         # The history is gone, and with it what a renewal's revision could be compared to.
         self.lease_is_gone()
         self._recruits.clear()
+        self.proxies.clear()
         for entry in entries:
             self._put(entry)
 
@@ -125,6 +135,11 @@ class Registry:
                 address = NodeRecord.from_json(entry.value)
                 known = self.nodes.get(address.member.node)
                 self.nodes[address.member.node] = known.moved_to(address) if known is not None else address
+            elif entry.key.startswith(self._keys.proxies):
+                sight = replace(ProxySight.from_json(entry.value), heard_ms=monotonic_ms())
+                self.proxies[entry.key] = sight
+                if sight.outcome is not ProxyOutcome.ANSWERS:
+                    self._on_trouble()
             elif entry.key.startswith(self._keys.all_recruits):
                 self._recruits[entry.key] = Recruit.from_json(entry.value)
             elif entry.key == self._keys.policy:
@@ -149,3 +164,4 @@ class Registry:
             self.lease_is_gone()
         else:
             self._recruits.pop(key, None)
+            self.proxies.pop(key, None)

@@ -14,7 +14,7 @@ from holdfast.node.api import Api
 from holdfast.node.journal import Journal
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, PromiseFile
-from holdfast.node.reach import FreshSessions, HttpReach
+from holdfast.node.reach import HttpReach, SqlReach
 from holdfast.postgres.installation import find_installation
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Store
@@ -40,8 +40,8 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
         server=server,
         store=store,
         peers=HttpReach(settings.timeouts, token),
-        sessions=FreshSessions(settings.postgres.replication_password_file),
-        promise=PromiseFile(settings.node.state_dir),
+        sessions=SqlReach(settings.postgres.replication_password_file),
+        promise=PromiseFile(settings.node.state_dir, server.disk, settings.timeouts.statement_ms),
         journal=Journal(store, settings.node.name, settings.timeouts),
         names=Names(),
     )

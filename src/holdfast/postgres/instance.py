@@ -8,17 +8,20 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, PostgresError
-from holdfast.model.lsn import Position
+from holdfast.model.lsn import History, Position
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.postgres.account import run_as
 from holdfast.postgres.config import Configuration, Runtime, read_secret
 from holdfast.postgres.control import LogReader, read_control
+from holdfast.postgres.disk import Disk, DiskSilent
 from holdfast.postgres.faults import LogMark, prune_logs
 from holdfast.postgres.files import remove_durably, write_durably
 from holdfast.postgres.guard import Guard
@@ -64,6 +67,11 @@ class Instance:
         """Whether this postmaster has ever accepted a session."""
         self.promoting_to: int | None = None
         self.log_mark: LogMark | None = None
+        self.disk = Disk()
+        self.identifier = self.layout.system_identifier() if self.layout.complete() else None
+        """The system identifier of a complete data directory, as of the last look at it."""
+        self.own_history: tuple[int, History] | None = None
+        """The timeline that this life of the server leads, with its history, which does not change any more."""
         self._sessions: dict[str, Session] = {}
         self._changing = asyncio.Lock()
         self._prune_after = 0.0
@@ -87,6 +95,7 @@ class Instance:
         if self.running:
             raise PostgresError(f"the server in {self.layout.data_dir} runs already (process {self.postmaster_pid})")
         await asyncio.to_thread(self._check_startable)
+        await self.look_at_directory()
         await self.end_orphans()
         await self._drop_foreign_histories()
         runtime = Runtime()
@@ -135,7 +144,7 @@ class Instance:
 
     async def kill(self) -> None:
         """End every process of the server."""
-        await kill_everything(self.layout.data_dir, self.postmaster, self.timeouts.kill_ms)
+        await kill_everything(self.layout.data_dir, self.postmaster, self.timeouts.kill_ms, self.disk)
         await self.close_sessions()
 
     async def end_orphans(self) -> None:
@@ -146,7 +155,7 @@ class Instance:
             raise PostgresError(
                 f"a server runs in {self.layout.data_dir} (process {found.pid}): adopt or kill it first"
             )
-        await kill_everything(self.layout.data_dir, None, self.timeouts.kill_ms)
+        await kill_everything(self.layout.data_dir, None, self.timeouts.kill_ms, self.disk)
 
     @property
     def postmaster_pid(self) -> int | None:
@@ -190,16 +199,18 @@ class Instance:
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    def session(self, purpose: str) -> Session:
+    def session(self, purpose: str, synchronous_commit: Literal["local", "on"] = "local") -> Session:
         """The held session for a purpose; a statement that hangs holds up only its own purpose."""
         if purpose not in self._sessions:
-            self._sessions[purpose] = self.new_session()
+            self._sessions[purpose] = self.new_session(synchronous_commit)
         return self._sessions[purpose]
 
-    def new_session(self) -> Session:
+    def new_session(self, synchronous_commit: Literal["local", "on"] = "local") -> Session:
         """A session of its own; the caller closes it."""
         password = read_secret(self.settings.superuser_password_file, "postgres.superuser_password_file")
-        return Session(self.layout.socket_dir, self.settings.port, password, self.timeouts.statement_ms)
+        return Session(
+            self.layout.socket_dir, self.settings.port, password, self.timeouts.statement_ms, synchronous_commit
+        )
 
     def is_time_for_slots(self) -> bool:
         """Whether a primary's slots are due; true at most once in an interval."""
@@ -214,7 +225,17 @@ class Instance:
         now = asyncio.get_running_loop().time()
         if now >= self._prune_after:
             self._prune_after = now + self.timeouts.log_prune_interval_ms / 1000
-            await asyncio.to_thread(prune_logs, self.layout)
+            with contextlib.suppress(DiskSilent, OSError):
+                await self.disk.call("logs", partial(prune_logs, self.layout), self.timeouts.statement_ms)
+
+    async def look_at_directory(self) -> bool:
+        """Whether there is a complete data directory; while its file system is silent, what was seen last."""
+        with contextlib.suppress(DiskSilent):
+            self.identifier = await self.disk.call("directory", self._identify, self.timeouts.statement_ms)
+        return self.identifier is not None
+
+    def _identify(self) -> str | None:
+        return self.layout.system_identifier() if self.layout.complete() else None
 
     async def close_sessions(self) -> None:
         """Close the held sessions."""
@@ -306,6 +327,7 @@ class Instance:
         self.end_known = False
         self.accepted = False
         self.promoting_to = None
+        self.own_history = None
 
     async def _wait_until_it_exists(self) -> None:
         """Until its sockets are open, so that a port or directory that it cannot have is told at once."""

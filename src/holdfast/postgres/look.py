@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member
 from holdfast.model.server import Replica, ServerStatus, ServerView
 from holdfast.postgres.config import REPLICATION_ROLE, upstream_of
+from holdfast.postgres.instance import Instance
 from holdfast.postgres.session import Session
 from holdfast.postgres.timelines import history_before, located, read_history
 
@@ -118,9 +119,18 @@ async def take_look(session: Session, deadline_ms: int) -> Look:
     )
 
 
-async def position_of(look: Look, wal_dir: Path) -> tuple[Position, History]:
-    """Where the log of a server ends; raises PostgresError if its files do not tell."""
-    return await asyncio.to_thread(_position_of, look, wal_dir)
+async def position_of(look: Look, instance: Instance) -> tuple[Position, History]:
+    """Where the log of a server ends; raises PostgresError if its files do not tell, or not in time."""
+    timeline = None if look.standby else _timeline_of(look)
+    if timeline is not None and look.flushed is not None and instance.own_history is not None:
+        known, history = instance.own_history
+        if known == timeline:
+            return Position(timeline, look.flushed), history
+    find = partial(_position_of, look, instance.layout.wal_dir)
+    position, history = await instance.disk.call("log", find, instance.timeouts.statement_ms)
+    if timeline is not None:
+        instance.own_history = timeline, history
+    return position, history
 
 
 def view_of(look: Look, position: Position, history: History) -> ServerView:
@@ -144,14 +154,19 @@ def _position_of(look: Look, wal_dir: Path) -> tuple[Position, History]:
             raise PostgresError("the standby does not know yet where its log ends")
         return located(wal_dir, look.end, look.segment_bytes)
     assert look.flushed is not None
-    match = _TIMELINE.match(look.flushed_file or "")
-    if match is None:
-        raise PostgresError(f"PostgreSQL names its log file {look.flushed_file!r}")
-    timeline = int(match[0], 16)
+    timeline = _timeline_of(look)
     history = read_history(wal_dir, timeline)
     if history is None:
         raise PostgresError(f"the history file of the primary's own timeline {timeline} is missing in {wal_dir}")
     return Position(timeline, look.flushed), history_before(timeline, history)
+
+
+def _timeline_of(look: Look) -> int:
+    """The timeline that a primary leads."""
+    match = _TIMELINE.match(look.flushed_file or "")
+    if match is None:
+        raise PostgresError(f"PostgreSQL names its log file {look.flushed_file!r}")
+    return int(match[0], 16)
 
 
 def _lsn(text: str | None) -> Lsn | None:

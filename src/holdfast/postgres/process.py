@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ import structlog
 
 from holdfast.model.errors import EnvironmentFault, PostgresError
 from holdfast.postgres.account import OsUser
+from holdfast.postgres.disk import Disk, DiskSilent
 from holdfast.postgres.programs import environment, identity
 
 _log = structlog.get_logger(__name__)
@@ -175,7 +177,7 @@ class Postmaster:
         self._ended()
 
 
-async def kill_everything(data_dir: Path, postmaster: Postmaster | None, deadline_ms: int) -> None:
+async def kill_everything(data_dir: Path, postmaster: Postmaster | None, deadline_ms: int, disk: Disk) -> None:
     """End every process of the server for certain: freeze the postmaster so that it forks no more, then SIGKILL all.
 
     Raises PostgresError if a process does not go (uninterruptible sleep: the storage hangs).
@@ -186,16 +188,26 @@ async def kill_everything(data_dir: Path, postmaster: Postmaster | None, deadlin
         if postmaster is not None and postmaster.alive():
             postmaster.signal(signal.SIGSTOP)
             found = {postmaster.process, *postmaster.children()}
-        found.update(await asyncio.to_thread(processes_in, data_dir))
+            _kill(found)  # before anything is asked of the file system, which may hang
+        try:
+            left = await disk.call("processes", partial(processes_in, data_dir), deadline_ms)
+        except DiskSilent:
+            _log.warning("processes left behind cannot be looked for: the file system is silent")
+            left = []
+        found.update(left)
         found = {p for p in found if _alive(p)}
         if not found:
             break
-        for process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(found)
         await _wait_until_gone(found, deadline, postmaster)
     if postmaster is not None:
         await postmaster.exited.wait()
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 async def _wait_until_gone(processes: Iterable[psutil.Process], deadline: float, postmaster: Postmaster | None) -> None:

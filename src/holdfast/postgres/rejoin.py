@@ -139,7 +139,9 @@ async def _reach_consistency(instance: Instance, source: Upstream) -> None:
         raise PostgresError("the rewound server does not become consistent, a clone is needed") from error
     finally:
         await session.close()
-        await asyncio.shield(kill_everything(instance.layout.data_dir, postmaster, instance.timeouts.kill_ms))
+        await asyncio.shield(
+            kill_everything(instance.layout.data_dir, postmaster, instance.timeouts.kill_ms, instance.disk)
+        )
 
 
 async def _accepts(session: Session) -> bool:

@@ -20,6 +20,7 @@ from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import Look, position_of, take_look
 from holdfast.postgres.process import child_titles
 from holdfast.postgres.session import APPLICATION_NAME
+from holdfast.postgres.survey import HEARTBEAT, LOCAL_ROW
 from holdfast.postgres.timelines import read_history, write_placeholders
 
 _log = structlog.get_logger(__name__)
@@ -31,10 +32,6 @@ _EPOCH_RECORD = """
 INSERT INTO holdfast.epochs (epoch, fork_lsn, next_xid, at)
 SELECT %s, %s::pg_lsn, pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp()
 ON CONFLICT (epoch) DO NOTHING
-"""
-_HEARTBEAT = """
-INSERT INTO holdfast.heartbeat (id, epoch, at) VALUES (1, %s, clock_timestamp())
-ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, at = excluded.at
 """
 _ACTIVE_TRANSACTIONS = f"""
 SELECT count(*) FROM pg_stat_activity
@@ -112,7 +109,7 @@ async def _wait_until_end_known(instance: Instance) -> Position:
         if look.shows_end:
             instance.end_known = True
         if instance.end_known:
-            position, _ = await position_of(look, instance.layout.wal_dir)
+            position, _ = await position_of(look, instance)
             return position
         if clock() > deadline:
             raise PostgresError("the standby still replays its own log, so that its end is not known yet")
@@ -148,7 +145,7 @@ async def promote(instance: Instance, epoch: int) -> None:
     session = instance.session("work")
     look = await take_look(session, instance.timeouts.statement_ms)
     if not look.standby:
-        position, _ = await position_of(look, instance.layout.wal_dir)
+        position, _ = await position_of(look, instance)
         if position.timeline == epoch:
             return
         raise PostgresError(f"cannot promote to epoch {epoch}: the server leads timeline {position.timeline} already")
@@ -201,12 +198,12 @@ async def flushed_lsn(instance: Instance) -> Lsn:
     return Lsn.parse(text)
 
 
-async def heartbeat(instance: Instance, epoch: int) -> None:
+async def heartbeat(instance: Instance, epoch: int, deadline_ms: float | None) -> None:
     """Commit the heartbeat row; now and then, let go of log that every replica has flushed."""
-    deadline_ms = instance.timeouts.heartbeat_interval_ms * 2
-    await instance.session("heartbeat").fetch(_HEARTBEAT, (epoch,), deadline_ms=deadline_ms)
+    session = instance.session("heartbeat")
+    await session.fetch(HEARTBEAT, (LOCAL_ROW, epoch), deadline_ms=deadline_ms)
     if instance.is_time_for_slots():
-        look = await take_look(instance.session("heartbeat"), deadline_ms)
+        look = await take_look(session, instance.timeouts.statement_ms)
         await advance_slots(instance, {r.member.node: r.flush_lsn for r in look.replicas if r.flush_lsn is not None})
 
 

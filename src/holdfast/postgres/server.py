@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,9 @@ from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
-from holdfast.postgres import bootstrap, rejoin, replication
+from holdfast.model.vitals import Room, Survey
+from holdfast.postgres import bootstrap, rejoin, replication, survey
+from holdfast.postgres.disk import Disk, pressure, space_of, write_probe
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import position_of, take_look, view_of
@@ -41,14 +44,20 @@ class Server:
         """The incarnation of the data directory; None if there is none or it cannot be read."""
         return self._instance.layout.incarnation()
 
-    def set_incarnation(self, incarnation: str) -> None:
-        """Give the data directory a new incarnation, durably; raises ValueError for what is none."""
-        self._instance.layout.set_incarnation(incarnation)
+    async def set_incarnation(self, incarnation: str) -> None:
+        """Give the data directory a new incarnation, durably; raises ValueError for what is none, DiskSilent."""
+        instance = self._instance
+        write = partial(instance.layout.set_incarnation, incarnation)
+        await instance.disk.call("incarnation", write, instance.timeouts.statement_ms)
 
     def system_identifier(self) -> str | None:
-        """The system identifier in the control file; None if there is no complete data directory."""
-        layout = self._instance.layout
-        return layout.system_identifier() if layout.complete() else None
+        """The system identifier in the control file, as of the last look; None without a complete data directory."""
+        return self._instance.identifier
+
+    @property
+    def disk(self) -> Disk:
+        """What touches the node's file systems."""
+        return self._instance.disk
 
     async def initialize(self) -> None:
         """Make a new cluster and leave it stopped: roles postgres and holdfast_replication, schema holdfast.
@@ -57,6 +66,7 @@ class Server:
         new directory has no incarnation yet.
         """
         await bootstrap.initialize(self._instance)
+        await self._instance.look_at_directory()
 
     # -- process -----------------------------------------------------------------------------------------------------
 
@@ -134,7 +144,7 @@ class Server:
         """
         instance = self._instance
         if not instance.running:
-            return ServerView(ServerStatus.STOPPED) if instance.layout.complete() else ABSENT_SERVER
+            return ServerView(ServerStatus.STOPPED) if await instance.look_at_directory() else ABSENT_SERVER
         try:
             return await asyncio.wait_for(self._look(deadline_ms), deadline_ms / 1000 + 0.1)
         except NotAccepting as refusal:
@@ -194,9 +204,34 @@ class Server:
         """Write the record of an epoch's start (idempotent); returns an LSN that covers its commit."""
         return await replication.write_epoch_record(self._instance, epoch)
 
-    async def heartbeat(self, epoch: int) -> None:
-        """Commit the heartbeat row, locally; every ``slot_interval_ms`` advance the slots too. Raises PostgresError."""
-        await replication.heartbeat(self._instance, epoch)
+    async def heartbeat(self, epoch: int, deadline_ms: int | None = None) -> None:
+        """Commit the heartbeat row, locally; every ``slot_interval_ms`` advance the slots too. Raises PostgresError.
+
+        Without a deadline it waits for as long as it takes: how long that is, is evidence.
+        """
+        await replication.heartbeat(self._instance, epoch, deadline_ms)
+
+    async def confirm(self, epoch: int) -> None:
+        """Commit the heartbeat row that the quorum confirms; waits for as long as it takes. Raises PostgresError."""
+        await survey.confirm(self._instance, epoch)
+
+    async def survey(self) -> Survey:
+        """How busy the server is, and what it has of the heartbeat rows. Raises PostgresError."""
+        return await survey.take_survey(self._instance)
+
+    async def touch_storage(self) -> None:
+        """A small write, brought to the disk of the data directory; waits for as long as it takes. Raises OSError."""
+        side_dir = self._instance.layout.side_dir
+        await self._instance.disk.call("probe", partial(write_probe, side_dir), None)
+
+    async def room(self) -> Room:
+        """Room on the file systems of data and log, and the machine's load. Raises PostgresError."""
+        layout, deadline_ms = self._instance.layout, self._instance.timeouts.statement_ms
+
+        def look() -> Room:
+            return Room(space_of(layout.data_dir), space_of(layout.wal_dir), pressure())
+
+        return await self._instance.disk.call("room", look, deadline_ms)
 
     async def flushed_lsn(self) -> Lsn:
         """What a primary has flushed. Raises PostgresError."""
@@ -213,7 +248,9 @@ class Server:
 
     async def history_of(self, timeline: int) -> History:
         """The history of a timeline, from the local history file; raises PostgresError if there is none."""
-        history = await asyncio.to_thread(read_history, self._instance.layout.wal_dir, timeline)
+        instance = self._instance
+        find = partial(read_history, instance.layout.wal_dir, timeline)
+        history = await instance.disk.call("history", find, instance.timeouts.statement_ms)
         if history is None:
             raise PostgresError(f"there is no history file of timeline {timeline} in {self._instance.layout.wal_dir}")
         return history
@@ -243,7 +280,10 @@ class Server:
         Afterwards it has no incarnation. Does nothing if the log is a prefix of the source's. Raises PostgresError
         when a clone is needed (the directory may be ABSENT then), ConfigurationError for another cluster's.
         """
-        await rejoin.rewind(self._instance, source, own_end, progress)
+        try:
+            await rejoin.rewind(self._instance, source, own_end, progress)
+        finally:
+            await self._instance.look_at_directory()
 
     async def clone(self, source: Upstream, member: Member, progress: Callable[[str, float | None], None]) -> None:
         """Replace the data directory with a copy of ``source`` that has the incarnation of ``member``.
@@ -251,7 +291,10 @@ class Server:
         Cancelled or failed, it leaves no new directory; a former one stays as it was until the new one is complete.
         Raises PostgresError, EnvironmentFault (disk full) or ConfigurationError (another cluster's).
         """
-        await rejoin.clone(self._instance, source, member, progress)
+        try:
+            await rejoin.clone(self._instance, source, member, progress)
+        finally:
+            await self._instance.look_at_directory()
 
     async def close(self) -> None:
         """Release what the agent holds; the server goes on running."""
@@ -266,7 +309,7 @@ class Server:
             if not instance.end_known:
                 return ServerView(ServerStatus.STARTING, replay_lsn=look.replayed)
         await instance.prune_logs_sometimes()
-        position, history = await position_of(look, instance.layout.wal_dir)
+        position, history = await position_of(look, instance)
         return view_of(look, position, history)
 
 

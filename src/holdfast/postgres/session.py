@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -16,6 +16,9 @@ from psycopg.conninfo import make_conninfo
 from holdfast.model.errors import PostgresError
 
 APPLICATION_NAME = "holdfast_agent"
+USUAL_DEADLINE = -1.0
+"""The deadline that the session was made with."""
+_SHUT_S = 1.0
 
 
 class NotAccepting(PostgresError):
@@ -33,10 +36,17 @@ class NoAnswer(PostgresError):
 class Session:
     """A connection that is opened when it is needed and again when it broke. One statement at a time.
 
-    Commits are local: what the agent writes must not wait for the quorum that it establishes.
+    Commits are local unless asked for: what the agent writes must not wait for the quorum that it establishes.
     """
 
-    def __init__(self, socket_dir: Path, port: int, password: str, deadline_ms: int) -> None:
+    def __init__(
+        self,
+        socket_dir: Path,
+        port: int,
+        password: str,
+        deadline_ms: int,
+        synchronous_commit: Literal["local", "on"] = "local",
+    ) -> None:
         self._conninfo = make_conninfo(
             "",
             host=str(socket_dir),
@@ -45,25 +55,27 @@ class Session:
             password=password,
             dbname="postgres",
             application_name=APPLICATION_NAME,
-            options="-c synchronous_commit=local -c lock_timeout=0 -c statement_timeout=0",
+            options=f"-c synchronous_commit={synchronous_commit} -c lock_timeout=0 -c statement_timeout=0",
             gssencmode="disable",
         )
         self._deadline_ms = deadline_ms
         self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self._running: asyncio.Task[Any] | None = None
+        self._ended = False
 
     async def fetch(
-        self, query: str, parameters: Sequence[Any] = (), *, deadline_ms: int | None = None
+        self, query: str, parameters: Sequence[Any] = (), *, deadline_ms: float | None = USUAL_DEADLINE
     ) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows.
+        """Run one statement and return its rows; without a deadline (None) it may take as long as it likes.
 
         Raises NotAccepting, NoAnswer, or PostgresError with what the server said against the statement.
         """
-        deadline_ms = self._deadline_ms if deadline_ms is None else deadline_ms
+        if deadline_ms == USUAL_DEADLINE:
+            deadline_ms = self._deadline_ms
         task = asyncio.create_task(self._fetch(query, parameters))
         try:
-            done, _ = await asyncio.wait({task}, timeout=deadline_ms / 1000)
+            done, _ = await asyncio.wait({task}, timeout=None if deadline_ms is None else deadline_ms / 1000)
         except asyncio.CancelledError:
             await self._abandon(task)
             raise
@@ -73,10 +85,18 @@ class Session:
         return task.result()
 
     async def close(self) -> None:
-        """Close the session."""
+        """Close the session for good; a statement that is under way fails."""
+        self._ended = True
+        await self._close()
+
+    async def _close(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        if connection is None:
+            return
+        if self._running is not None and not self._running.done() and self._running is not asyncio.current_task():
+            _shut(connection)  # closed under a statement that waits, it would wait for ever
+            await asyncio.wait({self._running}, timeout=_SHUT_S)
+        await connection.close()
 
     async def _fetch(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         async with self._lock:
@@ -87,15 +107,15 @@ class Session:
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if self._connection is not None and not self._connection.broken:
                     raise PostgresError(f"PostgreSQL: {_message(error)}") from error
-                await self.close()
-                if not held:
+                await self._close()
+                if not held or self._ended:
                     raise _refusal(error) from error
             except psycopg.Error as error:
                 raise PostgresError(f"PostgreSQL: {_message(error)}") from error
             try:  # the held session was from before a restart
                 return await self._execute(query, parameters)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                await self.close()
+                await self._close()
                 raise _refusal(error) from error
             except psycopg.Error as error:
                 raise PostgresError(f"PostgreSQL: {_message(error)}") from error
@@ -113,14 +133,19 @@ class Session:
         if not mine or connection is None or connection.closed:
             task.cancel()
         else:
-            with contextlib.suppress(OSError, psycopg.Error):
-                shut = socket.socket(fileno=os.dup(connection.fileno()))
-                with shut:
-                    shut.shutdown(socket.SHUT_RDWR)  # the waiting statement fails at once
+            _shut(connection)
         with contextlib.suppress(asyncio.CancelledError, PostgresError, psycopg.Error):
             await task
         if mine:
-            await self.close()
+            await self._close()
+
+
+def _shut(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    """End the connection's socket: a statement that waits on it fails at once."""
+    with contextlib.suppress(OSError, psycopg.Error):
+        shut = socket.socket(fileno=os.dup(connection.fileno()))
+        with shut:
+            shut.shutdown(socket.SHUT_RDWR)
 
 
 def _refusal(error: psycopg.Error) -> PostgresError:

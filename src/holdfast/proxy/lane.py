@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
@@ -79,6 +80,8 @@ class Lane:
     routing: Routing
     users: Users
     settings: ProxySettings
+    saw: Callable[[Target, ProxyOutcome], None] = lambda target, outcome: None
+    """Told what was met at a server."""
     counters: Counters = field(default_factory=Counters)
     held: int = 0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
@@ -197,6 +200,7 @@ class Lane:
             return None
         self._failing = False
         self._last_refusal = ""
+        self.saw(target, ProxyOutcome.ANSWERS)
         self.counters.servers_opened += 1
         return server
 
@@ -216,6 +220,7 @@ class Lane:
                 server.drop()
                 raise
         except ServerUnavailable as unavailable:
+            self.saw(target, _outcome_of(unavailable.__cause__))
             self._refused(target, str(unavailable))
             return None
         return server
@@ -226,6 +231,13 @@ class Lane:
         if reason != self._last_refusal:
             log.info("server.refused", port=self.purpose, node=target.node, epoch=target.epoch, reason=reason)
         self._last_refusal = reason
+
+
+def _outcome_of(cause: BaseException | None) -> ProxyOutcome:
+    """What a failed attempt says of the server."""
+    if isinstance(cause, TimeoutError):
+        return ProxyOutcome.SILENT
+    return ProxyOutcome.RESET if isinstance(cause, ConnectionResetError) else ProxyOutcome.REFUSED
 
 
 def _drop_unused(trying: asyncio.Task[ServerConnection | None]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from holdfast.model.errors import ProtocolViolation
+from holdfast.model.report import ProxyOutcome
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
 from holdfast.proxy.server import ServerConnection, ServerRefused
@@ -363,6 +364,7 @@ class Relay:
     def server_lost(self, server: ServerConnection, reason: str) -> None:
         """The connection is gone."""
         if server is self.current:
+            self.lane.saw(server.target, ProxyOutcome.RESET)
             self._lose(reason)
 
     def _lose(self, reason: str, *, commit_unconfirmed: bool = False) -> None:

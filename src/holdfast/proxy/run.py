@@ -25,8 +25,10 @@ from holdfast.proxy.relay import Relay
 from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
+from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
 from holdfast.store.contract import Resync, Store
+from holdfast.store.leased import LeasedRecord
 from holdfast.wire import messages as m
 
 log = structlog.get_logger(__name__)
@@ -41,7 +43,10 @@ class Proxy:
         self.trust = settings.proxy.auth == "trust"
         self.tls = _tls_context(settings.proxy)
         self.routing = Routing(settings.cluster.name)
-        self.lanes = {purpose: Lane(purpose, self.routing, users, settings) for purpose in Purpose}
+        keys, name = Keys(settings.cluster.name), f"{settings.proxy.host}:{settings.proxy.write_port}"
+        self._record = LeasedRecord(store, settings.timeouts)
+        testimony = Testimony(name, keys, self._record, lambda: self.lanes[Purpose.WRITE].held)
+        self.lanes = {purpose: Lane(purpose, self.routing, users, settings, testimony.saw) for purpose in Purpose}
         self._store = store
         self._clients: set[Client] = set()
         self._relays: dict[int, Relay] = {}
@@ -50,6 +55,7 @@ class Proxy:
         self._servers: list[asyncio.Server] = []
         self._status: web.AppRunner | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
 
     async def start(self) -> None:
@@ -67,6 +73,7 @@ class Proxy:
             await self.stop()
             raise
         self._watch = asyncio.get_running_loop().create_task(self._follow_store())
+        self._telling = asyncio.get_running_loop().create_task(self._record.run())
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -83,6 +90,11 @@ class Proxy:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+            self._telling = None
+            await self._record.withdraw()
         if self._status is not None:
             await self._status.cleanup()
             self._status = None

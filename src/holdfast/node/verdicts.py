@@ -1,0 +1,33 @@
+"""Changes of mind about the primary, noted in the journal with the evidence."""
+
+from __future__ import annotations
+
+from holdfast.model.report import Verdict, VerdictKind
+from holdfast.node.journal import Journal
+
+
+class VerdictNotes:
+    """What this observer last noted. What it thinks while it has not seen enough is not worth an entry."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._last: Verdict | None = None
+
+    def note(self, verdict: Verdict | None) -> None:
+        """Note a verdict of another kind than the last, or the first one that is not good."""
+        before = self._last
+        if verdict is None or verdict.kind is VerdictKind.UNKNOWN:
+            return
+        same = before is not None and (before.about, before.kind) == (verdict.about, verdict.kind)
+        self._last = verdict
+        if same or (verdict.kind is VerdictKind.HEALTHY and (before is None or before.about != verdict.about)):
+            return
+        self._journal.record(
+            "verdict.changed",
+            verdict.epoch,
+            verdict.rule,
+            about=verdict.about.node,
+            verdict=verdict.kind.value,
+            evidence=verdict.evidence,
+            readings=[{"source": r.source.value, "age_ms": r.age_ms, "says": r.says} for r in verdict.readings],
+        )
