@@ -22,6 +22,7 @@ _COMMANDS = {
     "down": "holdfast.cli.up:down",
     "drill": "holdfast.cli.drill:drill",
     "explain": "holdfast.cli.explain:explain",
+    "forecast": "holdfast.cli.forecast:forecast",
     "node": "holdfast.cli.processes:node",
     "pause": "holdfast.cli.policy:pause",
     "policy": "holdfast.cli.policy:policy",

@@ -104,5 +104,24 @@ def _picture(now: ClusterStatus) -> RenderableType:
         *alarms,
         f"durability  {now.durability or '-'}",
         f"tolerates   {now.tolerates}",
+        *(Text(f"            but {obstacle}") for obstacle in now.obstacles),
+        *_voters(now),
         f"write       {now.write_address}    read  {now.read_address}",
     )
+
+
+def _voters(now: ClusterStatus) -> list[RenderableType]:
+    """What each voter thinks of the primary, and how many must agree."""
+    from rich.text import Text
+
+    if not now.voters:
+        return []
+    lost = sum(voter.would_fail_over for voter in now.voters)
+    count = f"{lost} of {len(now.voters)} voters hold the primary for lost; {now.votes_needed} must agree"
+    lines: list[RenderableType] = [f"voters      {count}"]
+    for voter in now.voters:
+        style = "red" if voter.would_fail_over else "" if voter.verdict == "healthy" else "yellow"
+        words = f"{voter.verdict or 'no verdict'}: {voter.evidence}"
+        about = "itself " if voter.name == now.primary else ""
+        lines.append(Text(f"            {voter.name}  {about}{words}", style=style))
+    return lines

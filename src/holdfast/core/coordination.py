@@ -73,14 +73,15 @@ def willing_members(o: Observation, register: Register, since_ms: int) -> frozen
         and p.report.member is not None
         and p.answered_ms is not None
         and p.answered_ms >= since_ms
-        and _would_join(p.report, register)
+        and would_join(p.report, register)
     }
     if o.member is not None and not o.rebuilding and o.server.status is not ServerStatus.UNRESPONSIVE:
         willing.add(o.member)
     return frozenset(willing) & (register.committed.quorum.members | {register.committed.leader})
 
 
-def _would_join(report: NodeReport, register: Register) -> bool:
+def would_join(report: NodeReport, register: Register) -> bool:
+    """Whether a node that says this would join the next epoch."""
     return report.promised <= register.epoch and report.situation not in _UNFIT and report.alarm is None
 
 

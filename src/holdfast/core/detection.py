@@ -246,6 +246,18 @@ def _unseen(case: Case) -> str | None:
     return "not observed yet" if unseen else None
 
 
+def _answers(case: Case) -> str:
+    sql, heard_ms = case.sight.sql, case.sight.replication_age_ms
+    session = None if sql.latency_ms is None else f"a new session took {sql.latency_ms} ms"
+    heard = None if heard_ms is None else f"heard through replication {heard_ms} ms ago"
+    return "; ".join(words for words in ("answers", session, heard) if words is not None)
+
+
+def _runs(case: Case) -> str:
+    latency_ms = case.vitals.local.latency_ms if case.vitals is not None else None
+    return "the own PostgreSQL runs" + ("" if latency_ms is None else f"; its last commit took {latency_ms} ms")
+
+
 def _closed(refused_ms: int | None, answered_ms: int | None) -> bool:
     return refused_ms is not None and refused_ms > (answered_ms or 0)
 
@@ -279,13 +291,13 @@ OTHERS: tuple[VerdictRule, ...] = (
     VerdictRule("verdict.no-session", _K.HUNG, "no new session gets an answer", _no_session),
     *_SICK,
     VerdictRule("verdict.unseen", _K.UNKNOWN, "not observed for long enough", _unseen),
-    VerdictRule("verdict.answers", _K.HEALTHY, "it answers", lambda case: "answers"),
+    VerdictRule("verdict.answers", _K.HEALTHY, "it answers", _answers),
 )
 """What an observer holds of another node."""
 
 INSIDE: tuple[VerdictRule, ...] = (
     *_MEASURED,
     *_SICK,
-    VerdictRule("verdict.runs", _K.HEALTHY, "the leader's own agent sees it run", lambda c: "the own PostgreSQL runs"),
+    VerdictRule("verdict.runs", _K.HEALTHY, "the leader's own agent sees it run", _runs),
 )
 """What the leader's own agent holds of it."""

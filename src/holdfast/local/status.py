@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from holdfast.core.forecast import Standing, forecast
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.outlook import read_policy
 from holdfast.model.errors import StoreUnavailable
+from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.model.register import NodeRecord, Phase, Register
-from holdfast.model.report import NodeReport
+from holdfast.model.report import NodeReport, Reading
 from holdfast.model.server import ServerStatus
 
 
@@ -30,6 +33,18 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class VoterStatus:
+    """What one voter thinks of the primary. ``verdict`` is None if it does not answer or has nothing to judge."""
+
+    name: str
+    verdict: str | None
+    evidence: str
+    rule: str | None
+    would_fail_over: bool
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """The whole cluster. ``healthy``: a primary serves, every node takes part, and the next loss is tolerated."""
 
@@ -47,6 +62,10 @@ class ClusterStatus:
     read_address: str
     healthy: bool
     nodes: tuple[NodeStatus, ...]
+    voters: tuple[VoterStatus, ...]
+    votes_needed: int
+    obstacles: tuple[str, ...]
+    """What would stand in the way if the primary died now, or keeps the cluster from tolerating more."""
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``status --json`` prints."""
@@ -57,12 +76,14 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     """Ask the store and every agent; never raises because one of them does not answer."""
     register: Register | None = None
     records: dict[str, NodeRecord] = {}
+    policy = DEFAULT_POLICY
     reachable = True
     running = cluster.state().is_alive
     try:
         if running:
             register = await cluster.register()
             records = await cluster.node_records()
+            policy = await read_policy(cluster)
     except StoreUnavailable:
         reachable = False
     reports = await cluster.reports()
@@ -72,6 +93,8 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         for name in cluster.nodes
     )
     leader = register.leader if register else None
+    voters = register.voters if register else cluster.nodes
+    outlook = forecast(Standing(register, reports, policy)) if register else None
     tolerated = _tolerance(register, reports)
     whole = leader is not None and all(n.streaming or n.name == leader.node for n in nodes)
     return ClusterStatus(
@@ -89,6 +112,20 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         read_address=f"127.0.0.1:{ports.read}",
         healthy=running and reachable and whole and tolerated.primary and tolerated.standbys >= 1,
         nodes=nodes,
+        voters=tuple(_voter(name, reports.get(name)) for name in voters) if running else (),
+        votes_needed=len(voters) // 2 + 1,
+        obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
+    )
+
+
+def _voter(name: str, report: NodeReport | None) -> VoterStatus:
+    if report is None:
+        return VoterStatus(name, None, "its agent does not answer, so it has no vote now", None, False, ())
+    verdict = report.verdict
+    if verdict is None:
+        return VoterStatus(name, None, "nobody leads whom it could judge", None, False, ())
+    return VoterStatus(
+        name, verdict.kind.value, verdict.evidence, verdict.rule, verdict.calls_for_failover, verdict.readings
     )
 
 

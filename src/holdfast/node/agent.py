@@ -23,6 +23,7 @@ from holdfast.model.errors import (
     RegisterError,
     StoreUnavailable,
 )
+from holdfast.model.event import Event
 from holdfast.model.keys import Keys
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member, NodeRecord, NodeState, Phase
@@ -421,6 +422,10 @@ class Agent:
 
     def _epoch(self) -> int:
         return self._registry.register.epoch if self._registry.register is not None else 0
+
+    def recent_events(self) -> tuple[Event, ...]:
+        """What this agent noted lately, oldest first."""
+        return tuple(self._journal.recent)
 
     def has_looked(self) -> bool:
         """Whether there is anything to tell yet: before the first look, "absent" would depose a healthy primary."""

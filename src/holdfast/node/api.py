@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
+from holdfast.model.event import Event
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
@@ -21,6 +22,10 @@ class Subject(Protocol):
 
     def report(self) -> NodeReport:
         """The node now."""
+        ...
+
+    def recent_events(self) -> tuple[Event, ...]:
+        """What this agent noted lately, oldest first."""
         ...
 
     def has_looked(self) -> bool:
@@ -72,6 +77,7 @@ class Api:
                 web.get("/replica", self._status(self._subject.serves_reads)),
                 web.get("/health", self._status(self._subject.is_healthy)),
                 web.get("/node", self._node),
+                web.get("/events", self._events),
                 web.get("/policy", self._policy),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
@@ -109,6 +115,10 @@ class Api:
         if not self._subject.has_looked():
             raise web.HTTPServiceUnavailable(text="the agent has not looked at its server yet\n")
         return web.Response(body=self._subject.report().to_json(), content_type="application/json")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        lines = b"\n".join(event.to_json() for event in self._subject.recent_events())
+        return web.Response(body=lines, content_type="application/x-ndjson")
 
     async def _policy(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self._subject.control.policy().to_json(), content_type="application/json")

@@ -19,6 +19,9 @@ log = structlog.get_logger(__name__)
 MAX_WAITING_EVENTS = 10_000
 """While the store is away; beyond it the oldest are dropped from here (the process's own log still has them)."""
 
+RECENT_EVENTS = 500
+"""Of its own, kept in memory: enough for the story of several failovers."""
+
 
 class Journal:
     """The journal of one process."""
@@ -28,6 +31,8 @@ class Journal:
         self._source = source
         self._timeouts = timeouts
         self._waiting: deque[Event] = deque(maxlen=MAX_WAITING_EVENTS)
+        self.recent: deque[Event] = deque(maxlen=RECENT_EVENTS)
+        """For who asks while the store is away."""
         self._something = asyncio.Event()
 
     def record(self, kind: str, epoch: int, rule: str | None = None, **detail: JsonValue) -> None:
@@ -35,6 +40,7 @@ class Journal:
         event = Event(time.time() * 1000, self._source, kind, epoch, rule, detail)
         log.info(kind, epoch=epoch, rule=rule, **detail)
         self._waiting.append(event)
+        self.recent.append(event)
         self._something.set()
 
     async def run(self) -> None:

@@ -65,7 +65,11 @@ class Disk:
                     loop.call_soon_threadsafe(tell, result, error)
 
         threading.Thread(target=run, name=f"disk-{purpose}", daemon=True).start()
-        finished, _ = await asyncio.wait({done}, timeout=None if deadline_ms is None else deadline_ms / 1000)
+        try:
+            finished, _ = await asyncio.wait({done}, timeout=None if deadline_ms is None else deadline_ms / 1000)
+        except asyncio.CancelledError:
+            done.add_done_callback(_forget)
+            raise
         if not finished:
             done.add_done_callback(_forget)
             raise DiskSilent(f"the file system did not answer within {deadline_ms} ms ({purpose})")

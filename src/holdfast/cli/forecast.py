@@ -1,0 +1,84 @@
+"""``holdfast forecast``: what the loss of each node would mean now."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.failures import FAILED, run
+from holdfast.cli.output import directory_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from holdfast.core.forecast import Forecast, Takeover
+
+
+@click.command()
+@directory_option
+@json_option
+@click.pass_context
+def forecast(ctx: click.Context, directory: Path, as_json: bool) -> None:
+    """Say what would happen if the primary, or a standby, died now; exit status 1 if nobody could take over.
+
+    The same rules that decide in a failover are applied to what the agents report at this moment. Nothing is changed.
+    """
+    from holdfast.cli.logs import configure_quiet_logs
+    from holdfast.local.cluster import LocalCluster
+    from holdfast.local.outlook import read_forecast
+
+    configure_quiet_logs()
+    cluster = LocalCluster.open(directory)
+
+    async def work() -> Forecast:
+        try:
+            return await read_forecast(cluster)
+        finally:
+            await cluster.close()
+
+    found = run(work())
+    if as_json:
+        print_json(asdict(found))
+    else:
+        for line in _lines(found):
+            click.echo(line)
+    ctx.exit(0 if found.if_primary_died.candidate is not None else FAILED)
+
+
+def _lines(found: Forecast) -> list[str]:
+    if found.primary is None:
+        return [found.if_primary_died.because, *(f"  {o}" for o in found.if_primary_died.obstacles)]
+    lines = [f"If the primary {found.primary} died now:", *_takeover(found.if_primary_died, "  ")]
+    for standby in found.if_standby_died:
+        writes = "writes would go on" if standby.writes_go_on else "writes would wait until a standby is back"
+        lines += ["", f"If standby {standby.node} died now: {writes}. If {found.primary} died after it:"]
+        lines += _takeover(standby.then_primary, "  ")
+    return lines
+
+
+def _takeover(takeover: Takeover, indent: str) -> list[str]:
+    if takeover.candidate is None:
+        lines = [f"nobody could take over: {takeover.because}"]
+    else:
+        lines = [
+            f"candidate  {takeover.candidate}: {takeover.because}",
+            f"RPO        {_rpo(takeover.rpo_bytes)}",
+            f"RTO        {_rto(takeover)}",
+        ]
+    lines += [f"in the way  {obstacle}" for obstacle in takeover.obstacles]
+    return [indent + line for line in lines]
+
+
+def _rpo(rpo_bytes: int | None) -> str:
+    if rpo_bytes is None:
+        return "unknown: commits are local, and how far the candidate is behind cannot be told"
+    if rpo_bytes == 0:
+        return "nothing that was acknowledged is lost"
+    return f"about {rpo_bytes:,} bytes of log, at this moment: commits are local"
+
+
+def _rto(takeover: Takeover) -> str:
+    if takeover.rto is None:
+        return "unknown: no failover and no drill to go by yet"
+    return f"about {takeover.rto.ms:,} ms, by {takeover.rto.source}"

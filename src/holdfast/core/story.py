@@ -1,0 +1,182 @@
+"""What happened in the last change of leadership, told from the journal: who saw what, who did what, by which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from holdfast.core.explain import comment_of
+from holdfast.model.event import Event
+from holdfast.model.report import VerdictKind
+
+SUSPICION_MAX_MS = 600_000
+"""How long before an epoch was opened a verdict or a hand-over may have begun and still belong to it."""
+
+_HEALTHY = {VerdictKind.HEALTHY.value, VerdictKind.UNKNOWN.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that happened. ``offset_ms`` counts from the first line; ``why`` is what its rule is for."""
+
+    at_ms: float
+    offset_ms: int
+    who: str
+    kind: str
+    says: str
+    rule: str | None
+    why: str | None
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """One change of leadership. Times are milliseconds after its first sign; None: it has not come to that."""
+
+    switchover: bool
+    epoch: int
+    old: str | None
+    new: str | None
+    began_at_ms: float
+    opened_ms: int | None
+    chosen_ms: int | None
+    promoted_ms: int | None
+    serving_ms: int | None
+    old_back_ms: int | None
+    lines: tuple[Line, ...] = field(default=())
+
+    @property
+    def headline(self) -> str:
+        """The story in one sentence."""
+        what = "switchover" if self.switchover else "failover"
+        if self.new is None or self.serving_ms is None:
+            return f"A {what} away from {self.old or 'a lost primary'} has not ended yet (epoch {self.epoch})."
+        took = f"{self.serving_ms} ms after its first sign"
+        return f"The last {what}: {self.new} took over from {self.old or '?'} in epoch {self.epoch}, {took}."
+
+
+def tell(events: Sequence[Event]) -> Story | None:
+    """The last change of leadership in a journal (oldest first); None if there has been none."""
+    ordered = sorted(events, key=lambda e: e.at_ms)
+    opened = [i for i, e in enumerate(ordered) if e.kind == "epoch.opened"]
+    if not opened:
+        return None
+    before = [i for i in range(opened[-1]) if ordered[i].kind in ("epoch.serving", "cluster.created")]
+    start = before[-1] + 1 if before else 0
+    led = ordered[before[-1]] if before else None
+    first = next(i for i in opened if i >= start)
+    onset = _onset(ordered, start, first)
+    told = [e for i, e in enumerate(ordered) if i >= onset and _belongs(e, early=i < first)]
+    return _story(told, led)
+
+
+def _onset(events: Sequence[Event], start: int, opened: int) -> int:
+    """The first sign: where the row of doubts began that ended in the opening; else the opening itself."""
+    onset = opened
+    for i in range(opened - 1, start - 1, -1):
+        event = events[i]
+        if events[opened].at_ms - event.at_ms > SUSPICION_MAX_MS or event.kind == "node.rejoined":
+            break
+        if event.kind == "verdict.changed" and event.detail.get("verdict") in _HEALTHY:
+            break
+        if event.kind in ("verdict.changed", "handover.begun"):
+            onset = i
+    return onset
+
+
+def _belongs(event: Event, *, early: bool) -> bool:
+    if early:
+        return event.kind in ("verdict.changed", "handover.begun", "postgres.stopped", "postgres.killed")
+    if event.kind == "verdict.changed" and event.detail.get("verdict") in _HEALTHY:
+        return False
+    return event.kind in _WORDS
+
+
+def _story(told: Sequence[Event], led: Event | None) -> Story:
+    began_at_ms = told[0].at_ms
+    opened = next(e for e in told if e.kind == "epoch.opened")
+    served = next((e for e in told if e.kind == "epoch.serving" and e.at_ms >= opened.at_ms), None)
+    old = str(led.detail.get("leader") or led.detail.get("node") or led.source) if led is not None else None
+
+    def offset(kind: str, who: str | None = None) -> int | None:
+        found = [e for e in told if e.kind == kind and who in (None, e.source) and e.at_ms >= opened.at_ms]
+        return None if not found else round(found[0].at_ms - began_at_ms)
+
+    return Story(
+        switchover=any(e.kind == "handover.begun" for e in told if e.at_ms <= opened.at_ms),
+        epoch=served.epoch if served is not None else max(e.epoch for e in told),
+        old=old,
+        new=str(served.detail.get("leader") or served.source) if served is not None else None,
+        began_at_ms=began_at_ms,
+        opened_ms=offset("epoch.opened"),
+        chosen_ms=offset("candidate.chosen"),
+        promoted_ms=offset("primary.promoted"),
+        serving_ms=None if served is None else round(served.at_ms - began_at_ms),
+        old_back_ms=offset("node.rejoined", old) if old is not None else None,
+        lines=tuple(_line(e, began_at_ms) for e in told),
+    )
+
+
+def _line(event: Event, began_at_ms: float) -> Line:
+    says = _WORDS[event.kind].format_map(_Words(event))
+    evidence = event.detail.get("readings")
+    return Line(
+        at_ms=event.at_ms,
+        offset_ms=round(event.at_ms - began_at_ms),
+        who=event.source,
+        kind=event.kind,
+        says=says,
+        rule=event.rule,
+        why=comment_of(event.rule) if event.rule is not None else None,
+        evidence=tuple(map(_reading, evidence)) if isinstance(evidence, list) else (),
+    )
+
+
+def _reading(reading: JsonValue) -> str:
+    if not isinstance(reading, dict):
+        return str(reading)
+    age = reading.get("age_ms")
+    when = "" if age is None else f" ({age} ms before)"
+    return f"{reading.get('source')}: {reading.get('says')}{when}"
+
+
+class _Words(dict[str, str]):
+    """What an entry of the journal has, for the sentences below; what it lacks reads as "?"."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__({k: str(v) for k, v in event.detail.items() if not isinstance(v, list | dict)})
+        self["epoch"] = str(event.epoch)
+        self["started_as"] = "a standby" if event.detail.get("standby") else "a primary, closed"
+        self["how"] = "at once (fenced)" if event.detail.get("immediate") else "in good order"
+
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+_WORDS = {
+    "verdict.changed": "holds {about} for {verdict}: {evidence}",
+    "handover.begun": "was asked to hand over to {target}",
+    "handover.cancelled": "gave the hand-over up",
+    "epoch.opened": "opened epoch {epoch}: {reason}",
+    "recruit.joined": "joined epoch {epoch}, following nobody; its log ends at {position} of timeline {timeline}",
+    "candidate.chosen": "chose {candidate}: {reason}",
+    "primary.promoted": "has left recovery on timeline {epoch}; it acknowledges nothing yet",
+    "epoch.serving": "passed the barrier and serves: commits need {quorum}",
+    "postgres.stopped": "stopped its PostgreSQL {how}",
+    "postgres.killed": "killed its PostgreSQL",
+    "postgres.started": "started its PostgreSQL as {started_as}",
+    "upstream.set": "follows {upstream}",
+    "rewind.begun": "takes back its log beyond the fork (it ended at {end}), with {source} as the source",
+    "rewind.failed": "could not rewind: {reason}",
+    "rewind.done": "has rewound its directory, and is the new member {incarnation}",
+    "clone.begun": "copies the data of {source}",
+    "clone.done": "has a copy of {source}'s data, and is the new member {incarnation}",
+    "node.rejoined": "is back: it streams from {upstream}",
+    "fence.done": "ran the fencing command against {node}: {outcome}",
+    "hook.done": "ran the hook for {role}: {outcome}",
+    "alarm": "raises an alarm: {reason}",
+    "violation": "met what no rule covers, and fenced itself: {reason}",
+}
+"""What each kind of entry means, to somebody who has not read the protocol. Kinds that are not here are left out."""

@@ -1,0 +1,47 @@
+"""What lies behind a local cluster and what lies before it: the last story, and the forecast."""
+
+from __future__ import annotations
+
+from holdfast.core.forecast import Estimate, Forecast, Standing, forecast
+from holdfast.core.story import Story, tell
+from holdfast.local.cluster import LocalCluster
+from holdfast.model.errors import HoldfastError, StoreUnavailable
+from holdfast.model.keys import Keys
+from holdfast.model.policy import DEFAULT_POLICY, Policy
+
+
+async def read_story(cluster: LocalCluster) -> tuple[Story | None, bool]:
+    """The last change of leadership, and whether the store told it (else the agents that answer did).
+
+    Raises StoreUnavailable if neither tells anything.
+    """
+    try:
+        return tell(await cluster.events()), True
+    except StoreUnavailable as error:
+        events = await cluster.events_of_agents()
+        if not events:
+            raise StoreUnavailable(f"neither the store nor any agent answers: {error}") from error
+        return tell(events), False
+
+
+async def read_forecast(cluster: LocalCluster) -> Forecast:
+    """The forecast as of now; raises StoreUnavailable, HoldfastError if there is no cluster yet."""
+    register = await cluster.register()
+    if register is None:
+        raise HoldfastError("the store knows no cluster: see `holdfast status`")
+    story, _ = await read_story(cluster)
+    reports = await cluster.reports()
+    return forecast(Standing(register, reports, await read_policy(cluster), estimate(story)))
+
+
+async def read_policy(cluster: LocalCluster) -> Policy:
+    """The policy in force; raises StoreUnavailable."""
+    entry = await cluster.store().get(Keys(cluster.name).policy)
+    return Policy.from_json(entry.value) if entry is not None else DEFAULT_POLICY
+
+
+def estimate(story: Story | None) -> Estimate | None:
+    """How long a takeover takes, by the last one that was none on purpose."""
+    if story is None or story.switchover or story.serving_ms is None:
+        return None
+    return Estimate(story.serving_ms, f"the last failover, from its first sign to serving ({story.old} to {story.new})")

@@ -1,0 +1,100 @@
+"""The last change of leadership, told from the journal."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from holdfast.core.story import tell
+from holdfast.model.event import Event
+
+T0 = 1_000_000.0
+
+
+def event(at: int, source: str, kind: str, epoch: int, rule: str | None = None, **detail: JsonValue) -> Event:
+    return Event(T0 + at, source, kind, epoch, rule, detail)
+
+
+def verdict(at: int, source: str, kind: str, about: str = "n1", epoch: int = 1) -> Event:
+    readings: list[JsonValue] = [{"source": "fresh session", "age_ms": 1600, "says": "answered in 3 ms"}]
+    words: dict[str, JsonValue] = {
+        "about": about,
+        "verdict": kind,
+        "evidence": "as the test says",
+        "readings": readings,
+    }
+    return event(at, source, "verdict.changed", epoch, "verdict.silence", **words)
+
+
+def failover(at: int, old: str, new: str, epoch: int) -> list[Event]:
+    return [
+        verdict(at, "n2", "unreachable", old, epoch - 1),
+        verdict(at + 40, "n3", "unreachable", old, epoch - 1),
+        event(at + 50, "n3", "epoch.opened", epoch, "epoch.suspect", reason="no answer on any path for 1500 ms"),
+        event(at + 60, "n2", "recruit.joined", epoch, "recruit.detach", position="0/5000", timeline=epoch - 1),
+        event(at + 90, "n3", "candidate.chosen", epoch, "epoch.choose", candidate=new, reason="it has the most log"),
+        event(at + 150, new, "primary.promoted", epoch, "barrier.mark"),
+        event(at + 190, new, "epoch.serving", epoch, "barrier.commit", leader=new, quorum="ANY 1 (n3_0)"),
+        event(at + 900, old, "node.rejoined", epoch, "follow.steady", upstream=new),
+    ]
+
+
+CREATED = event(-100_000, "n1", "cluster.created", 1, "create.register", node="n1")
+SERVING = event(-90_000, "n1", "epoch.serving", 1, "barrier.commit", leader="n1", quorum="ANY 1 (n2_0, n3_0)")
+
+
+def test_a_cluster_that_never_changed_its_leader_has_no_story() -> None:
+    assert tell([]) is None
+    assert tell([CREATED, SERVING, verdict(0, "n2", "overloaded")]) is None
+
+
+def test_a_failover_from_its_first_sign_to_the_return_of_the_old_primary() -> None:
+    story = tell([CREATED, SERVING, *failover(0, "n1", "n2", 2)])
+    assert story is not None
+    assert (story.old, story.new, story.epoch, story.switchover) == ("n1", "n2", 2, False)
+    assert (story.opened_ms, story.chosen_ms, story.promoted_ms, story.serving_ms) == (50, 90, 150, 190)
+    assert story.old_back_ms == 900
+    assert story.headline == "The last failover: n2 took over from n1 in epoch 2, 190 ms after its first sign."
+    first = story.lines[0]
+    assert (first.offset_ms, first.who, first.says) == (0, "n2", "holds n1 for unreachable: as the test says")
+    assert first.evidence == ("fresh session: answered in 3 ms (1600 ms before)",)
+    assert first.why == "nothing heard on any path"
+    assert [line.who for line in story.lines if line.kind == "recruit.joined"] == ["n2"]
+
+
+def test_the_last_one_is_told_and_entries_may_come_in_any_order() -> None:
+    events = [CREATED, SERVING, *failover(0, "n1", "n2", 2), *failover(50_000, "n2", "n1", 3)]
+    story = tell(list(reversed(events)))
+    assert story is not None
+    assert (story.old, story.new, story.began_at_ms, len(story.lines)) == ("n2", "n1", T0 + 50_000, 8)
+
+
+def test_a_doubt_that_passed_does_not_belong_to_it() -> None:
+    passed = [verdict(-5000, "n2", "overloaded"), verdict(-4000, "n2", "healthy")]
+    story = tell([CREATED, SERVING, *passed, *failover(0, "n1", "n2", 2)])
+    assert story is not None
+    assert story.began_at_ms == T0
+
+
+def test_one_that_has_not_ended_says_so() -> None:
+    story = tell([CREATED, SERVING, *failover(0, "n1", "n2", 2)[:4]])
+    assert story is not None
+    assert (story.new, story.serving_ms) == (None, None)
+    assert story.headline == "A failover away from n1 has not ended yet (epoch 2)."
+
+
+def test_an_epoch_that_had_to_be_replaced_is_part_of_the_same_story() -> None:
+    replaced = event(55, "n2", "epoch.opened", 3, "epoch.replace", reason="recruiting did not advance")
+    later = [e for e in failover(100, "n1", "n2", 3) if e.kind != "verdict.changed"][1:]
+    story = tell([CREATED, SERVING, *failover(0, "n1", "n2", 2)[:4], replaced, *later])
+    assert story is not None
+    assert (story.began_at_ms, story.opened_ms, story.serving_ms, story.epoch) == (T0, 50, 290, 3)
+    assert [line.kind for line in story.lines].count("epoch.opened") == 2
+
+
+def test_a_switchover_begins_with_the_wish() -> None:
+    begun = event(0, "n1", "handover.begun", 1, None, target="n2")
+    rest = [e for e in failover(500, "n1", "n2", 2) if e.kind != "verdict.changed"]
+    story = tell([CREATED, SERVING, begun, *rest])
+    assert story is not None
+    assert (story.switchover, story.serving_ms) == (True, 690)
+    assert story.lines[0].says == "was asked to hand over to n2"

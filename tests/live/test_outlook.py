@@ -1,0 +1,74 @@
+"""What people are told before, during and after a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from holdfast.local.cluster import LocalCluster
+from tests.cli.running import holdfast
+from tests.live.conftest import WHOLE_S, the_leader, the_register
+from tests.live.test_failover import wait_until_epoch_serves
+
+pytestmark = pytest.mark.live
+
+
+async def told(cluster: LocalCluster, *words: str, status: int = 0) -> Any:
+    done = await asyncio.to_thread(holdfast, *words, "--dir", cluster.layout.root, "--json")
+    assert done.returncode == status, done.stderr
+    return json.loads(done.stdout)
+
+
+async def test_the_forecast_comes_true_and_the_story_says_why(cluster: LocalCluster) -> None:
+    before = await the_register(cluster)
+    leader = await the_leader(cluster)
+    foretold = await told(cluster, "forecast")
+    assert foretold["primary"] == leader
+    assert foretold["if_primary_died"]["candidate"] in set(cluster.nodes) - {leader}
+    assert foretold["if_primary_died"]["rpo_bytes"] == 0
+    await cluster.kill_postgres(leader)
+    await wait_until_epoch_serves(cluster, before.epoch + 1)
+    assert await cluster.wait_until_whole(WHOLE_S)
+    story = (await told(cluster, "explain", "--last"))["story"]
+    assert (story["old"], story["new"], story["switchover"]) == (leader, await the_leader(cluster), False)
+    assert story["lines"][0]["rule"] == "verdict.process-gone"
+    kinds = [line["kind"] for line in story["lines"]]
+    steps = ["verdict.changed", "epoch.opened", "candidate.chosen", "primary.promoted", "epoch.serving"]
+    assert [kind for kind in dict.fromkeys(kinds) if kind in steps] == steps
+    again = await told(cluster, "forecast")
+    assert again["if_primary_died"]["rto"]["ms"] == story["serving_ms"]
+
+
+async def test_status_says_what_each_voter_thinks(cluster: LocalCluster) -> None:
+    found = await told(cluster, "status")
+    leader = await the_leader(cluster)
+    assert (found["votes_needed"], [v["name"] for v in found["voters"]]) == (2, list(cluster.nodes))
+    assert {v["verdict"] for v in found["voters"]} == {"healthy"}
+    by_name = {v["name"]: v for v in found["voters"]}
+    assert by_name[leader]["rule"] == "verdict.runs"
+    for name in set(cluster.nodes) - {leader}:
+        assert {"agent", "fresh session", "held session"} <= {r["source"] for r in by_name[name]["readings"]}
+    done = await asyncio.to_thread(holdfast, "status", "--dir", cluster.layout.root)
+    assert "0 of 3 voters hold the primary for lost; 2 must agree" in done.stdout
+
+
+async def test_the_agents_tell_the_story_while_the_store_is_away(cluster: LocalCluster) -> None:
+    epoch = (await the_register(cluster)).epoch
+    await cluster.kill_postgres(await the_leader(cluster))
+    await wait_until_epoch_serves(cluster, epoch + 1)
+    by_store = await told(cluster, "explain", "--last")
+    etcd = cluster.state().processes["etcd"].process
+    assert etcd is not None
+    etcd.send(signal.SIGSTOP)
+    try:
+        by_agents = await told(cluster, "explain", "--last")
+    finally:
+        etcd.send(signal.SIGCONT)
+    assert (by_store["source"], by_agents["source"]) == ("store", "agents")
+    for field in ("old", "new", "epoch", "began_at_ms", "opened_ms", "chosen_ms", "promoted_ms", "serving_ms"):
+        assert by_agents["story"][field] == by_store["story"][field]
+    assert await cluster.wait_until_whole(WHOLE_S)
