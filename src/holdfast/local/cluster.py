@@ -165,20 +165,6 @@ class LocalCluster:
         """The journal, oldest first; raises StoreUnavailable."""
         return await self.store().read_events(100_000)
 
-    async def events_of_agents(self) -> tuple[Event, ...]:
-        """What each agent that answers noted lately, oldest first: for when the store is away."""
-        told = await asyncio.gather(*(self._events_of(name) for name in self.nodes))
-        return tuple(sorted((event for events in told for event in events), key=lambda event: event.at_ms))
-
-    async def _events_of(self, name: str) -> list[Event]:
-        from aiohttp import ClientError
-
-        try:
-            async with self.http().get(f"http://127.0.0.1:{self.file.ports.nodes[name].api}/events") as answer:
-                return [Event.from_json(line) for line in (await answer.read()).splitlines()]
-        except (ClientError, TimeoutError, RegisterError, OSError):
-            return []
-
     async def kill_postgres(self, node: str) -> float:
         """SIGKILL every process of a node's PostgreSQL; returns when (Unix milliseconds).
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from holdfast.core.forecast import Estimate, Forecast, Standing, forecast
 from holdfast.core.story import Story, tell
 from holdfast.local.cluster import LocalCluster
-from holdfast.model.errors import HoldfastError, StoreUnavailable
+from holdfast.model.errors import HoldfastError, RegisterError, StoreUnavailable
+from holdfast.model.event import Event
 from holdfast.model.keys import Keys
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 
@@ -18,10 +21,26 @@ async def read_story(cluster: LocalCluster) -> tuple[Story | None, bool]:
     try:
         return tell(await cluster.events()), True
     except StoreUnavailable as error:
-        events = await cluster.events_of_agents()
+        events = await _events_of_agents(cluster)
         if not events:
             raise StoreUnavailable(f"neither the store nor any agent answers: {error}") from error
         return tell(events), False
+
+
+async def _events_of_agents(cluster: LocalCluster) -> tuple[Event, ...]:
+    """What each agent that answers noted lately, oldest first."""
+    told = await asyncio.gather(*(_events_of(cluster, name) for name in cluster.nodes))
+    return tuple(sorted((event for events in told for event in events), key=lambda event: event.at_ms))
+
+
+async def _events_of(cluster: LocalCluster, name: str) -> list[Event]:
+    from aiohttp import ClientError
+
+    try:
+        async with cluster.http().get(f"http://127.0.0.1:{cluster.file.ports.nodes[name].api}/events") as answer:
+            return [Event.from_json(line) for line in (await answer.read()).splitlines()]
+    except (ClientError, TimeoutError, RegisterError, OSError):
+        return []
 
 
 async def read_forecast(cluster: LocalCluster) -> Forecast:
