@@ -32,6 +32,7 @@ NOTICE = "<!-- Written by tools/reference.py; change the code it describes and r
 ENVIRONMENT = {
     "HOLDFAST_PG_BINDIR": "directory of `postgres` and `initdb`; else the system's newest, else the embedded one",
     "HOLDFAST_ETCD": "the `etcd` to run; else the system's, else the embedded one",
+    "HOLDFAST_COMMAND": "the command's name in messages; `./holdfast` sets it to what was typed",
     "HOLDFAST_PORTS": "`first-last`: where a new local cluster takes its ports; else below 32000, and 6432 for writes",
     "HOLDFAST_PYTHON": "`./holdfast` only: the Python to make the environment with, 3.11 or newer",
     "HOLDFAST_INSTALLER": "`./holdfast` only: `uv`, `venv` or `pip` (one from outside); else the first that is there",

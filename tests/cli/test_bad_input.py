@@ -28,7 +28,9 @@ def stopped(place: Path) -> Layout:
 
 @pytest.mark.parametrize("command", ["status", "down", "switchover", "drill run primary-crash"])
 def test_commands_that_need_a_cluster(place: Path, command: str) -> None:
-    assert_refused(holdfast(*command.split(), "--dir", place / "none"), "holds no Holdfast cluster", "holdfast up")
+    typed = {"HOLDFAST_COMMAND": "../clone/holdfast"}
+    done = holdfast(*command.split(), "--dir", place / "none", environment=typed)
+    assert_refused(done, "holds no Holdfast cluster", "`../clone/holdfast up --dir")
     assert not (place / "none").exists()
 
 
@@ -120,7 +122,8 @@ def test_a_drill_on_a_cluster_that_does_not_run(stopped: Layout) -> None:
 def test_results_that_could_not_be_written(place: Path) -> None:
     assert_refused(holdfast("demo", "--json", place / "no" / "file", cwd=place), "--json", "cannot be written")
     (place / "taken").write_text("x")
-    assert_refused(holdfast("demo", "--report", place / "taken"), "--report")
+    for unwritable in (place / "taken", place / "taken" / "below", Path("/proc/holdfast")):
+        assert_refused(holdfast("demo", "--report", unwritable), "--report", str(unwritable))
 
 
 def test_words_that_are_no_command() -> None:
@@ -140,6 +143,9 @@ def test_words_that_are_no_command() -> None:
         (b"[store]\nendpoints = 3\n", ("setting store.endpoints",)),
         (b"[store]\nendpoints = ['localhost:2379']\n", ("store.endpoints", "http://host:2379")),
         (b"[timeouts]\nsilence_ms = 'long'\n", ("timeouts.silence_ms", "integer")),
+        (b"[timeouts]\nsilence_ms = 900\n", ("timeouts.silence_ms = 900", "2 times timeouts.heartbeat_interval_ms")),
+        (b"[timeouts]\npeer_timeout_ms = 600\n", ("timeouts.heartbeat_interval_ms = 500", "timeouts.peer_timeout_ms")),
+        (b"[cluster]\nnodes = ['n1', 'n2', 'n1']\n", ("setting cluster.nodes: n1 is listed twice",)),
     ],
 )
 def test_wrong_configuration(place: Path, command: str, text: bytes | None, words: tuple[str, ...]) -> None:

@@ -218,7 +218,8 @@ def test_an_old_primary_that_wakes_up_is_fenced() -> None:
 def test_a_register_that_must_not_be_obeyed_touches_nothing() -> None:
     for trouble in RegisterTrouble:
         for server in (ABSENT_SERVER, STOPPED, standby(1, 100), primary(1, 100), primary(1, 100, BARRIER)):
-            assert acts(observation(trouble=trouble, server=server)) == (a.Alarm(trouble.value),)
+            assert acts(observation(trouble=trouble, server=server)) == (a.Alarm(trouble.explained),)
+        assert "store.endpoints" in trouble.explained or "`holdfast recover`" in trouble.explained
 
 
 def test_a_leader_whose_directory_was_lost_waits_for_another_leader() -> None:

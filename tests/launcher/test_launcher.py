@@ -48,6 +48,13 @@ def test_the_command_takes_over_the_process_and_its_status(clone: Clone) -> None
     assert outcome.status == 3
 
 
+def test_the_command_learns_how_it_was_typed(clone: Clone) -> None:
+    assert clone.run("status").said["environ"]["HOLDFAST_COMMAND"] == str(clone.root / "holdfast")
+    (clone.root / "holdfast").chmod(0o755)
+    typed = subprocess.run(["./holdfast", "status"], cwd=clone.root, env=clone.environ, capture_output=True, check=True)
+    assert json.loads(typed.stdout)["environ"]["HOLDFAST_COMMAND"] == "./holdfast"
+
+
 def test_the_word_test_runs_pytest_in_the_root(clone: Clone) -> None:
     outcome = clone.run("test", "-k", "wire")
     assert outcome.said["argv"][-2:] == ["-k", "wire"]

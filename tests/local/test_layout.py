@@ -79,7 +79,52 @@ def test_a_newer_format_is_refused(place: Path) -> None:
 def test_a_damaged_file_is_refused(place: Path, text: str) -> None:
     layout, _ = made(place / "c")
     layout.cluster_file.write_text(text)
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"cluster\.json.*correct it, restore the file"):
+        layout.load()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("cluster", "../x", r"cluster: string should match"),
+        ("nodes", ["n1", "n2", "n2"], r"nodes lists one twice"),
+        ("nodes", ["n1"], r"nodes lists 1, not 3 to 9"),
+        ("nodes", ["n1", "n2", "N3!"], r"nodes\.2"),
+        ("nodes", ["n1", "n2", "n4"], r"ports\.nodes has n1, n2, n3, and nodes has n1, n2, n4"),
+        ("ports.write", "6432", r"ports\.write: input should be a valid integer, not '6432'"),
+        ("ports.read", 70_000, r"ports\.read: input should be less than or equal to 65535, not 70000"),
+        ("ports.nodes.n2.api", None, r"ports\.nodes\.n2\.api: input should be a valid integer"),
+        ("ports.etcd_client", 0, r"ports\.etcd_client"),
+        ("postgresql.path", 3, r"postgresql\.path: input should be a valid string"),
+        ("parameters", {"work_mem": 4}, r"parameters\.work_mem: input should be a valid string"),
+        ("os_user", 0, r"os_user: input should be a valid string"),
+        ("complete", "yes", r"complete: input should be a valid boolean"),
+    ],
+)
+def test_a_wrong_value_is_named(place: Path, path: str, value: object, words: str) -> None:
+    layout, _ = made(place / "c")
+    raw = json.loads(layout.cluster_file.read_text())
+    *above, last = path.split(".")
+    inner = raw
+    for part in above:
+        inner = inner[part]
+    inner[last] = value
+    layout.cluster_file.write_text(json.dumps(raw))
+    with pytest.raises(ConfigurationError, match=words):
+        layout.load()
+
+
+def test_a_secret_that_is_gone_is_named(place: Path) -> None:
+    layout, _ = made(place / "c")
+    layout.secret_file("app").unlink()
+    with pytest.raises(ConfigurationError, match=r"secrets/app: No such file or directory: restore the file"):
+        layout.read_secret("app")
+
+
+def test_a_port_that_two_have_is_named(place: Path) -> None:
+    layout, file = made(place / "c")
+    layout.save(replace(file, ports=replace(file.ports, read=file.ports.write)))
+    with pytest.raises(ConfigurationError, match=r"ports\.write and ports\.read are both \d+"):
         layout.load()
 
 

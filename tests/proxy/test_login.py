@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 import trustme
+from structlog.testing import capture_logs
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.proxy.run import Proxy
@@ -140,7 +141,13 @@ async def test_secret_that_the_server_does_not_have(cluster: Cluster, lasting: S
 async def test_server_knows_another_password(cluster: Cluster, lasting: Server) -> None:
     await cluster.serve(lasting, 1)
     await cluster.start(users=f"{USER} another\n")
-    assert "password authentication failed" in await refusal(cluster, password="another")
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert "password authentication failed" in await refusal(cluster, password="another")
+    (told,) = [entry for entry in logs if entry["event"] == "server.login_refused"]  # once, not for each client
+    assert (told["log_level"], told["user"], told["node"]) == ("warning", USER, "n1")
+    assert "proxy.users_file" in told["fix"]
+    assert "another" not in str(told)
 
 
 async def test_unknown_database(served: Cluster) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from holdfast.cli.output import as_typed
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, StoreUnavailable
 
 FAILED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
@@ -61,7 +62,7 @@ def reported(ctx: click.Context) -> Iterator[None]:
 
 
 def _say(error: HoldfastError) -> None:
-    click.echo(f"Error: {error}", err=True)
+    click.echo(as_typed(f"Error: {error}"), err=True)
 
 
 def _keep_traceback() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ directory_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
+COMMAND_VARIABLE = "HOLDFAST_COMMAND"
+"""How the command was typed; `./holdfast` hands it down."""
+
+
+def command_name() -> str:
+    """The command as people type it here."""
+    return os.environ.get(COMMAND_VARIABLE) or "holdfast"
+
+
+def as_typed(text: str) -> str:
+    """A text in which the commands in backquotes can be typed as they stand."""
+    return text.replace("`holdfast ", f"`{command_name()} ")
+
+
 class Steps:
     """Lines that say what has just happened and how long it took so far; silent for programs."""
 
@@ -33,7 +48,7 @@ class Steps:
     def __call__(self, words: str) -> None:
         """Tell one step."""
         if not self._quiet:
-            click.echo(f"{time.monotonic() - self._began_at:6.1f} s  {words}", err=self._err)
+            click.echo(f"{time.monotonic() - self._began_at:6.1f} s  {as_typed(words)}", err=self._err)
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,5 +144,9 @@ def check_places(trial: Trial) -> None:
     place = trial.report_dir.absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigurationError(f"--report {trial.report_dir}: {place} is not a directory that can be written to")
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # what the permissions say is not always true (/proc, for root)
+    except OSError:
+        raise ConfigurationError(
+            f"--report {trial.report_dir}: {place} is not a directory that can be written to: choose another"
+        ) from None

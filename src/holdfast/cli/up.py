@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.failures import run
-from holdfast.cli.output import Steps, directory_option, json_option, print_json
+from holdfast.cli.output import Steps, as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
     from holdfast.local.cluster import LocalCluster
@@ -41,7 +41,7 @@ def up(directory: Path, nodes: int | None, port: int | None, as_json: bool) -> N
     click.echo("" if started else "It runs already.\n")
     click.echo(f"write  {found['write_dsn_hint']}\nread   {found['read_dsn_hint']}")
     click.echo(f"\nThe password of role app is in {found['app_password_file']}.")
-    click.echo(f"Look with `holdfast status --dir {directory}`, stop with `holdfast down --dir {directory}`.")
+    click.echo(as_typed(f"Look with `holdfast status --dir {directory}`, stop with `holdfast down --dir {directory}`."))
 
 
 def describe(cluster: LocalCluster) -> dict[str, Any]:

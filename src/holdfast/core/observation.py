@@ -25,6 +25,26 @@ class RegisterTrouble(StrEnum):
     UNREADABLE = "the register cannot be read"
     STRANGER_DIRECTORY = "there is a data directory, but neither a promise nor a register"
 
+    @property
+    def explained(self) -> str:
+        """What is wrong, and what a person can do about it."""
+        return f"{self.value}: {_REMEDIES[self]}"
+
+
+_REMEDIES = {
+    RegisterTrouble.MISSING: "if store.endpoints and cluster.name name another store or cluster, correct them; if the "
+    "store has lost its data, run `holdfast recover`",
+    RegisterTrouble.FOREIGN: "correct store.endpoints or cluster.name; a node that is to change to that cluster must "
+    "begin with an empty node.state_dir and without postgres.data_dir",
+    RegisterTrouble.OTHER_SYSTEM: "correct postgres.data_dir, store.endpoints or cluster.name; if nobody needs the "
+    "data, move postgres.data_dir away, and the node clones",
+    RegisterTrouble.OLDER_THAN_PROMISE: "the store was restored from a backup, or store.endpoints names an old one: "
+    "correct the setting, or run `holdfast recover`",
+    RegisterTrouble.UNREADABLE: "run the same version of Holdfast everywhere; if it is damaged, run `holdfast recover`",
+    RegisterTrouble.STRANGER_DIRECTORY: "correct store.endpoints, cluster.name, node.state_dir or postgres.data_dir; "
+    "to begin a new cluster, move postgres.data_dir away",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:

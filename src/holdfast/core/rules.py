@@ -177,7 +177,7 @@ _ALL = (
     Rule(
         "alarm.raise",
         "a register that must not be obeyed: touch nothing, tell people",
-        lambda o: (Alarm(o.trouble.value if o.trouble else "the register is not to be obeyed"),),
+        lambda o: (Alarm(o.trouble.explained if o.trouble else "the register is not to be obeyed"),),
     ),
     Rule("wait.busy", "something is under way that must end first", _nothing),
     Rule("wait.evidence", "not enough is known yet", _nothing),

@@ -20,10 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from holdfast.local.ports import free_ports, is_free, proxy_ports
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
+from holdfast.model.register import NodeName
+from holdfast.model.settings import ClusterName
 
 FORMAT = 1
 MINIMUM_NODES = 3
@@ -32,6 +37,9 @@ MAXIMUM_NODES = 9
 _SOCKET_PATH_MAX_BYTES = 107
 """Of a Unix socket's address (unix(7): sun_path holds 108 bytes with its end)."""
 _SOCKET_NAME_BYTES = len("/.s.PGSQL.65535")
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Port = Annotated[int, Field(ge=1, le=65_535)]
 
 SECRETS = ("superuser", "replication", "api-token", "app")
 APP_USER = "app"
@@ -44,8 +52,9 @@ LOOPBACK = "127.0.0.1"
 class NodePorts:
     """Where a node's PostgreSQL and its agent listen."""
 
-    postgres: int
-    api: int
+    postgres: _Port
+    api: _Port
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +62,13 @@ class Ports:
     """All ports of a cluster; ``seed`` is what they were drawn with."""
 
     seed: int
-    write: int
-    read: int
-    proxy_api: int
-    etcd_client: int
-    etcd_peer: int
+    write: _Port
+    read: _Port
+    proxy_api: _Port
+    etcd_client: _Port
+    etcd_peer: _Port
     nodes: dict[str, NodePorts]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def labelled(self) -> Iterator[tuple[str, int]]:
         """Every port with the words that name it in cluster.json."""
@@ -76,14 +86,15 @@ class Program:
     version: str
     source: str
     path: str
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
     """cluster.json. ``complete`` turns true when the cluster has served for the first time."""
 
-    cluster: str
-    nodes: tuple[str, ...]
+    cluster: ClusterName
+    nodes: tuple[NodeName, ...]
     ports: Ports
     postgresql: Program
     etcd: Program
@@ -94,6 +105,7 @@ class ClusterFile:
     format: int = FORMAT
     addresses: dict[str, str] = field(default_factory=dict)
     """Of nodes and proxies with hosts of their own, by name; empty if all are on this one."""
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def address(self, name: str) -> str:
         """Where a node or a proxy listens and is reached."""
@@ -108,22 +120,47 @@ class ClusterFile:
     def from_json(cls, text: str, origin: Path) -> ClusterFile:
         """Read the file; raises ConfigurationError if it is not one, or one of another format."""
         try:
-            raw = json.loads(text)
-            if raw["format"] != FORMAT:
+            found = json.loads(text)
+            if isinstance(found, dict) and found.get("format") not in (FORMAT, None):
                 raise ConfigurationError(
-                    f"{origin}: the directory has format {raw['format']}, this version of Holdfast reads {FORMAT}: "
+                    f"{origin}: the directory has format {found['format']}, this version of Holdfast reads {FORMAT}: "
                     "use the version that made it, or another --dir"
                 )
-            ports = dict(raw["ports"])
-            ports["nodes"] = {name: NodePorts(**node) for name, node in ports["nodes"].items()}
-            raw["ports"] = Ports(**ports)
-            raw["postgresql"], raw["etcd"] = Program(**raw["postgresql"]), Program(**raw["etcd"])
-            raw["nodes"] = tuple(raw["nodes"])
-            return cls(**raw)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{origin} cannot be read ({type(error).__name__}: {error}): choose another --dir, or restore the file"
-            ) from error
+            file = _CLUSTER_FILE.validate_json(text)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{origin} is not JSON ({error}): {_MEND}") from error
+        except ValidationError as error:
+            raise ConfigurationError(f"{origin}: {'; '.join(map(_describe, error.errors()))}: {_MEND}") from error
+        if problem := file.contradiction():
+            raise ConfigurationError(f"{origin}: {problem}: {_MEND}")
+        return file
+
+    def contradiction(self) -> str | None:
+        """What does not fit together, by the names of the file; None if everything does."""
+        if len(set(self.nodes)) < len(self.nodes):
+            return f"nodes lists one twice: {', '.join(self.nodes)}"
+        if not MINIMUM_NODES <= len(self.nodes) <= MAXIMUM_NODES:
+            return f"nodes lists {len(self.nodes)}, not {MINIMUM_NODES} to {MAXIMUM_NODES}"
+        if set(self.ports.nodes) != set(self.nodes):
+            return f"ports.nodes has {', '.join(self.ports.nodes) or 'none'}, and nodes has {', '.join(self.nodes)}"
+        owners: dict[int, str] = {}
+        for label, port in () if self.addresses else self.ports.labelled():
+            if port in owners:
+                return f"{owners[port]} and {label} are both {port}"
+            owners[port] = label
+        return None
+
+
+_CLUSTER_FILE = TypeAdapter(ClusterFile)
+_MEND = "correct it, restore the file, or choose another --dir"
+
+
+def _describe(error: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("missing", "unexpected_keyword_argument"):
+        return f"{name or 'the whole'} is {'missing' if error['type'] == 'missing' else 'not known'}"
+    shown = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{name or 'the whole'}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +243,13 @@ class Layout:
         return self.secrets / name
 
     def read_secret(self, name: str) -> str:
-        """One secret."""
-        return self.secret_file(name).read_text().strip()
+        """One secret; raises ConfigurationError if it cannot be read."""
+        path = self.secret_file(name)
+        try:
+            return path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ConfigurationError(f"{path}: {reason}: restore the file, as the user who made the cluster") from error
 
     def exists(self) -> bool:
         """Whether there is a cluster here; raises ConfigurationError if that may not be looked at."""

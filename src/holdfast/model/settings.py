@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -19,6 +19,7 @@ class _Section(BaseModel):
 
 
 Port = int
+ClusterName = Annotated[str, Field(pattern=r"\A[a-z][a-z0-9-]{0,31}\z")]
 
 
 class StoreSettings(_Section):
@@ -76,8 +77,16 @@ class NodeIdentity(_Section):
 class ClusterSettings(_Section):
     """``[cluster]``: which cluster this process belongs to."""
 
-    name: str = Field("main", pattern=r"\A[a-z][a-z0-9-]{0,31}\z", description="the cluster's name in the store")
+    name: ClusterName = Field("main", description="the cluster's name in the store")
     nodes: tuple[NodeName, ...] = Field((), description="all nodes, needed to create the cluster; they are its voters")
+
+    @field_validator("nodes")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is listed twice: name every node once, a voter has one vote")
+        return value
 
 
 class NodeSettings(_Section):
@@ -136,6 +145,7 @@ def _describe(kind: type[BaseModel], loc: tuple[int | str, ...], error: str, mes
         return f"unknown setting {name} (known here: {', '.join(_siblings(kind, loc))})"
     if error == "missing":
         return f"setting {name} is missing"
+    message = message.removeprefix("Value error, ")
     shown = "" if "password" in name or isinstance(value, dict) else f", not {value!r}"
     return f"setting {name}: {message[:1].lower()}{message[1:]}{shown}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Timeouts(BaseModel):
@@ -160,6 +162,26 @@ class Timeouts(BaseModel):
 
     server_connect_ms: int = Field(1000, ge=50, le=60_000)
     """For the proxy to open and authenticate one server connection before it tries again."""
+
+    @model_validator(mode="after")
+    def _in_proportion(self) -> Self:
+        for longer, shorter, factor, reason in _PROPORTIONS:
+            at_least = factor * getattr(self, shorter)
+            if getattr(self, longer) < at_least:
+                times = "" if factor == 1 else f"{factor} times "
+                raise ValueError(
+                    f"timeouts.{longer} = {getattr(self, longer)} must be at least {times}timeouts.{shorter} = "
+                    f"{getattr(self, shorter)}: {reason}"
+                )
+        return self
+
+
+_PROPORTIONS = (
+    ("silence_ms", "heartbeat_interval_ms", 2, "else one lost answer is taken for a lost leader"),
+    ("heartbeat_interval_ms", "peer_timeout_ms", 1, "else questions to a silent peer pile up"),
+    ("silence_ms", "probe_timeout_ms", 1, "else a session that hangs hides the next"),
+)
+"""Longer time, shorter one, how many times, and why."""
 
 
 class DrillTimeouts(BaseModel):

@@ -16,13 +16,16 @@ from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.routing import Routing, Target
-from holdfast.proxy.server import ServerConnection, ServerUnavailable, open_server
+from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, open_server
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire.loss import CANNOT_SERVE
 from holdfast.wire.state import ReplayStep
 
 log = structlog.get_logger(__name__)
+
+_INVALID_AUTHORIZATION = "28"
+"""The class of SQLSTATEs (PostgreSQL manual, appendix A)."""
 
 
 class Purpose(StrEnum):
@@ -88,6 +91,7 @@ class Lane:
     _turn: int = 0
     _failing: bool = False
     _last_refusal: str = ""
+    _login_refusals: dict[tuple[str, str], str] = field(default_factory=dict)
 
     # rules
 
@@ -223,7 +227,20 @@ class Lane:
             self.saw(target, _outcome_of(unavailable.__cause__))
             self._refused(target, str(unavailable))
             return None
+        except ServerRefused as refused:
+            self._login_refused(target, parameters["user"], refused.report)
+            raise
         return server
+
+    def _login_refused(self, target: Target, user: str, report: m.Report) -> None:
+        """The user proved its password here, but the server has another one, or none: the operator must know."""
+        if not report.sqlstate.startswith(_INVALID_AUTHORIZATION):
+            return
+        reason = f"{report.text}; {report.detail}" if report.detail else report.text
+        if self._login_refusals.get((target.node, user)) != reason:
+            fix = f"proxy.users_file must have the password, or the stored secret, that role {user} has on the servers"
+            log.warning("server.login_refused", port=self.purpose, node=target.node, user=user, reason=reason, fix=fix)
+        self._login_refusals[target.node, user] = reason
 
     def _refused(self, target: Target, reason: str) -> None:
         self._failing = True
