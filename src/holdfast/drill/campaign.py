@@ -40,7 +40,8 @@ async def run_on_hosts(turn: Turn, options: DrillOptions, observer: Observer, pr
     at = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     drill = turn.drill
     try:
-        async with hosted_cluster(progress=progress, parameters=dict(drill.parameters)) as cluster:
+        made = hosted_cluster(progress=progress, parameters=dict(drill.parameters), volumes=dict(drill.volumes))
+        async with made as cluster:
             result = await run_drill(drill, cluster, replace(options, seed=turn.seed), observer)
     except NotInjected as error:
         return Entry(drill.name, turn.seed, at, None, str(error))

@@ -13,12 +13,35 @@ from holdfast.drill.faults.machines import (
     PowerOff,
     PowerOn,
     Thaw,
+    WaitUntilMembersAre,
+    WaitUntilWhole,
     Which,
 )
 from holdfast.drill.faults.network import Cut, Flap, Mend, Slow
+from holdfast.drill.faults.planned import (
+    AskInVain,
+    LeaveTransactionOpen,
+    OpenTransactionEnded,
+    ShutDown,
+    SwitchOver,
+    WaitUntilServing,
+)
+from holdfast.drill.faults.sessions import (
+    CancelStorm,
+    ConfirmAgain,
+    CrashBackend,
+    LowerDurability,
+    PauseReplay,
+    ReadForLong,
+    StopConfirming,
+    WriteDirectly,
+)
+from holdfast.drill.faults.storage import FillDisk, FreeDisk, LoseDisk, StallStorage, ThawStorage
+from holdfast.drill.faults.stores import BackUpStore, RestoreStore, StartStore, StopStore
 from holdfast.drill.hosts import Direction
-from holdfast.drill.primary_crash import PRIMARY_CRASH
-from holdfast.drill.scenario import Drill, Expectation, Role, Step
+from holdfast.drill.primary_crash import PRIMARY_CRASH, KillPostgres
+from holdfast.drill.scenario import Drill, Expectation, Load, Role, Step
+from holdfast.drill.volumes import Kind, Volume
 
 FAILOVER = Expectation(failover=True, stall_ms=3000, worst_stall_ms=5000)
 """The loss of a primary that has to be noticed first."""
@@ -153,19 +176,213 @@ NETWORK = (
 DOUBLE = (
     Drill(
         "standby-then-primary",
-        "A standby's host is lost, then the primary's",
+        "A standby's host is lost, and later the primary's",
         "the quorum was narrowed to the standby that is left, so that this one may take over",
+        prepare=(Step(PowerOff(Role.STANDBY)), Step(WaitUntilMembersAre(1))),
         steps=(Step(PowerOff(Role.PRIMARY)),),
-        expect=FAILOVER,
+        heal=(Step(BootAll()),),
+        # Of three store members one is left: nobody can open an epoch before one of the hosts is back.
+        expect=Expectation(failover=True, stall_ms=15_000, worst_stall_ms=30_000),
+        boots_before_failover=True,
     ),
     Drill(
         "double-fault",
-        "The primary is lost, then the candidate while it promotes",
-        "a second loss in the middle of a failover blocks at worst, and it goes on when one comes back",
-        steps=(Step(PowerOff(Role.PRIMARY)), Step(KillCandidate())),
+        "The primary's PostgreSQL is lost, then the candidate's host while it promotes",
+        "a second loss in the middle of a failover costs nothing but time",
+        steps=(Step(KillPostgres(Role.PRIMARY)), Step(KillCandidate())),
         heal=(Step(BootAll()),),
-        expect=FAILOVER,
+        expect=Expectation(failover=True, stall_ms=8000, worst_stall_ms=20_000),
     ),
 )
 
-CATALOGUE: dict[str, Drill] = {drill.name: drill for drill in (*HOSTS, *NETWORK)}
+PLANNED = (
+    Drill(
+        "switchover",
+        "A switchover under load",
+        "planned work is a wait that users do not notice",
+        steps=(Step(SwitchOver()),),
+        expect=Expectation(failover=True, stall_ms=300, worst_stall_ms=1000, errors=False),
+        # With transactions of 700 ms in it, the stall would be theirs: they are waited for.
+        load=Load(long_writers=0),
+        scenarios=("A13",),
+    ),
+    Drill(
+        "switchover-under-long-transaction",
+        "A switchover while a transaction is left open",
+        "one forgotten transaction delays a switchover by the time to drain and no more, and its client is told",
+        prepare=(Step(LeaveTransactionOpen()),),
+        steps=(Step(SwitchOver()), Step(OpenTransactionEnded())),
+        expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=2500),
+        load=Load(long_writers=0),
+        scenarios=("A13",),
+    ),
+    Drill(
+        "switchover-refused",
+        "A switchover to a node that is lost",
+        "what cannot succeed is refused with its reason, before anybody waits",
+        prepare=(Step(PowerOff(Role.STANDBY)),),
+        steps=(Step(AskInVain(Role.STANDBY)),),
+        heal=(Step(PowerOn()),),
+        expect=NO_FAILOVER,
+        scenarios=("A13",),
+    ),
+    Drill(
+        "rolling-restart",
+        "Every host is shut down and booted, the primary's last",
+        "a maintenance of all machines costs one switchover",
+        steps=(
+            Step(ShutDown(Role.STANDBY)),
+            Step(PowerOn(), 1.0),
+            Step(WaitUntilWhole()),
+            Step(ShutDown(Role.OTHER_STANDBY)),
+            Step(PowerOn(), 1.0),
+            Step(WaitUntilWhole()),
+            Step(SwitchOver()),
+            Step(ShutDown(Role.PRIMARY)),
+            Step(PowerOn(), 1.0),
+        ),
+        expect=Expectation(failover=True, stall_ms=1000, worst_stall_ms=2000),
+        scenarios=("A13", "D2"),
+    ),
+)
+
+STORE = (
+    Drill(
+        "store-loss",
+        "The whole store is away for a minute",
+        "a healthy primary needs no store to serve, and nobody takes its place meanwhile",
+        steps=(Step(StopStore()),),
+        heal=(Step(StartStore(), HOLD_S),),
+        expect=NO_FAILOVER,
+        scenarios=("A18",),
+    ),
+    Drill(
+        "store-leader-loss",
+        "The store's leader is killed and stays away",
+        "an election of the store is nobody's business but its own",
+        steps=(Step(StopStore(leader_only=True)),),
+        heal=(Step(StartStore(), 15.0),),
+        expect=NO_FAILOVER,
+        scenarios=("A18",),
+    ),
+    Drill(
+        "store-restored",
+        "The store is restored from a backup that is older than the last failover",
+        "a store that has forgotten an epoch brings nobody back who led before it; the agents say so",
+        prepare=(Step(BackUpStore()), Step(WaitUntilWhole(), 5.0)),
+        steps=(
+            Step(KillPostgres(Role.PRIMARY)),
+            Step(WaitUntilServing()),
+            Step(WaitUntilWhole()),
+            Step(RestoreStore()),
+        ),
+        expect=Expectation(failover=None, stall_ms=60_000, worst_stall_ms=120_000, whole=False, resumes=False),
+        watch_s=15.0,
+        scenarios=("A18",),
+    ),
+)
+
+STORAGE = (
+    Drill(
+        "storage-stall",
+        "The primary's file system takes no write any more",
+        "a disk that hangs is told from a slow one, and the primary on it is replaced",
+        steps=(Step(StallStorage(Role.PRIMARY)),),
+        heal=(Step(ThawStorage(), 5.0),),
+        expect=FAILOVER,
+        volumes=(("n1", Volume(Kind.FREEZABLE, 1024)),),
+        scenarios=("A1",),
+    ),
+    Drill(
+        "disk-full",
+        "The primary's disk is full, those of the standbys are not",
+        "a primary that cannot write its log is replaced by one that can",
+        steps=(Step(FillDisk((Role.PRIMARY,))),),
+        heal=(Step(FreeDisk(), 5.0),),
+        expect=Expectation(failover=True, stall_ms=3000, worst_stall_ms=10_000),
+        volumes=(("n1", Volume(Kind.SMALL, 600)),),
+        scenarios=("B5",),
+    ),
+    Drill(
+        "disk-full-everywhere",
+        "The disks of primary and standbys are full",
+        "nothing is lost when there is nobody to fail over to, and writing goes on once there is room",
+        steps=(Step(FillDisk((Role.PRIMARY, Role.STANDBY, Role.OTHER_STANDBY))),),
+        heal=(Step(FreeDisk(), 15.0),),
+        expect=Expectation(failover=None, stall_ms=30_000, worst_stall_ms=90_000),
+        volumes=tuple((node, Volume(Kind.SMALL, 600)) for node in ("n1", "n2", "n3")),
+        scenarios=("B5",),
+    ),
+    Drill(
+        "lost-disk",
+        "The primary's host is lost and comes back with an empty disk",
+        "a node under its old name is a new member: it is cloned, and counts for nothing before that",
+        steps=(Step(KillHost(Role.PRIMARY)),),
+        heal=(Step(LoseDisk(), 3.0), Step(PowerOn())),
+        expect=FAILOVER,
+        scenarios=("A12",),
+    ),
+)
+
+SESSIONS = (
+    Drill(
+        "crash-restart",
+        "A backend of the primary is killed",
+        "what no standby has confirmed is not shown after the crash, and nobody waits for long",
+        steps=(Step(CrashBackend(Role.PRIMARY)),),
+        expect=Expectation(failover=None, stall_ms=1000, worst_stall_ms=5000),
+    ),
+    Drill(
+        "replay-paused",
+        "The primary's PostgreSQL is killed while replay is paused on every standby",
+        "a forgotten pg_wal_replay_pause() neither keeps a standby listening to the old primary nor delays a promotion",
+        prepare=(Step(PauseReplay(), 1.0),),
+        steps=(Step(KillPostgres(Role.PRIMARY)),),
+        expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=5000),
+        # The read-only port shows what was replayed: nothing new.
+        scenarios=("A3",),
+    ),
+    Drill(
+        "reader-on-candidate",
+        "The primary's PostgreSQL is killed while readers hold up replay on every standby",
+        "a report that runs on the candidate does not delay its promotion",
+        prepare=(Step(ReadForLong(), 1.0),),
+        steps=(Step(KillPostgres(Role.PRIMARY)),),
+        expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=5000),
+        scenarios=("A3", "B7"),
+    ),
+    Drill(
+        "readonly-session-writes",
+        "The primary's PostgreSQL is killed while sessions past the proxy wait on the standbys",
+        "a session that was opened on a standby is acknowledged nothing before the new epoch stands",
+        prepare=(Step(WriteDirectly(), 1.0),),
+        steps=(Step(KillPostgres(Role.PRIMARY)),),
+        expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=5000),
+        scenarios=("A4",),
+    ),
+    Drill(
+        "cancel-storm",
+        "Commits wait for standbys, every client cancels, and the primary dies",
+        "a cancelled wait is no acknowledgement: no client is told of success before a standby has the row",
+        prepare=(Step(StopConfirming(), 1.0), Step(CancelStorm())),
+        steps=(Step(KillPostgres(Role.PRIMARY)), Step(ConfirmAgain())),
+        expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=5000),
+        is_quiet_before=True,
+        scenarios=("A17",),
+    ),
+    Drill(
+        "lowered-sync-commit",
+        "Sessions that gave up waiting for standbys lose their primary",
+        "what a session lost by its own setting is counted apart, and costs nobody else a row",
+        prepare=(Step(LowerDurability()), Step(StopConfirming(), 2.0)),
+        steps=(Step(KillPostgres(Role.PRIMARY)), Step(ConfirmAgain())),
+        expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=5000),
+        load=Load(lowered=True),
+        is_quiet_before=True,
+        scenarios=("A14",),
+    ),
+)
+
+CATALOGUE: dict[str, Drill] = {
+    drill.name: drill for drill in (*HOSTS, *NETWORK, *DOUBLE, *PLANNED, *STORE, *STORAGE, *SESSIONS)
+}

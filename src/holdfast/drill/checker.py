@@ -54,6 +54,8 @@ class Verdict:
     """Whether any write was acknowledged after the longest interval."""
     stale_reads: tuple[FreshRead, ...] = ()
     """Answers of the writable port that are older than what somebody knew before the question was asked."""
+    lost_by_choice: tuple[Id, ...] = ()
+    """Missing, of writers that had asked not to wait for standbys."""
     two_leaders: tuple[Attempt, ...] = ()
     """Acknowledged by a server after another had begun to acknowledge in a later epoch, or in the same."""
 
@@ -72,10 +74,12 @@ def check(
     stopped_at_ms: float,
     injection_ms: float = 0.0,
     payload_of: Callable[[int, int], str] | None = None,
+    lowered_from: int | None = None,
 ) -> Verdict:
     """Judge a run; raises ValueError if the history itself is no evidence (an id tried twice, time running back).
 
-    ``fault_at_ms`` is when the injection began, ``injection_ms`` how long it took.
+    ``fault_at_ms`` is when the injection began, ``injection_ms`` how long it took. Writers from ``lowered_from`` on
+    asked for less than the cluster's durability: what they lose is counted apart.
     """
     attempts = _by_id(history)
     copies: Counter[Id] = Counter()
@@ -91,13 +95,16 @@ def check(
 
     failed = [a for a in attempts.values() if a.outcome is not Outcome.ACKNOWLEDGED]
     later = sum(a.start_ms > fault_at_ms + injection_ms + IN_FLIGHT_GRACE_MS for a in failed)
-    acknowledged_at_ms = history.acknowledged_at_ms()
+    missing = which(Outcome.ACKNOWLEDGED, present=False)
+    lowered = tuple(k for k in missing if lowered_from is not None and k[0] >= lowered_from)
+    acknowledged_at_ms = history.acknowledged_at_ms(before_writer=lowered_from)
     rto_ms, recovered = longest_gap_ms(acknowledged_at_ms, fault_at_ms, stopped_at_ms)
     return Verdict(
         acknowledged=history.acknowledged,
         errors=history.errors,
         unknown=history.unknown,
-        lost=which(Outcome.ACKNOWLEDGED, present=False),
+        lost=tuple(k for k in missing if k not in set(lowered)),
+        lost_by_choice=lowered,
         duplicated=tuple(sorted(k for k, n in copies.items() if n > 1)),
         altered=tuple(sorted(set(altered))),
         wrong_errors=which(Outcome.ERROR, present=True),
@@ -111,7 +118,7 @@ def check(
         availability=availability(acknowledged_at_ms, stopped_at_ms),
         recovered=recovered,
         stale_reads=stale_reads(history),
-        two_leaders=two_leaders(attempts.values()),
+        two_leaders=two_leaders(a for a in attempts.values() if lowered_from is None or a.writer < lowered_from),
     )
 
 

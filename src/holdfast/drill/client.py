@@ -127,6 +127,14 @@ class Client(ABC):
                 pause_ms = min(pause_ms * 2, setting.timeouts.reconnect_last_ms)
         return None
 
+    async def cancel(self) -> bool:
+        """Ask the server, by the way that the connection goes, to cancel what it does; False if nothing is open."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return False
+        await asyncio.to_thread(connection.cancel)
+        return True
+
     async def _pause(self, pause_ms: float) -> None:
         """Sleep, but no longer than the workload runs."""
         if pause_ms <= 0:

@@ -149,11 +149,11 @@ class History:
         """How many writes have an unknown outcome so far."""
         return self.counts[Outcome.UNKNOWN]
 
-    def acknowledged_at_ms(self) -> array[float]:
-        """When each acknowledgement arrived, in order of time."""
-        return array(
-            "d", sorted(e for e, o in zip(self._end_ms, self._outcome, strict=True) if o == Outcome.ACKNOWLEDGED)
-        )
+    def acknowledged_at_ms(self, before_writer: int | None = None) -> array[float]:
+        """When each acknowledgement arrived, in order of time; with ``before_writer`` of lower writers only."""
+        limit = 1 << 16 if before_writer is None else before_writer
+        columns = zip(self._end_ms, self._outcome, self._writer, strict=True)
+        return array("d", sorted(e for e, o, w in columns if o == Outcome.ACKNOWLEDGED and w < limit))
 
     def first_acknowledged_from(self, at_ms: float) -> float | None:
         """When the first acknowledgement at or after ``at_ms`` arrived; of a history that was recorded in order."""

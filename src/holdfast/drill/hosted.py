@@ -24,6 +24,7 @@ from typing import IO
 import aiohttp
 
 from holdfast.drill.hosts import Frozen, Host, make_network, processes_below, remove_network
+from holdfast.drill.volumes import Volume, mount, unmount
 from holdfast.local import layout as rooms
 from holdfast.local import machine
 from holdfast.local.cluster import LocalCluster, Progress
@@ -43,6 +44,11 @@ ETCD_DEFAULTS = ("--heartbeat-interval=100", "--election-timeout=1000")
 """etcd's own: what a store of three machines has unless somebody tuned it."""
 
 
+def machine_dir(layout: Layout, name: str) -> Path:
+    """What a host has beside the directory of its node: its supervisor's files, its member of the store."""
+    return layout.root / f"host-{name}"
+
+
 class HostedCluster(LocalCluster):
     """A cluster spread over hosts. Make it with `hosted_cluster`."""
 
@@ -53,10 +59,14 @@ class HostedCluster(LocalCluster):
         for number, name in enumerate(names, 1):
             self.hosts[name] = Host(name, number, file.address(name))
         self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
+        self.volumes: tuple[str, ...] = ()
+        """Nodes whose directory is a file system of its own."""
 
     @classmethod
-    def make(cls, root: Path, *, nodes: int, parameters: Mapping[str, str]) -> HostedCluster:
-        """Make directory, network and hosts; nothing runs yet. Raises EnvironmentFault."""
+    def make(
+        cls, root: Path, *, nodes: int, parameters: Mapping[str, str], volumes: Mapping[str, Volume]
+    ) -> HostedCluster:
+        """Make directory, volumes, network and hosts; nothing runs yet. Raises EnvironmentFault, NotInjected."""
         layout = Layout.at(root)
         names = rooms.node_names(nodes)
         machine.check_system()
@@ -70,17 +80,24 @@ class HostedCluster(LocalCluster):
             "main", names, ports, postgresql, etcd, os_user, parameters=dict(parameters), addresses=addresses
         )
         owner = machine.owner_ids(os_user)
+        for name, volume in volumes.items():
+            mount(volume, layout.node(name))
         file = rooms.make_directories(layout, file, owner)
         for name in (*names, *PROXIES):
-            RunFiles(layout.node(name) / "run").plan.parent.mkdir(mode=0o700, parents=True)
+            machine_dir(layout, name).mkdir(mode=0o711)
+            (machine_dir(layout, name) / "run").mkdir(mode=0o700)
+        for name in PROXIES:
+            layout.node(name).mkdir(mode=0o700)
         for name in names:
-            store = layout.node(name) / "etcd"
+            store = machine_dir(layout, name) / "etcd"
             store.mkdir(mode=0o700)
             if owner is not None:
                 os.chown(store, *owner)
         write_configs(layout, file)
         make_network()
-        return cls(layout, file)
+        cluster = cls(layout, file)
+        cluster.volumes = tuple(volumes)
+        return cluster
 
     # -- how clients reach it -------------------------------------------------------------------------------------
 
@@ -116,7 +133,7 @@ class HostedCluster(LocalCluster):
         address, ports = self.file.address(name), self.file.ports
         client, peer = f"http://{address}:{ports.etcd_client}", f"http://{address}:{ports.etcd_peer}"
         members = ",".join(f"{n}=http://{self.file.address(n)}:{ports.etcd_peer}" for n in self.nodes)
-        directory = self.layout.node(name) / "etcd"
+        directory = self.store_dir(name)
         arguments = (
             f"--name={name}",
             f"--listen-client-urls={client}",
@@ -129,9 +146,13 @@ class HostedCluster(LocalCluster):
         )
         return etcd_spec(self.file, directory / "data", directory / "etcd.log", f"etcd-{name}", arguments)
 
+    def store_dir(self, name: str) -> Path:
+        """Where a node's member of the store has its ``data``: never on the volume of PostgreSQL."""
+        return machine_dir(self.layout, name) / "etcd"
+
     def run_files(self, name: str) -> RunFiles:
         """The supervisor's files of a host."""
-        return RunFiles(self.layout.node(name) / "run")
+        return RunFiles(machine_dir(self.layout, name) / "run")
 
     def _write_plan(self) -> None:
         for name in self.hosts:
@@ -149,7 +170,7 @@ class HostedCluster(LocalCluster):
     def start_host(self, name: str) -> None:
         """Start what a host runs, as its boot does; its power must be on."""
         self.run_files(name).state.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "holdfast.cli", "supervise", str(self.layout.node(name)), "--tied"]
+        command = [sys.executable, "-m", "holdfast.cli", "supervise", str(machine_dir(self.layout, name)), "--tied"]
         with self.run_files(name).log.open("ab") as output:
             self._supervisors[name] = subprocess.Popen(
                 self.hosts[name].enter(*command),
@@ -188,6 +209,11 @@ class HostedCluster(LocalCluster):
             if supervisor.stdin is not None:
                 with contextlib.suppress(OSError):
                     supervisor.stdin.close()
+
+    def supervisor(self, name: str) -> Process | None:
+        """A host's supervisor; while it is stopped, nothing that dies is started again."""
+        state = self.host_state(name)
+        return state.supervisor if state.is_alive else None
 
     def host_state(self, name: str) -> SupervisorState:
         """What a host's supervisor says."""
@@ -248,7 +274,11 @@ class HostedCluster(LocalCluster):
 
 @asynccontextmanager
 async def hosted_cluster(
-    *, progress: Progress, nodes: int = 3, parameters: Mapping[str, str] | None = None
+    *,
+    progress: Progress,
+    nodes: int = 3,
+    parameters: Mapping[str, str] | None = None,
+    volumes: Mapping[str, Volume] | None = None,
 ) -> AsyncIterator[HostedCluster]:
     """A cluster on hosts of its own that serves; afterwards processes, hosts and files are gone.
 
@@ -258,7 +288,7 @@ async def hosted_cluster(
     root, lock = _claim_directory(nodes)
     cluster: HostedCluster | None = None
     try:
-        cluster = HostedCluster.make(root, nodes=nodes, parameters=parameters or {})
+        cluster = HostedCluster.make(root, nodes=nodes, parameters=parameters or {}, volumes=volumes or {})
         progress(f"{nodes} nodes, {len(PROXIES)} proxies and the clients, each on a host of its own, in {root}")
         cluster.start()
         await cluster.wait_until_serving(progress)
@@ -268,7 +298,9 @@ async def hosted_cluster(
         if cluster is not None:
             await cluster.stop()
             await cluster.close()
-            remove_network()
+        remove_network()
+        for name in volumes or {}:
+            unmount(Layout.at(root).node(name))
         rooms.remove(Layout.at(root))
         shutil.rmtree(root, ignore_errors=True)
         lock.close()

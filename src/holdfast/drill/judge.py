@@ -23,7 +23,7 @@ from holdfast.drill.result import (
     phases_from_journal,
     rejoined_at_ms,
 )
-from holdfast.drill.scenario import Drill
+from holdfast.drill.scenario import LOWERED_WRITER, Drill
 from holdfast.drill.series import Samples
 from holdfast.drill.words import duration
 from holdfast.drill.workload import Workload
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from holdfast.drill.runner import DrillOptions
 
 log = structlog.get_logger(__name__)
+
+
+PLAIN = "primary-crash"
+"""The drill whose page says *kill* where those of the others say *fault*."""
 
 
 class Judge:
@@ -134,6 +138,7 @@ class Judge:
             stopped_at_ms=self._now_ms() if stopped_at_ms is None else stopped_at_ms,
             injection_ms=self._injection_ms,
             payload_of=self._workload.payload_of,
+            lowered_from=LOWERED_WRITER if self._drill.load.lowered else None,
         )
 
     async def _compare_standbys(self, primary: str, rows: list[Row]) -> None:
@@ -171,7 +176,7 @@ class Judge:
             "{} writes were acknowledged by a server after another had taken over": verdict.two_leaders,
         }
         self._problems += [text.format(len(found)) for text, found in counted.items() if found]
-        if not verdict.recovered:
+        if not verdict.recovered and self._drill.expect.resumes:
             self._problems.append("writing had not resumed when the load was stopped")
 
     def _hold_against_expectation(self, verdict: Verdict, failovers: int) -> None:
@@ -240,7 +245,7 @@ class Judge:
             fault_at=datetime.fromtimestamp(self.fault_at_ms / 1000, UTC),
             duration_ms=round(self._now_ms() - self._started_at_ms, 1),
             rate_per_s=load.rate_per_s,
-            fault=self._drill.fault,
+            fault="" if self._drill.name == PLAIN else self._drill.fault_at(self._old_primary),
             evidence=tuple(self._evidence),
             failovers=failovers,
             stale_reads=len(shown.stale_reads),
@@ -287,6 +292,7 @@ def _writes(verdict: Verdict, *, asked: bool, sqlstates: dict[str, int]) -> Writ
         strangers=count(verdict.strangers),
         seen_then_gone=count(verdict.seen_then_gone),
         unknown_committed=count(verdict.unknown_committed),
+        lost_by_choice=count(verdict.lost_by_choice),
         failed_in_flight=verdict.failed_in_flight,
         failed_later=verdict.failed_later,
         sqlstates=sqlstates,

@@ -62,6 +62,7 @@ class _Seen:
     marks: dict[str, float] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     epoch_before: int = 0
+    fault: str = ""
 
     def note(self, event: Event) -> list[tuple[str, float]]:
         """The moments that are new with this event: name and milliseconds after the fault."""
@@ -112,6 +113,7 @@ class PlainProgress:
         """Say what was broken."""
         self._seen.fault_at_ms = at_ms
         self._seen.epoch_before = epoch_before
+        self._seen.fault = detail
         self._say(f"   +0 ms  {detail}")
 
     def event(self, event: Event) -> None:
@@ -185,6 +187,7 @@ class LiveProgress:
         """Show what was broken."""
         self._seen.fault_at_ms = at_ms
         self._seen.epoch_before = epoch_before
+        self._seen.fault = detail
         self._detail = detail
         self._draw()
 
@@ -249,8 +252,7 @@ class LiveProgress:
         table.add_column(width=10, justify="right")
         table.add_column()
         table.add_column()
-        plan = self._seen.plan
-        table.add_row("✗", "+0 ms", "killed", Text(f"PostgreSQL of {plan.primary if plan else 'the primary'}", "dim"))
+        table.add_row("✗", "+0 ms", "fault", Text(self._seen.fault, "dim"))
         for name in PHASES:
             after_ms = self._seen.marks.get(name)
             if after_ms is None:

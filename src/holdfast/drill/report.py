@@ -82,16 +82,22 @@ def render_report(result: DrillResult, samples: Samples, events: Sequence[Event]
         samples=samples,
         close_rows=_rows(samples.close),
         chart_text=_chart_text(result, samples),
-        whole_text=_whole_text(samples),
+        whole_text=_whole_text(samples, _moment(result)),
         timeline=_timeline(result, samples, events, total_ms),
         figures=_figures(result),
         data=_data(result, samples, phases, total_ms),
         css=_asset("report.css"),
         js=_asset("report.js"),
+        moment=_moment(result),
         uplot_css=_asset("uPlot.min.css"),
         uplot_js=_asset("uPlot.iife.min.js"),
         uplot_license=_asset("uPlot.LICENSE.txt"),
     )
+
+
+def _moment(result: DrillResult) -> str:
+    """What the times are counted from."""
+    return "fault" if result.fault else "kill"
 
 
 def _template_source() -> str:
@@ -131,7 +137,11 @@ def _tiles(result: DrillResult) -> list[_Tile]:
             amount(connections.dropped_idle),
             f"of {amount(connections.idle)}",
         ),
-        _Tile(f"{result.old_primary} back as a standby", back, "by itself" if result.rejoined else "see the problems"),
+        _Tile(
+            "Cluster whole again" if result.failovers == 0 else f"{result.old_primary} back as a standby",
+            back,
+            "by itself" if result.rejoined else "see the problems",
+        ),
     ]
 
 
@@ -151,17 +161,18 @@ def _chart_text(result: DrillResult, samples: Samples) -> str:
     before = [n for at_s, n in zip(close.at_s, close.writes_per_s, strict=True) if at_s < 0]
     usual = sum(before) / len(before) if before else 0.0
     return (
-        f"Two charts over time. Acknowledged writes run at about {usual:.0f} a second, fall to nothing at the kill, "
-        f"and resume after {duration(result.rto_ms)}. The longest wait of a write peaks at the end of the stall. "
+        f"Two charts over time. Acknowledged writes run at about {usual:.0f} a second, fall to nothing "
+        f"at the {_moment(result)}, and resume after {duration(result.rto_ms)}. "
+        "The longest wait of a write peaks at the end of the stall. "
         "Numbered bands mark the parts of the failover listed above."
     )
 
 
-def _whole_text(samples: Samples) -> str:
+def _whole_text(samples: Samples, moment: str) -> str:
     whole = samples.whole
     return (
-        f"Acknowledged writes a second from {whole.at_s[0]:.1f} s to {whole.at_s[-1]:.1f} s relative to the kill, "
-        "with the kill, the new primary and the return of the old one marked."
+        f"Acknowledged writes a second from {whole.at_s[0]:.1f} s to {whole.at_s[-1]:.1f} s relative to the {moment}, "
+        f"with the {moment}, the new primary and the return of the old one marked."
     )
 
 
@@ -175,7 +186,14 @@ def _timeline(result: DrillResult, samples: Samples, events: Sequence[Event], to
         entry(e.at_ms, e.source, sentence(e), e.rule, e.epoch) for e in events if e.at_ms >= fault_ms - EVENTS_BEFORE_MS
     ]
     found.append(
-        entry(fault_ms, "the drill", f"killed the whole PostgreSQL of {result.old_primary} (SIGKILL)", None, "", True)
+        entry(
+            fault_ms,
+            "the drill",
+            result.fault or f"killed the whole PostgreSQL of {result.old_primary} (SIGKILL)",
+            None,
+            "",
+            True,
+        )
     )
     if result.phases_ms.barrier or result.phases_ms.reroute:
         first = f"first write acknowledged by {result.new_primary}"
@@ -222,7 +240,7 @@ def _figures(result: DrillResult) -> list[list[tuple[str, str]]]:
             ("PostgreSQL, etcd", f"{cluster.postgresql}, {cluster.etcd}"),
             ("Load", f"{connections.clients} writers, {result.rate_per_s:g} writes/s"),
             ("Seed", str(result.seed)),
-            ("The kill itself took", duration(result.injection_ms)),
+            (f"The {_moment(result)} itself took", duration(result.injection_ms)),
             ("The drill took", duration(result.duration_ms)),
         ],
     ]
@@ -236,10 +254,12 @@ def _data(result: DrillResult, samples: Samples, phases: list[_Phase], total_ms:
         to_s = at_s + phase.ms / 1000
         bands.append({"number": phase.number, "name": phase.name, "ms": phase.ms, "from_s": at_s, "to_s": to_s})
         at_s = to_s
-    marks: list[dict[str, object]] = [{"at_s": 0.0, "label": f"{result.old_primary} killed"}]
+    marks: list[dict[str, object]] = [
+        {"at_s": 0.0, "label": "fault" if result.fault else f"{result.old_primary} killed"}
+    ]
     if result.new_primary is not None and total_ms > 0:
         marks.append({"at_s": total_ms / 1000, "label": f"{result.new_primary} serves"})
-    if result.rejoin_ms is not None:
+    if result.rejoin_ms is not None and result.new_primary != result.old_primary:
         marks.append({"at_s": result.rejoin_ms / 1000, "label": f"{result.old_primary} is back"})
     return {
         "close": asdict(samples.close),

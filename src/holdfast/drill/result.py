@@ -72,6 +72,8 @@ class Writes(_Part):
     strangers: int | None = None
     seen_then_gone: int | None = None
     unknown_committed: int | None = None
+    lost_by_choice: int | None = None
+    """Missing, of sessions that had lowered synchronous_commit."""
     failed_in_flight: int = 0
     failed_later: int = 0
     sqlstates: dict[str, int] = {}

@@ -172,7 +172,14 @@ class Run:
         standbys = [node for node in self._cluster.nodes if node != primary]
         self._rng.shuffle(standbys)
         return Scene(
-            self._cluster, self._workload, primary, tuple(standbys), register.epoch, self._now_ms, self._judge.saw
+            self._cluster,
+            self._workload,
+            primary,
+            tuple(standbys),
+            register.epoch,
+            self._now_ms,
+            self._judge.saw,
+            self._judge.problem,
         )
 
     async def _warm_up(self, scene: Scene) -> None:
@@ -180,9 +187,13 @@ class Run:
         await self._workload.start()
         if self._options.long_readers:
             await self._hardship.read_for_long({n: await self._cluster.direct_dsn(n) for n in scene.standbys})
-        for step in self._drill.prepare:
-            await self._perform(scene, step)
+        if not self._drill.is_quiet_before:
+            for step in self._drill.prepare:
+                await self._perform(scene, step)
         await asyncio.sleep((self._times.warm_up_ms + self._rng.uniform(0, self._times.fault_jitter_ms)) / 1000)
+        if self._drill.is_quiet_before:
+            for step in self._drill.prepare:
+                await self._perform(scene, step)
         await self._refuse_if_not_as_before(scene)
         try:
             if self._options.long_readers:
@@ -208,13 +219,14 @@ class Run:
     # -- the fault ------------------------------------------------------------------------------------------------
 
     async def _break(self, scene: Scene) -> None:
-        self._observer.step(Step.FAULT, self._drill.fault)
+        told = self._drill.fault_at(scene.primary)
+        self._observer.step(Step.FAULT, told)
         first, *rest = self._drill.steps
         at_ms = self._now_ms()
         await first.action.perform(scene)
         at_ms = _as_number(scene.kept.get("fault_at_ms"), at_ms)
         self._judge.fault(at_ms, max(0.0, self._now_ms() - at_ms))
-        self._observer.fault(at_ms, self._drill.fault, scene.epoch_before)
+        self._observer.fault(at_ms, told, scene.epoch_before)
         self._judge.saw(await first.action.proof(scene))
         for step in rest:
             await self._perform(scene, step)
@@ -230,6 +242,11 @@ class Run:
 
     async def _go_on_until_whole(self, scene: Scene) -> None:
         expected = self._drill.expect.failover
+        healed = False
+        if self._drill.boots_before_failover:
+            await asyncio.sleep(self._drill.watch_s)
+            await self._heal(scene)
+            healed = True
         if expected:
             self._observer.step(Step.FAILING_OVER)
             register = await self._wait_until_serving(scene.epoch_before)
@@ -238,12 +255,12 @@ class Run:
                 await self._workload.stop()
                 return
             self._observer.step(Step.SETTLING, f"{register.committed.leader.node} is the primary now")
-        whole = None if self._drill.heal else asyncio.create_task(self._wait_until_whole_again())
+        must_heal = bool(self._drill.heal) and not healed
+        whole = None if must_heal else asyncio.create_task(self._wait_until_whole_again())
         try:
             await asyncio.sleep(max(self._drill.watch_s, self._times.settle_ms / 1000))
-            for step in self._drill.heal:
-                await self._perform(scene, step)
             if whole is None:
+                await self._heal(scene)
                 await _undo(scene)
                 whole = asyncio.create_task(self._wait_until_whole_again())
             if not whole.done():
@@ -256,8 +273,13 @@ class Run:
                 whole.cancel()
         await self._workload.stop()
 
+    async def _heal(self, scene: Scene) -> None:
+        for step in self._drill.heal:
+            await self._perform(scene, step)
+
     async def _wait_until_whole_again(self) -> None:
-        if await self._cluster.wait_until_whole(self._times.rejoin_s):
+        patience_s = self._times.rejoin_s if self._drill.expect.whole else self._times.settle_ms / 1000
+        if await self._cluster.wait_until_whole(patience_s):
             self._judge.whole(self._now_ms())
         elif self._drill.expect.whole:
             self._judge.problem(f"the cluster was not whole again within {self._times.rejoin_s:g} s")

@@ -15,6 +15,7 @@ from holdfast.model.register import Phase, Register
 
 if TYPE_CHECKING:
     from holdfast.drill.hosted import HostedCluster
+    from holdfast.drill.volumes import Volume
 
 
 class NotInjected(HoldfastError):
@@ -46,6 +47,13 @@ class Load:
     long_ms: float = 700.0
     idle: int = 200
     rate_per_s: float = RATE_PER_S
+    lowered: bool = False
+    """Whether steps add sessions with a lower synchronous_commit, whose losses are their own choice."""
+
+
+LOWERED_WRITER = 800
+DIRECT_WRITER = 900
+"""Numbers of writers that steps add: with a lower synchronous_commit, and past the proxy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ class Expectation:
     """Whether clients may be told of errors, unknown outcomes or lost connections."""
     whole: bool = True
     """Whether the cluster must be whole again by itself."""
+    resumes: bool = True
+    """Whether writing must go on before the load is stopped."""
     may_lose: bool = False
     """Whether acknowledged rows may be missing, if they are counted."""
 
@@ -74,6 +84,8 @@ class Scene:
     epoch_before: int
     now_ms: Callable[[], float]
     note: Callable[[str], None]
+    problem: Callable[[str], None]
+    """Tells of something that the product must not do, and did."""
     undo: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     kept: dict[str, object] = field(default_factory=dict)
     """What one step leaves for a later one."""
@@ -162,6 +174,12 @@ class Drill:
     load: Load = Load()
     parameters: tuple[tuple[str, str], ...] = ()
     """PostgreSQL settings that differ from the default."""
+    boots_before_failover: bool = False
+    """Whether nobody can take over before ``heal``: the store has lost its majority."""
+    is_quiet_before: bool = False
+    """Whether ``prepare`` ends with writes that wait: the fault follows at once."""
+    volumes: tuple[tuple[str, Volume], ...] = ()
+    """Nodes whose directory is a file system of its own; the primary is the first node, and the only one that leads."""
     watch_s: float = 3.0
     """Load between the last step (or the new primary) and the first of ``heal``."""
     scenarios: tuple[str, ...] = ()
@@ -171,6 +189,10 @@ class Drill:
     def fault(self) -> str:
         """What is broken, as the rest of a sentence."""
         return self.steps[0].action.words
+
+    def fault_at(self, primary: str) -> str:
+        """The same with the name of the primary."""
+        return self.fault.replace(Role.PRIMARY, primary)
 
     @property
     def lasts_s(self) -> float:

@@ -90,11 +90,13 @@ def headline(result: DrillResult) -> str:
 def story(result: DrillResult) -> list[str]:
     """What happened, a sentence each."""
     writes, connections = result.writes, result.connections
-    said = [
-        f"The primary {result.old_primary} was killed at {result.fault_at:%H:%M:%S} UTC, "
-        f"while {connections.clients} clients wrote."
-    ]
-    if result.new_primary is None:
+    at = f"at {result.fault_at:%H:%M:%S} UTC, while {connections.clients} clients wrote"
+    said = [f"The primary {result.old_primary} was killed {at}."]
+    if result.fault:
+        said = [f"The fault came {at}: {result.fault}."]
+    if result.fault and result.new_primary == result.old_primary:
+        said.append(f"{result.old_primary} is the primary as before.")
+    elif result.new_primary is None:
         said.append("No other node took over while the drill watched.")
     else:
         said.append(f"{result.new_primary} took over, and clients wrote again {duration(result.rto_ms)} later.")
@@ -111,7 +113,7 @@ def story(result: DrillResult) -> list[str]:
         said.append(f"{connections.dropped_idle} of {connections.idle} idle sessions were dropped.")
     elif connections.idle:
         said.append(f"All {connections.idle} idle sessions lived through it.")
-    if result.rejoin_ms is not None:
+    if result.rejoin_ms is not None and result.new_primary != result.old_primary:
         said.append(f"{result.old_primary} came back as a standby by itself after {duration(result.rejoin_ms)}.")
     return said
 
@@ -134,15 +136,25 @@ def figures(result: DrillResult) -> list[tuple[str, str]]:
         ("  lost / duplicated", f"{known(writes.lost)} / {known(writes.duplicated)}"),
         ("writes failed / unknown", f"{amount(writes.errors)} / {amount(writes.unknown)}{resolved}"),
         ("connections dropped", f"{connections.dropped_idle} of {connections.idle} idle, {connections.dropped} in all"),
-        ("primary", f"{result.old_primary} → {result.new_primary or 'none'}"),
-        ("old primary back as a standby", back),
+        ("primary", _primaries(result)),
+        ("old primary back as a standby" if result.failovers != 0 else "cluster whole again", back),
         ("standbys with the same rows", f"{len(agree)} of {len(result.standbys_agree)}"),
         ("cluster", _cluster(result)),
         ("settings", result.settings[:23]),
     ]
+    if result.fresh_reads:
+        rows.insert(4, ("  stale reads", f"{known(result.stale_reads)} of {amount(result.fresh_reads)}"))
+    if result.writes.lost_by_choice:
+        rows.insert(4, ("  lost by their own setting", amount(result.writes.lost_by_choice)))
     if result.report is not None:
         rows.append(("report", result.report))
     return rows
+
+
+def _primaries(result: DrillResult) -> str:
+    if result.failovers == 0:
+        return f"{result.old_primary}, as before"
+    return f"{result.old_primary} → {result.new_primary or 'none'}"
 
 
 def _cluster(result: DrillResult) -> str:

@@ -180,6 +180,16 @@ class Workload:
                 "Lower the number of idle sessions, or raise max_connections and the proxy's max_clients"
             ) from error
 
+    def join(self, dsn: str, number: int, interval_ms: float = 50.0) -> None:
+        """One more writer, by a way of its own; its number must be new."""
+        writer = Writer(dsn, number, interval_ms, self._setting)
+        self._writers.append(writer)
+        self._tasks.append(asyncio.create_task(writer.run()))
+
+    async def cancel_writers(self) -> int:
+        """Send each writer's server a cancel request; returns how many were sent."""
+        return sum(await asyncio.gather(*(writer.cancel() for writer in self._writers)))
+
     async def stop(self) -> None:
         """End the load: let statements in flight finish, then ask every idle session whether it is still there."""
         self.stopped_at_ms = self.now_ms()

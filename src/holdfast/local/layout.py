@@ -350,14 +350,20 @@ def make_directories(layout: Layout, file: ClusterFile, owner: tuple[int, int] |
     _make(layout.etcd_data.parent, 0o700, owner)
     file = ensure_socket_directories(layout, file, owner)
     for name in file.nodes:
-        _make(layout.node(name), 0o711 if owner else 0o700)
-        _make(layout.node(name) / "state", 0o700)
-        _make(layout.node(name) / "log", 0o700, owner)
+        make_node_directories(layout, file, name, owner)
     for name in SECRETS:
         write_atomically(layout.secret_file(name), secrets.token_urlsafe(24) + "\n", 0o600)
     write_atomically(layout.users_file, f"{APP_USER} {layout.read_secret('app')}\n", 0o600)
     layout.save(file)
     return file
+
+
+def make_node_directories(layout: Layout, file: ClusterFile, name: str, owner: tuple[int, int] | None) -> None:
+    """Make the directories of one node, as on an empty disk."""
+    _make(layout.node(name), 0o711 if owner else 0o700)
+    _make(layout.node(name) / "state", 0o700)
+    _make(layout.node(name) / "log", 0o700, owner)
+    _make(layout.socket_dir(file, name), 0o700, owner)
 
 
 def ensure_socket_directories(layout: Layout, file: ClusterFile, owner: tuple[int, int] | None) -> ClusterFile:

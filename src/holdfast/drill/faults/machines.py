@@ -141,7 +141,7 @@ class FreezeDatabase(Action):
 
 
 async def _freeze(scene: Scene, frozen: Frozen) -> None:
-    scene.keep("frozen", frozen)
+    scene.keep("frozen", Frozen(_frozen(scene) + frozen.processes))
 
     async def thaw() -> None:
         frozen.thaw()
