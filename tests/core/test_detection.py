@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.core.detection import INSIDE, OTHERS, has_room_elsewhere, judge, judge_own, verdict_rules
 from holdfast.core.evidence import Probe, Sight
+from holdfast.core.leadership import Duty
 from holdfast.core.observation import Peer
 from holdfast.model.report import ProxyOutcome, ProxySight, Source, Verdict, VerdictKind
 from holdfast.model.server import ServerStatus
@@ -178,6 +179,16 @@ def test_the_own_agent_knows() -> None:
     assert own(ServerStatus.STOPPED, seen_alive=False).kind is VerdictKind.UNKNOWN
     assert own(ServerStatus.PRIMARY).kind is VerdictKind.HEALTHY
     assert own(ServerStatus.ABSENT, seen_alive=False).kind is VerdictKind.DEAD
+
+
+def test_a_leader_that_was_stopped_to_hand_over_is_not_dead() -> None:
+    stopped = peer(N1, status=ServerStatus.STOPPED, duty=Duty.YIELD.value)
+    assert kind(stopped, Probe(refused_ms=NOW_MS)) is VerdictKind.UNKNOWN
+    silent = replace(stopped, answered_ms=NOW_MS - 5000)
+    assert kind(silent, Probe(refused_ms=NOW_MS)) is VerdictKind.UNREACHABLE
+    yielding = judge_own(N1, 1, ServerStatus.STOPPED, True, seen(Peer(), Probe()), yielding=True)
+    assert yielding.kind is VerdictKind.UNKNOWN
+    assert judge_own(N1, 1, ServerStatus.ABSENT, True, seen(Peer()), yielding=True).kind is VerdictKind.DEAD
 
 
 def test_a_candidate_that_recovers_is_not_hung() -> None:

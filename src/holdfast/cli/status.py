@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,9 +106,18 @@ def _picture(now: ClusterStatus) -> RenderableType:
         f"durability  {now.durability or '-'}",
         f"tolerates   {now.tolerates}",
         *(Text(f"            but {obstacle}") for obstacle in now.obstacles),
+        *_planned(now),
         *_voters(now),
         f"write       {now.write_address}    read  {now.read_address}",
     )
+
+
+def _planned(now: ClusterStatus) -> list[str]:
+    plan = now.planned_switchover
+    if plan is None:
+        return []
+    at = datetime.fromtimestamp(plan.at_ms / 1000).astimezone()
+    return [f"planned     switchover to {plan.to or 'the most suitable standby'} at {at:%Y-%m-%d %H:%M:%S %Z}"]
 
 
 def _voters(now: ClusterStatus) -> list[RenderableType]:

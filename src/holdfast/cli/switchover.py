@@ -3,42 +3,83 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from holdfast.cli.failures import run
 from holdfast.cli.output import Steps, directory_option, json_option, print_json
 
+if TYPE_CHECKING:
+    from holdfast.local.cluster import LocalCluster
+
+T = TypeVar("T")
+
 
 @click.command()
 @directory_option
 @click.option("--to", "target", default=None, help="The node that is to lead; the most suitable one if left out.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, or why it would be refused.")
+@click.option("--at", "when", default=None, help="Do it later: HH:MM, or an ISO 8601 time. It survives this command.")
+@click.option("--cancel", is_flag=True, help="Drop the switchover that was planned with --at.")
 @json_option
-def switchover(directory: Path, target: str | None, as_json: bool) -> None:
+def switchover(
+    directory: Path, target: str | None, dry_run: bool, when: str | None, cancel: bool, as_json: bool
+) -> None:
     """Hand the primary's part to a standby; clients wait a moment.
 
     New statements are held. A transaction that is still open after the time to drain ends with an error, and so does a
-    session that holds what cannot move (temporary tables, say).
+    session that holds what cannot move (temporary tables, say). If the standby does not get the last record in time,
+    the primary starts again and goes on.
     """
     from holdfast.cli.logs import configure_quiet_logs
+    from holdfast.local import switchover as switching
     from holdfast.local.cluster import LocalCluster
 
+    if sum((dry_run, when is not None, cancel)) > 1 or (cancel and target is not None):
+        raise click.UsageError("--dry-run, --at and --cancel exclude each other, and --cancel takes no --to.")
     configure_quiet_logs()
+    at = switching.parse_time(when, datetime.now().astimezone()) if when is not None else None
     cluster = LocalCluster.open(directory)
+    if cancel:
+        _tell(as_json, _closing(cluster, switching.cancel(cluster)))
+    elif at is not None:
+        _tell(as_json, _closing(cluster, switching.plan(cluster, target, at)), at=at.isoformat())
+    elif dry_run:
+        lines = run(_closing(cluster, switching.rehearse(cluster, target)))
+        if as_json:
+            print_json({"ok": True, "dry_run": True, "message": lines[0], "steps": lines[1:]})
+        else:
+            click.echo("\n".join(lines))
+    else:
+        _switch_over(cluster, target, as_json)
+
+
+def _switch_over(cluster: LocalCluster, target: str | None, as_json: bool) -> None:
     steps = Steps(quiet=as_json)
-
-    async def work() -> str:
-        try:
-            steps(f"handing over to {target or 'the most suitable standby'}")
-            return await cluster.switch_over(target)
-        finally:
-            await cluster.close()
-
+    steps(f"handing over to {target or 'the most suitable standby'}")
     began_at = time.monotonic()
-    message = run(work())
+    message = run(_closing(cluster, cluster.switch_over(target)))
     if as_json:
         duration_ms = round((time.monotonic() - began_at) * 1000)
         print_json({"ok": True, "message": message, "duration_ms": duration_ms})
     else:
         steps(message)
+
+
+def _tell(as_json: bool, work: Coroutine[Any, Any, str], **more: str) -> None:
+    message = run(work)
+    if as_json:
+        print_json({"ok": True, "message": message, **more})
+    else:
+        click.echo("; ".join((message, *more.values())))
+
+
+async def _closing(cluster: LocalCluster, work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    finally:
+        await cluster.close()

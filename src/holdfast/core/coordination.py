@@ -247,8 +247,6 @@ def signal_of(o: Observation, register: Register) -> Signal:
     stalled = o.now_ms - o.progress_ms >= phase_timeout_ms(o, register)
     match register.phase:
         case Phase.SERVING:
-            if register.handover is not None and not stalled:
-                return Signal.QUIET  # the leader stops on purpose
             if suspected(o, register):
                 return Signal.SUSPECTED
             expired = o.now_ms - o.progress_ms >= hand_over_limit_ms(o)

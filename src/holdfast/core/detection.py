@@ -19,6 +19,8 @@ from holdfast.model.vitals import Space, Vitals
 
 __all__ = ["Probe", "Sight", "VerdictRule", "has_room_elsewhere", "judge", "judge_own", "verdict_rules"]
 
+YIELDING = "yield"
+"""The duty (core.leadership) of a leader that hands over."""
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 
@@ -57,8 +59,10 @@ def judge(about: Member, epoch: int, sight: Sight) -> Verdict:
     return _first(OTHERS, case, epoch, readings_of(sight))
 
 
-def judge_own(about: Member, epoch: int, status: ServerStatus, seen_alive: bool, sight: Sight) -> Verdict:
-    """The leader's own agent knows first when its process is gone. Not started yet is not gone."""
+def judge_own(
+    about: Member, epoch: int, status: ServerStatus, seen_alive: bool, sight: Sight, *, yielding: bool = False
+) -> Verdict:
+    """The leader's own agent knows first when its process is gone. Not started yet, or stopped on purpose, is not."""
 
     def verdict(rule: str, kind: VerdictKind, evidence: str) -> Verdict:
         return Verdict(about, epoch, kind, evidence, rule, readings)
@@ -68,6 +72,8 @@ def judge_own(about: Member, epoch: int, status: ServerStatus, seen_alive: bool,
     readings = tuple(r for r in found if r is not None)
     if status is ServerStatus.STOPPED and not seen_alive:
         return verdict("verdict.not-started", VerdictKind.UNKNOWN, "the own PostgreSQL has not been started yet")
+    if status is ServerStatus.STOPPED and yielding:
+        return verdict("verdict.handing-over", VerdictKind.UNKNOWN, "the own PostgreSQL was stopped for a switchover")
     if status in (ServerStatus.STOPPED, ServerStatus.ABSENT):
         return verdict("verdict.process-gone", VerdictKind.DEAD, "the own PostgreSQL is gone")
     return _first(INSIDE, case, epoch, readings)
@@ -120,6 +126,13 @@ def _not_started(case: Case) -> str | None:
     seen_alive = max(s.agent.primary_ms or 0, s.sql.answered_ms or 0) >= s.since_ms
     if _says_stopped(case) and not seen_alive and s.now_ms - s.since_ms < case.timeouts.hung_ms:
         return "its PostgreSQL has not been started yet"
+    return None
+
+
+def _handing_over(case: Case) -> str | None:
+    report = case.sight.agent.report
+    if _says_stopped(case) and report is not None and report.duty == YIELDING:
+        return "its agent has stopped it for a switchover"
     return None
 
 
@@ -282,6 +295,7 @@ _SICK = (
 OTHERS: tuple[VerdictRule, ...] = (
     VerdictRule("verdict.other-directory", _K.DEAD, "the directory that led is gone", _other_directory),
     VerdictRule("verdict.not-started", _K.UNKNOWN, "its agent is about to start it", _not_started),
+    VerdictRule("verdict.handing-over", _K.UNKNOWN, "stopped on purpose, for a switchover", _handing_over),
     VerdictRule("verdict.process-gone", _K.DEAD, "its own agent says so", _process_gone),
     VerdictRule("verdict.refused", _K.DEAD, "the host is there, PostgreSQL and agent are not", _refused),
     VerdictRule("verdict.silence", _K.UNREACHABLE, "nothing heard on any path", _silence),

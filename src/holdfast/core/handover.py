@@ -24,12 +24,15 @@ def successor(o: Observation, wanted: str | None) -> tuple[str | None, str]:
         return None, f"there is no node {wanted}; the nodes are {', '.join(register.voters)}"
     if wanted is not None and not o.policy.promotable(wanted):
         return None, f"{wanted} is not to be promoted by policy: `holdfast policy set {wanted}.promotable=true` first"
+    unfit = {name: words for name in register.voters if (words := unfitness(o, name)) is not None}
+    if wanted is not None and wanted in unfit:
+        return None, f"{wanted} {unfit[wanted]}"
     own = o.server.position
     lag_bytes = {
         r.member.node: own.lsn - r.flush_lsn
         for r in o.server.replicas
         if own is not None and o.policy.promotable(r.member.node) and r.state == "streaming" and r.flush_lsn is not None
-        and r.member in register.committed.quorum.members
+        and r.member in register.committed.quorum.members and r.member.node not in unfit
     }  # fmt: skip
     if wanted is not None and wanted not in lag_bytes:
         return None, f"{wanted} is not a member that streams from this primary now (see `holdfast status`)"
@@ -41,3 +44,33 @@ def successor(o: Observation, wanted: str | None) -> tuple[str | None, str]:
     if len(lag_bytes) < 2 and not o.policy.local_commits_allowed and len(register.voters) > 2:
         return None, "only one standby streams: after the switchover nobody could confirm a commit"
     return target, f"{target} streams {lag_bytes[target]} bytes behind"
+
+
+def unfitness(o: Observation, node: str) -> str | None:
+    """Why a node could not lead although it may stream, in words that follow its name; None if nothing speaks against.
+
+    A node that says nothing is told by its not streaming, not here.
+    """
+    peer = o.peers.get(node)
+    report = peer.report if peer is not None else None
+    if report is None:
+        return None
+    if report.alarm is not None:
+        return f"raises an alarm: {report.alarm}"
+    if not report.store_connected:
+        return "cannot reach the store, so it could not take over"
+    return None
+
+
+def steps(o: Observation, target: str) -> tuple[str, ...]:
+    """What a switchover to ``target`` would do, in order, for people."""
+    t = o.timeouts
+    return (
+        f"1. a checkpoint on {o.node}, so that its stop is short",
+        "2. proxies hold new statements",
+        f"3. transactions that run may end, for at most {t.handover_drain_ms} ms; then they end with an error",
+        f"4. {o.node} stops in good order while {target} still streams, within {t.handover_stop_ms} ms",
+        f"5. once {target} has the last record, an epoch is opened, and {target} is promoted in it",
+        f"6. {o.node} follows it, and nothing is rewound",
+        f"If {target} does not get that far in time, {o.node} starts again and goes on leading.",
+    )

@@ -121,7 +121,8 @@ def _yield_epoch(o: Observation) -> tuple[Action, ...]:
     if has_all:
         return (OpenEpoch(f"switchover to {register.handover}"),)
     if o.now_ms - (o.stopped_ms or o.now_ms) > o.timeouts.handover_drain_ms:
-        return (CancelHandOver(),)
+        # Given up only once it runs again: until then the voters know that it was stopped on purpose.
+        return (Start(standby=False),)
     return (AskPeers(),)
 
 

@@ -23,7 +23,7 @@ from holdfast.local.plan import RunFiles, SupervisorState
 from holdfast.local.processes import hold_postgres, postmaster_of
 from holdfast.local.servers import find_servers, make_plan
 from holdfast.local.starting import IS_PRIMARY, in_words
-from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
+from holdfast.model.errors import EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
 from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
@@ -142,7 +142,8 @@ class LocalCluster:
         port, host = self.file.ports.nodes[node].postgres, self.file.address(node)
         return self.dsn(port, "postgres", "superuser", database, host)
 
-    def _api(self, node: str) -> str:
+    def api_url(self, node: str) -> str:
+        """Where a node's agent answers."""
         return f"http://{self.file.address(node)}:{self.file.ports.nodes[node].api}"
 
     async def register(self) -> Register | None:
@@ -236,51 +237,16 @@ class LocalCluster:
         from aiohttp import ClientError
 
         try:
-            async with self.http().get(f"{self._api(name)}/node") as answer:
+            async with self.http().get(f"{self.api_url(name)}/node") as answer:
                 return NodeReport.from_json(await answer.read()) if answer.status == 200 else None
         except (ClientError, TimeoutError, RegisterError, OSError):
             return None
 
     async def switch_over(self, target: str | None) -> str:
         """Ask the primary to hand over; returns what it says. Raises HoldfastError with its reason if it refuses."""
-        from aiohttp import ClientError, ClientTimeout
+        from holdfast.local.switchover import switch_over
 
-        if target is not None and target not in self.nodes:
-            raise ConfigurationError(f"--to {target}: no such node (there are {', '.join(self.nodes)})")
-        register = await self.register()
-        if register is None or register.leader is None:
-            raise HoldfastError("no primary serves at the moment, so there is nobody to hand over: see `status`")
-        url = f"{self._api(register.leader.node)}/switchover"
-        headers = {"Authorization": f"Bearer {self.layout.read_secret('api-token')}"}
-        limit = ClientTimeout(total=self.timeouts.local_start_ms / 1000)
-        try:
-            async with self.http().post(url, json={"to": target}, headers=headers, timeout=limit) as answer:
-                body = await answer.json(content_type=None)
-        except (ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
-            raise HoldfastError(f"the agent of {register.leader.node} did not answer: {error}") from error
-        if not isinstance(body, dict) or not body.get("ok"):
-            said = body.get("message") if isinstance(body, dict) else body
-            raise HoldfastError(f"{register.leader.node} refused: {said}")
-        return await self._wait_until_handed_over(register, target)
-
-    async def _wait_until_handed_over(self, before: Register, target: str | None) -> str:
-        """Wait for the end of a switchover that has begun; raises HoldfastError if it led elsewhere."""
-        give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
-        began = False
-        while time.monotonic() < give_up_at:
-            with contextlib.suppress(StoreUnavailable):
-                register = await self.register()
-                if register is not None:
-                    began = began or register.handover is not None or register.epoch > before.epoch
-                    leader = register.leader
-                    if leader is not None and leader.node != before.committed.leader.node:
-                        if target not in (None, leader.node):
-                            raise HoldfastError(f"{leader.node} took over instead of {target}: see the journal")
-                        return f"{leader.node} is primary of epoch {register.epoch}"
-                    if began and leader is not None and register.handover is None:
-                        raise HoldfastError(f"the switchover was given up, and {leader.node} goes on as primary")
-            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
-        raise HoldfastError(f"the switchover has not ended yet; {self._where_to_look()}")
+        return await switch_over(self, target)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -347,7 +313,7 @@ class LocalCluster:
                 break
             if time.monotonic() > give_up_at:
                 last = "; ".join(f"{name} {words}" for name, words in sorted(told.items()))
-                raise HoldfastError(f"no primary serves yet ({last or 'no agent answers'}); {self._where_to_look()}")
+                raise HoldfastError(f"no primary serves yet ({last or 'no agent answers'}); {self.where_to_look()}")
             await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
         if not self.file.complete:
             await self._make_application(primary)
@@ -364,7 +330,7 @@ class LocalCluster:
             register = await self.register()
             if register is None or register.leader is None:
                 return None
-            async with self.http().get(f"{self._api(register.leader.node)}/primary") as answer:
+            async with self.http().get(f"{self.api_url(register.leader.node)}/primary") as answer:
                 return register.leader.node if answer.status == 200 else None
         except (StoreUnavailable, ClientError, TimeoutError, OSError):
             return None
@@ -380,10 +346,11 @@ class LocalCluster:
                 return
             self._check_processes()
             if time.monotonic() > give_up_at:
-                raise HoldfastError(f"the proxy does not answer; {self._where_to_look()}")
+                raise HoldfastError(f"the proxy does not answer; {self.where_to_look()}")
             await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
 
-    def _where_to_look(self) -> str:
+    def where_to_look(self) -> str:
+        """Where a person finds more."""
         return f"the logs are {self.layout.proxy_log} and {self.layout.agent_log(self.nodes[0])}"
 
     def _check_processes(self) -> None:

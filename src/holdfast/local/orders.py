@@ -15,7 +15,7 @@ async def order(cluster: LocalCluster, path: str, body: dict[str, Any]) -> str:
 
     headers = {"Authorization": f"Bearer {cluster.layout.read_secret('api-token')}"}
     for name in cluster.nodes:
-        url = f"http://127.0.0.1:{cluster.file.ports.nodes[name].api}{path}"
+        url = f"{cluster.api_url(name)}{path}"
         try:
             async with cluster.http().post(url, json=body, headers=headers) as answer:
                 said = await answer.json(content_type=None)

@@ -37,7 +37,7 @@ async def _events_of(cluster: LocalCluster, name: str) -> list[Event]:
     from aiohttp import ClientError
 
     try:
-        async with cluster.http().get(f"http://127.0.0.1:{cluster.file.ports.nodes[name].api}/events") as answer:
+        async with cluster.http().get(f"{cluster.api_url(name)}/events") as answer:
             return [Event.from_json(line) for line in (await answer.read()).splitlines()]
     except (ClientError, TimeoutError, RegisterError, OSError):
         return []

@@ -9,7 +9,9 @@ from holdfast.core.forecast import Standing, forecast
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.outlook import read_policy
+from holdfast.local.switchover import planned
 from holdfast.model.errors import StoreUnavailable
+from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.model.register import NodeRecord, Phase, Register
 from holdfast.model.report import NodeReport, Reading
@@ -64,6 +66,7 @@ class ClusterStatus:
     nodes: tuple[NodeStatus, ...]
     voters: tuple[VoterStatus, ...]
     votes_needed: int
+    planned_switchover: PlannedSwitchover | None
     obstacles: tuple[str, ...]
     """What would stand in the way if the primary died now, or keeps the cluster from tolerating more."""
 
@@ -76,14 +79,14 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     """Ask the store and every agent; never raises because one of them does not answer."""
     register: Register | None = None
     records: dict[str, NodeRecord] = {}
-    policy = DEFAULT_POLICY
+    policy, plan = DEFAULT_POLICY, None
     reachable = True
     running = cluster.state().is_alive
     try:
         if running:
             register = await cluster.register()
             records = await cluster.node_records()
-            policy = await read_policy(cluster)
+            policy, plan = await read_policy(cluster), await planned(cluster)
     except StoreUnavailable:
         reachable = False
     reports = await cluster.reports()
@@ -114,6 +117,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         nodes=nodes,
         voters=tuple(_voter(name, reports.get(name)) for name in voters) if running else (),
         votes_needed=len(voters) // 2 + 1,
+        planned_switchover=plan,
         obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
     )
 

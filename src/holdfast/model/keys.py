@@ -16,6 +16,7 @@ class Keys:
         self.journal = f"{self.prefix}journal/"
         self.policy = f"{self.prefix}policy"
         self.lease = f"{self.prefix}lease"
+        self.planned = f"{self.prefix}planned-switchover"
         self.approval = f"{self.prefix}approval"
 
     def node(self, name: str) -> str:

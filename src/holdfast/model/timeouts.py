@@ -84,6 +84,9 @@ class Timeouts(BaseModel):
     handover_stop_ms: int = Field(5000, ge=100, le=600_000)
     """In a switchover, how long the leader's fast stop may take before it is abandoned and the leader starts again."""
 
+    planned_late_ms: int = Field(600_000, ge=1000, le=86_400_000)
+    """A planned switchover that could not begin for this long after its time (nobody led) is given up."""
+
     start_ms: int = Field(60_000, ge=1000, le=3_600_000)
     """For PostgreSQL to accept connections after its start, while its log does not move."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from holdfast import __version__
 from holdfast.core import actions as a
 from holdfast.core.coordination import Coordination, coordinate
 from holdfast.core.durability import may_pledge
@@ -26,10 +25,11 @@ from holdfast.model.errors import (
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
 from holdfast.model.lsn import Lsn
-from holdfast.model.register import Member, NodeRecord, NodeState, Phase
-from holdfast.model.report import NodeReport, ReplicaReport
+from holdfast.model.register import Member, NodeRecord, Phase
+from holdfast.model.report import NodeReport
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
 from holdfast.model.settings import NodeSettings
+from holdfast.node.appointment import Appointment
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.control import Control
 from holdfast.node.lease import Leadership, LeaseKeeper
@@ -40,11 +40,10 @@ from holdfast.node.performer import Performer
 from holdfast.node.publisher import Publisher
 from holdfast.node.pulse import Pulse
 from holdfast.node.registry import Registry
+from holdfast.node.telling import record_of, report_of
 from holdfast.node.verdicts import VerdictNotes
 
 log = structlog.get_logger(__name__)
-
-NO_INCARNATION = "00000000"
 
 
 @dataclass(slots=True)
@@ -86,6 +85,9 @@ class Agent:
             parts.server, parts.store, self._registry, keys, timeouts, self._ask_members, self._wake.set
         )
         self.control = Control(parts.server, parts.store, self._registry, keys, parts.journal, lambda: self._last)
+        self._appointment = Appointment(
+            parts.store, self._registry, keys, timeouts, self.control, parts.journal, self.serves_writes
+        )
         self._pledged_until_ms = monotonic_ms() + timeouts.lease_ms  # a former life may have given its word
         self._last: Observation | None = None
         self._decision: Decision | None = None
@@ -120,6 +122,7 @@ class Agent:
                 group.create_task(self._publisher.run()),
                 group.create_task(self._pulse.run()),
                 group.create_task(self._keeper.run()),
+                group.create_task(self._appointment.run()),
                 group.create_task(self._keep_slots()),
             ]
             try:
@@ -195,7 +198,8 @@ class Agent:
         self._keeper.want(self._lease_wanted(decision, o))
         if performed:
             self._wake.set()
-        self._publisher.publish(self._record(decision))
+        epoch = self._epoch() if self.serves_writes() or self.serves_reads() else 0
+        self._publisher.publish(record_of(self._settings, o, epoch))
         if not self._slots_ready and o.server.status in (ServerStatus.STANDBY, ServerStatus.PRIMARY):
             await self._ensure_slots(o)
 
@@ -448,53 +452,7 @@ class Agent:
     def _is(self, situation: Situation, duty: Duty) -> bool:
         return self._decision is not None and (self._decision.situation, self._decision.duty) == (situation, duty)
 
-    def _record(self, decision: Decision) -> NodeRecord:
-        states = {
-            ServerStatus.STANDBY: NodeState.STANDBY,
-            ServerStatus.PRIMARY: NodeState.PRIMARY,
-            ServerStatus.STARTING: NodeState.STARTING,
-        }
-        o = self._last
-        member = o.member if o is not None else None
-        state = NodeState.STOPPED
-        if o is not None:
-            state = NodeState.REBUILDING if o.rebuilding else states.get(o.server.status, NodeState.STOPPED)
-        return NodeRecord(
-            member=member or Member(self._settings.node.name, NO_INCARNATION),
-            state=state,
-            epoch=self._epoch() if self.serves_writes() or self.serves_reads() else 0,
-            postgres_host=self._settings.postgres.host,
-            postgres_port=self._settings.postgres.port,
-            api_url=f"http://{self._settings.api.host}:{self._settings.api.port}",
-        )
-
     def report(self) -> NodeReport:
         """The node now."""
-        o, decision = self._last, self._decision
-        server = o.server if o is not None else ABSENT_SERVER
-        own_end = o.own_end if o is not None else None
-        return NodeReport(
-            node=self._settings.node.name,
-            member=o.member if o is not None else None,
-            cluster_id=o.cluster_id if o is not None else None,
-            promised=o.promised if o is not None else 0,
-            status=server.status,
-            situation=decision.situation.value if decision is not None else Situation.ABSENT.value,
-            duty=decision.duty.value if decision is not None else Duty.AWAIT.value,
-            rule=decision.rule.id if decision is not None else "",
-            position=own_end or server.position,
-            replay_lsn=server.replay_lsn,
-            history=server.history,
-            upstream=server.upstream_host,
-            streaming=server.streaming,
-            synchronous_names=server.synchronous_names,
-            replicas=tuple(ReplicaReport(r.member, r.state, r.flush_lsn) for r in server.replicas),
-            register_epoch=self._epoch(),
-            store_connected=self._registry.connected,
-            verdict=o.verdict if o is not None else None,
-            alarm=self._performer.alarm,
-            version=__version__,
-            progress=self._performer.progress,
-            vitals=self._pulse.vitals(),
-            waiting=self._performer.waiting,
-        )
+        vitals = self._pulse.vitals()
+        return report_of(self._settings.node.name, self._last, self._decision, self._registry, self._performer, vitals)

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.event import Event
+from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
@@ -147,10 +148,20 @@ class Api:
         return handler
 
     async def _switchover(self, wanted: dict[str, Any]) -> Answer:
-        to = wanted.get("to")
-        if set(wanted) - {"to"} or not (to is None or isinstance(to, str)):
-            raise ConfigurationError('the body must be JSON such as {"to": "n2"} or {}')
-        return await self._subject.control.switchover(to)
+        to, at_ms, control = wanted.get("to"), wanted.get("at_ms"), self._subject.control
+        known = {"to": (str, type(None)), "dry_run": (bool,), "cancel": (bool,), "at_ms": (int, type(None))}
+        if any(name not in known or not isinstance(value, known[name]) for name, value in wanted.items()):
+            raise ConfigurationError(
+                'the body must be JSON such as {"to": "n2"}, with "dry_run": true, "at_ms": 1795260000000 or '
+                '"cancel": true if wanted'
+            )
+        if wanted.get("cancel"):
+            return await control.cancel_planned()
+        if wanted.get("dry_run"):
+            return control.rehearse_switchover(to)
+        if at_ms is not None:
+            return await control.plan_switchover(PlannedSwitchover(to, at_ms))
+        return await control.switchover(to)
 
     async def _approve(self, wanted: dict[str, Any]) -> Answer:
         return await self._subject.control.approve()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.handover import successor
+from holdfast.core.handover import steps, successor
 from holdfast.core.observation import Observation
 from holdfast.core.policy import objections
 from holdfast.model.errors import ConfigurationError, PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
+from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
 from holdfast.model.register import Phase
 from holdfast.node.journal import Journal
@@ -17,6 +18,7 @@ from holdfast.node.parts import LocalServer
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Entry, Store
 
+STARTED_JUST_NOW = "the agent has only just started: try again"
 CHANGED_MEANWHILE = "the cluster changed meanwhile: look at `holdfast status` and try again"
 
 
@@ -42,7 +44,7 @@ class Control:
     async def switchover(self, to: str | None) -> tuple[bool, str]:
         """Begin a switchover from this node."""
         o = self._last()
-        target, words = successor(o, to) if o is not None else (None, "the agent has only just started: try again")
+        target, words = successor(o, to) if o is not None else (None, STARTED_JUST_NOW)
         if o is None or target is None or o.register is None:
             return False, words
         try:
@@ -59,6 +61,40 @@ class Control:
         self._journal.record("handover.begun", register.epoch, None, target=target)
         self._registry.swapped(new, swapped)
         return True, f"handing over to {target}: {words}"
+
+    def rehearse_switchover(self, to: str | None) -> tuple[bool, str]:
+        """What a switchover would do, step by step; nothing is changed."""
+        o = self._last()
+        target, words = successor(o, to) if o is not None else (None, STARTED_JUST_NOW)
+        if o is None or target is None:
+            return False, words
+        return True, "\n".join((words, *steps(o, target)))
+
+    async def plan_switchover(self, plan: PlannedSwitchover) -> tuple[bool, str]:
+        """Keep a switchover for later; the one that leads then begins it. It replaces an earlier plan."""
+        register = self._registry.register
+        if register is None:
+            return False, "there is no cluster yet"
+        if plan.to is not None and plan.to not in register.voters:
+            return False, f"there is no node {plan.to}; the nodes are {', '.join(register.voters)}"
+        try:
+            await self._store.put(self._keys.planned, plan.to_json())
+        except StoreUnavailable as error:
+            return False, str(error)
+        self._journal.record("handover.planned", register.epoch, None, target=plan.to or "any", planned_ms=plan.at_ms)
+        return True, "the switchover is planned; whether the target is fit is seen when its time has come"
+
+    async def cancel_planned(self) -> tuple[bool, str]:
+        """Drop the planned switchover."""
+        if self._registry.planned is None:
+            return False, "no switchover is planned"
+        try:
+            await self._store.delete(self._keys.planned)
+        except StoreUnavailable as error:
+            return False, str(error)
+        register = self._registry.register
+        self._journal.record("handover.unplanned", register.epoch if register else 0, None)
+        return True, "the planned switchover is dropped"
 
     def policy(self) -> Policy:
         """The policy in force, as far as this agent knows."""

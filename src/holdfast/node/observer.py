@@ -218,7 +218,8 @@ class Observer:
         )
         if about.node == self.node:
             status = look.server.status if member == about else ServerStatus.ABSENT
-            return judge_own(about, epoch, status, self._seen_alive, sight)
+            yielding = look.register.handover is not None
+            return judge_own(about, epoch, status, self._seen_alive, sight, yielding=yielding)
         return judge(about, epoch, sight)
 
     def _room_elsewhere(self, look: Look, about: Member) -> bool:

@@ -11,6 +11,7 @@ import structlog
 from holdfast.model.errors import RegisterError
 from holdfast.model.keys import Keys
 from holdfast.model.lease import LeaseRecord
+from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import NodeRecord, Recruit, Register
 from holdfast.model.report import ProxyOutcome, ProxySight
@@ -45,6 +46,7 @@ class Registry:
         self.policy = DEFAULT_POLICY
         self.policy_revision = ABSENT
         self.approved_epoch: int | None = None
+        self.planned: PlannedSwitchover | None = None
         self.lease: LeaseRecord | None = None
         self.lease_revision = ABSENT
         self.lease_renewed_ms: int | None = None
@@ -118,6 +120,7 @@ class Registry:
         self.lease_is_gone()
         self._recruits.clear()
         self.proxies.clear()
+        self.planned = None
         for entry in entries:
             self._put(entry)
 
@@ -146,6 +149,8 @@ class Registry:
                 self.policy_is_now(entry)
             elif entry.key == self._keys.lease:
                 self.lease_is_now(entry)
+            elif entry.key == self._keys.planned:
+                self.planned = PlannedSwitchover.from_json(entry.value)
             elif entry.key == self._keys.approval:
                 self.approved_epoch = int(entry.value)
         except (RegisterError, ValueError) as error:
@@ -160,6 +165,8 @@ class Registry:
             self.policy, self.policy_revision = DEFAULT_POLICY, ABSENT
         elif key == self._keys.approval:
             self.approved_epoch = None
+        elif key == self._keys.planned:
+            self.planned = None
         elif key == self._keys.lease:
             self.lease_is_gone()
         else:
