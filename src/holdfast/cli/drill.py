@@ -124,7 +124,7 @@ def _run_on_hosts(name: str, trial: Trial, runs: int | None, afresh: bool) -> in
     from holdfast.drill import hosts
 
     check_places(trial)
-    hosts.enter(sys.argv[1:])
+    hosts.enter([sys.executable, "-m", "holdfast.cli", *sys.argv[1:]])
     configure_quiet_logs()
     entries, left = run(_campaign(name, trial, runs, afresh))
     _write_json(trial, entries, alone=runs is None and name != ALL)

@@ -25,6 +25,7 @@ import aiohttp
 
 from holdfast.drill.hosts import Frozen, Host, make_network, processes_below, remove_network
 from holdfast.drill.volumes import Volume, mount, unmount
+from holdfast.drill.wire import Wires
 from holdfast.local import layout as rooms
 from holdfast.local import machine
 from holdfast.local.cluster import LocalCluster, Progress
@@ -52,19 +53,21 @@ def machine_dir(layout: Layout, name: str) -> Path:
 class HostedCluster(LocalCluster):
     """A cluster spread over hosts. Make it with `hosted_cluster`."""
 
-    def __init__(self, layout: Layout, file: ClusterFile) -> None:
+    def __init__(self, layout: Layout, file: ClusterFile, jitter_ms: float = 0.0) -> None:
         super().__init__(layout, file)
         names = (*file.nodes, *file.proxies)
         self.hosts: dict[str, Host] = {}
         for number, name in enumerate(names, 1):
-            self.hosts[name] = Host(name, number, file.address(name))
+            self.hosts[name] = Host(name, number, file.address(name), wired=jitter_ms > 0)
+        cables = [host.cable for host in self.hosts.values() if host.cable is not None]
+        self._wires = Wires(cables, jitter_ms, seed=1) if cables else None
         self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
         self.volumes: tuple[str, ...] = ()
         """Nodes whose directory is a file system of its own."""
 
     @classmethod
     def make(
-        cls, root: Path, *, nodes: int, parameters: Mapping[str, str], volumes: Mapping[str, Volume]
+        cls, root: Path, *, nodes: int, parameters: Mapping[str, str], volumes: Mapping[str, Volume], jitter_ms: float
     ) -> HostedCluster:
         """Make directory, volumes, network and hosts; nothing runs yet. Raises EnvironmentFault, NotInjected."""
         layout = Layout.at(root)
@@ -95,7 +98,7 @@ class HostedCluster(LocalCluster):
                 os.chown(store, *owner)
         write_configs(layout, file)
         make_network()
-        cluster = cls(layout, file)
+        cluster = cls(layout, file, jitter_ms)
         cluster.volumes = tuple(volumes)
         return cluster
 
@@ -265,6 +268,9 @@ class HostedCluster(LocalCluster):
     async def stop(self) -> bool:
         """End everything at once: its directory is about to go."""
         ran = self._leftovers()
+        if self._wires is not None:
+            self._wires.close()
+            self._wires = None
         for host in self.hosts.values():
             await asyncio.to_thread(host.close)
         for name in list(self._supervisors):
@@ -279,16 +285,20 @@ async def hosted_cluster(
     nodes: int = 3,
     parameters: Mapping[str, str] | None = None,
     volumes: Mapping[str, Volume] | None = None,
+    jitter_ms: float = 0.0,
 ) -> AsyncIterator[HostedCluster]:
     """A cluster on hosts of its own that serves; afterwards processes, hosts and files are gone.
 
-    We must be inside (`hosts.enter`). If we are killed, what is left goes with the next one (`remove_leftovers`).
+    ``jitter_ms``: every cable delays frames by up to that, now more, now less. We must be inside (`hosts.enter`).
+    If we are killed, what is left goes with the next one (`remove_leftovers`).
     """
     remove_leftovers(progress)
     root, lock = _claim_directory(nodes)
     cluster: HostedCluster | None = None
     try:
-        cluster = HostedCluster.make(root, nodes=nodes, parameters=parameters or {}, volumes=volumes or {})
+        cluster = HostedCluster.make(
+            root, nodes=nodes, parameters=parameters or {}, volumes=volumes or {}, jitter_ms=jitter_ms
+        )
         progress(f"{nodes} nodes, {len(PROXIES)} proxies and the clients, each on a host of its own, in {root}")
         cluster.start()
         await cluster.wait_until_serving(progress)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from holdfast.drill.wire import Cable, open_tap
 from holdfast.local.processes import Process
 from holdfast.model.errors import EnvironmentFault
 
@@ -47,10 +48,11 @@ def is_inside() -> bool:
     return os.environ.get(_INSIDE) == str(os.getpid())
 
 
-def enter(arguments: Sequence[str]) -> None:
-    """Go on in a network and a mount namespace of our own, as the same process; returns at once if we are there.
+def enter(command: Sequence[str]) -> None:
+    """Execute ``command``, which is our own, in a network and a mount namespace of our own; returns if we are there.
 
-    Without root a user namespace comes first (user_namespaces(7)). Raises EnvironmentFault if neither is possible.
+    The process stays the same. Without root a user namespace comes first (user_namespaces(7)). Raises EnvironmentFault
+    if neither is possible.
     """
     if is_inside():
         return
@@ -75,8 +77,7 @@ def enter(arguments: Sequence[str]) -> None:
         )
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [*unshare, sys.executable, "-m", "holdfast.cli", *arguments]
-    os.execve(command[0], command, {**_environment(), _INSIDE: str(os.getpid())})
+    os.execve(unshare[0], [*unshare, *command], {**_environment(), _INSIDE: str(os.getpid())})
 
 
 def _path() -> str:
@@ -106,9 +107,12 @@ class Frozen:
 class Host:
     """One machine of the drill: an address, a cable to the switch, and whatever processes are in its namespace."""
 
-    def __init__(self, name: str, number: int, address: str) -> None:
+    def __init__(self, name: str, number: int, address: str, *, wired: bool = False) -> None:
+        """``wired``: with a `Cable` that somebody must carry (`holdfast.drill.wire`), not one of the kernel's."""
         self.name = name
         self.address = address
+        self.cable: Cable | None = None
+        self._wired = wired
         self._number = number
         self._namespace: int | None = None
         self._plug()
@@ -118,7 +122,12 @@ class Host:
     def _plug(self) -> None:
         self._namespace = _new_network_namespace()
         mac = f"{_MAC_PREFIX}:{self._number >> 8:02x}:{self._number & 255:02x}"
-        _run("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self._netns)
+        if self._wired:
+            inner = f"inner-{self.name}"
+            self.cable = Cable(host=open_tap(inner), switch=open_tap(self._port))
+            _run("ip", "link", "set", inner, "netns", self._netns, "name", "eth0")
+        else:
+            _run("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self._netns)
         _run("ip", "link", "set", self._port, "master", BRIDGE, "up")
         self.run("ip", "link", "set", "lo", "up")
         # The same hardware address after a new start, so that neighbours need not ask again.
@@ -150,6 +159,10 @@ class Host:
             self.kill()
             os.close(self._namespace)
             self._namespace = None
+        if self.cable is not None:
+            os.close(self.cable.host)
+            os.close(self.cable.switch)
+            self.cable = None
 
     # -- processes ------------------------------------------------------------------------------------------------
 

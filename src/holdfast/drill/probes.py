@@ -31,10 +31,13 @@ async def connects(address: str, port: int) -> str:
 
 
 async def must_be(wanted: str, address: str, port: int) -> str:
-    """A proof that a new connection meets that; raises NotInjected otherwise."""
-    met = await connects(address, port)
-    if met != wanted:
-        raise NotInjected(f"a new connection to {address}:{port} met {met}, not {wanted}")
+    """A proof that a new connection meets that, at once or in a moment; raises NotInjected otherwise."""
+
+    async def met_it() -> bool:
+        return await connects(address, port) == wanted
+
+    if not await until(met_it, 2.0):
+        raise NotInjected(f"a new connection to {address}:{port} met {await connects(address, port)}, not {wanted}")
     return f"a new connection to {address}:{port} meets {met}"
 
 
