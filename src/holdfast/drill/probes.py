@@ -38,7 +38,7 @@ async def must_be(wanted: str, address: str, port: int) -> str:
 
     if not await until(met_it, 2.0):
         raise NotInjected(f"a new connection to {address}:{port} met {await connects(address, port)}, not {wanted}")
-    return f"a new connection to {address}:{port} meets {met}"
+    return f"a new connection to {address}:{port} meets {wanted}"
 
 
 def state_of(process: Process) -> str:

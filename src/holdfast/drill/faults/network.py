@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from holdfast.drill.hosts import Direction
-from holdfast.drill.probes import must_be
+from holdfast.drill.probes import connects, must_be
 from holdfast.drill.scenario import Action, NotInjected, Role, Scene
 
 
@@ -90,7 +90,7 @@ class Flap(Action):
         for _ in range(self.times):
             await asyncio.to_thread(host.cut)
             try:
-                seen = asyncio.create_task(must_be("silence", *_at(scene, node)))
+                seen = asyncio.create_task(connects(*_at(scene, node)))
                 await asyncio.sleep(self.down_s)
                 silences += not seen.done()
                 seen.cancel()
