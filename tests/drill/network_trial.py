@@ -1,0 +1,81 @@
+"""What the drills' network does, tried inside: prints one JSON object. Run by test_network.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+
+from holdfast.drill import hosts
+from holdfast.drill.hosts import Direction, Host
+from holdfast.drill.probes import connects, state_of
+from holdfast.drill.wire import Wires
+
+PORT = 5000
+SERVER = f"import socket; s = socket.create_server(('', {PORT})); print('ready', flush=True)\nwhile True: s.accept()"
+
+
+def serve(host: Host) -> subprocess.Popen[bytes]:
+    """A server on a host; returns when it listens."""
+    server = subprocess.Popen(host.enter(sys.executable, "-c", SERVER), stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    server.stdout.readline()
+    return server
+
+
+async def round_trip_ms(address: str) -> float:
+    began_at = time.monotonic()
+    assert await connects(address, PORT) == "connected"
+    return (time.monotonic() - began_at) * 1000
+
+
+async def trial() -> dict[str, object]:
+    found: dict[str, object] = {}
+    hosts.make_network()
+    host = Host("n1", 1, "10.77.1.1")
+    server = serve(host)
+    met = found.setdefault("met", {})
+    assert isinstance(met, dict)
+    met["whole"] = await connects(host.address, PORT)
+    host.cut()
+    met["cut"] = await connects(host.address, PORT)
+    host.mend()
+    met["mended"] = await connects(host.address, PORT)
+    for direction in Direction:
+        host.deafen(direction)
+        met[f"deaf {direction}"] = await connects(host.address, PORT)
+        host.mend()
+    met["mended again"] = await connects(host.address, PORT)
+    frozen = host.freeze()
+    found["frozen"] = [state_of(process) for process in frozen.processes]
+    frozen.thaw()
+    found["killed"] = host.kill()
+    server.wait()
+    met["killed"] = await connects(host.address, PORT)
+    serve_again = serve(host)
+    host.power_off()
+    serve_again.wait()
+    met["off"] = await connects(host.address, PORT)
+    host.power_on()
+    met["on"] = await connects(host.address, PORT)
+    third = serve(host)
+    met["booted"] = await connects(host.address, PORT)
+    host.close()
+    third.wait()
+    wired = Host("n2", 2, "10.77.1.2", wired=True)
+    assert wired.cable is not None
+    wires = Wires([wired.cable], 40.0, seed=1)
+    fourth = serve(wired)
+    found["round_trips_ms"] = [await round_trip_ms(wired.address) for _ in range(30)]
+    wired.close()
+    fourth.wait()
+    wires.close()
+    hosts.remove_network()
+    return found
+
+
+if __name__ == "__main__":
+    hosts.enter([sys.executable, *sys.argv])
+    sys.stdout.write(json.dumps(asyncio.run(trial())))
