@@ -39,6 +39,15 @@ ENVIRONMENT = {
     "HOLDFAST_DRILL_WORLD": "set by `holdfast drill` for itself: that it is on a network of its own",
     "HOLDFAST_ENV_DIR": "`./holdfast` only: where environments go; else in the clone, else in the user's cache",
 }
+_TOLD = "given to `fencing.command` and `hooks.on_role_change`:"
+ENVIRONMENT |= {
+    "HOLDFAST_CLUSTER": f"{_TOLD} the cluster's name",
+    "HOLDFAST_NODE": f"{_TOLD} the node whose agent runs them",
+    "HOLDFAST_EPOCH": f"{_TOLD} the epoch",
+    "HOLDFAST_LOST_NODE": "given to `fencing.command`: the node that led before and is to be cut off",
+    "HOLDFAST_ROLE": "given to `hooks.on_role_change`: `primary`, `standby` or `stopped`",
+    "HOLDFAST_FORMER_ROLE": "given to `hooks.on_role_change`: what the node was before",
+}
 TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "true or false", Path: "path"}
 
 
@@ -129,6 +138,8 @@ def type_name(annotation: Any) -> str:
         return f"table of {type_name(args[1])}"
     if origin is not None and args:
         return type_name(args[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table of " + ", ".join(annotation.model_fields)
     raise SystemExit(f"tools/reference.py knows no words for the type {annotation}")
 
 

@@ -89,6 +89,44 @@ class ClusterSettings(_Section):
         return value
 
 
+class FencingSettings(_Section):
+    """``[fencing]``: what is done about a lost primary besides stopping it, where its agent still can."""
+
+    command: tuple[str, ...] = Field(
+        (), description="program and arguments that cut a lost primary off (power, security group); run once by the "
+        "voter that opened the epoch, with HOLDFAST_LOST_NODE, HOLDFAST_EPOCH and HOLDFAST_CLUSTER in its environment"
+    )  # fmt: skip
+    command_timeout_s: float = Field(30.0, gt=0, le=3600, description="after this it is killed with all it started")
+    watchdog_device: Path | None = Field(
+        None, description="kernel watchdog (/dev/watchdog) that resets this machine when the agent of a primary hangs"
+    )
+    watchdog_timeout_s: int = Field(
+        15, ge=5, le=600, description="how long the agent may not turn before the machine is reset"
+    )
+
+
+class WebhookSettings(_Section):
+    """One receiver."""
+
+    url: str = Field(pattern=r"\Ahttps?://", description="where a POST with a JSON body goes")
+    secret_file: Path | None = Field(
+        None, description="file with the secret that signs the body: X-Holdfast-Signature: sha256=HMAC"
+    )
+
+
+class HookSettings(_Section):
+    """``[hooks]``: who is told when this node becomes a primary, a standby, or stops being one."""
+
+    on_role_change: tuple[str, ...] = Field(
+        (), description="program and arguments, with HOLDFAST_ROLE, HOLDFAST_FORMER_ROLE, HOLDFAST_NODE, "
+        "HOLDFAST_EPOCH and HOLDFAST_CLUSTER in its environment"
+    )  # fmt: skip
+    webhooks: tuple[WebhookSettings, ...] = Field((), description="receivers of a POST: url, secret_file")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="for the program, and for each POST")
+    attempts: int = Field(5, ge=1, le=100, description="how often a POST is tried until it is answered with 2xx")
+    retry_s: float = Field(1.0, gt=0, le=600, description="pause after the first POST that failed; doubled each time")
+
+
 class NodeSettings(_Section):
     """Configuration of ``holdfast node``."""
 
@@ -97,6 +135,8 @@ class NodeSettings(_Section):
     postgres: PostgresSettings
     api: ApiSettings
     store: StoreSettings
+    fencing: FencingSettings = FencingSettings()
+    hooks: HookSettings = HookSettings()
     thresholds: Thresholds = Thresholds()
     timeouts: Timeouts = Timeouts()
 

@@ -32,6 +32,8 @@ from holdfast.model.settings import NodeSettings
 from holdfast.node.appointment import Appointment
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.control import Control
+from holdfast.node.fencing import Fencing
+from holdfast.node.hooks import Hooks
 from holdfast.node.lease import Leadership, LeaseKeeper
 from holdfast.node.observer import Look, Observer
 from holdfast.node.parts import Parts
@@ -42,6 +44,7 @@ from holdfast.node.pulse import Pulse
 from holdfast.node.registry import Registry
 from holdfast.node.telling import record_of, report_of
 from holdfast.node.verdicts import VerdictNotes
+from holdfast.node.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +91,10 @@ class Agent:
         self._appointment = Appointment(
             parts.store, self._registry, keys, timeouts, self.control, parts.journal, self.serves_writes
         )
+        self._hooks = Hooks(settings.hooks, settings.cluster.name, name, parts.journal)
+        self._fencing = Fencing(settings.fencing, settings.cluster.name, name, parts.journal)
+        self._watchdog = Watchdog(settings.fencing, lambda: self._guards_primary)
+        self._guards_primary = False
         self._pledged_until_ms = monotonic_ms() + timeouts.lease_ms  # a former life may have given its word
         self._last: Observation | None = None
         self._decision: Decision | None = None
@@ -102,6 +109,7 @@ class Agent:
 
     async def prepare(self) -> None:
         """Read the promise, pick up a server left running; raises ConfigurationError, EnvironmentFault."""
+        self._watchdog.check()
         self._promise.load(self._settings.cluster.name)
         self._ever_started = await self._server.adopt()
         await self._keeper.adopt()
@@ -123,12 +131,15 @@ class Agent:
                 group.create_task(self._pulse.run()),
                 group.create_task(self._keeper.run()),
                 group.create_task(self._appointment.run()),
+                group.create_task(self._hooks.run()),
+                group.create_task(self._watchdog.run()),
                 group.create_task(self._keep_slots()),
             ]
             try:
                 await self._reach_store()
                 while not self._stopping:
                     await self._turn()
+                    self._watchdog.turned()
                     await self._rest()
             finally:
                 for helper in helpers:
@@ -160,7 +171,9 @@ class Agent:
         try:
             if not self._registry.policy.paused:
                 await self._server.stop("fast", self._timeouts.stop_ms)
+            self._watchdog.close()
         finally:
+            await self._fencing.close()
             await self._journal.flush()
             await self._publisher.withdraw()
             await self._server.close()
@@ -183,13 +196,17 @@ class Agent:
         self._decision = decision
         self._note(decision, o)
         self._verdicts.note(o.verdict)
+        self._note_role(o)
         if o.trouble is None:
             self._performer.alarm = None
         self._performer.waiting = None
         performed = await self._perform(decision.actions, decision.rule.id, o)
         if coordination is not None:
-            performed |= await self._perform(coordination.actions, coordination.rule.id, o)
+            opened = await self._perform(coordination.actions, coordination.rule.id, o)
+            performed |= opened
             self._note_coordination(coordination, o)
+            if opened and any(isinstance(action, a.OpenEpoch) for action in coordination.actions):
+                self._fencing.epoch_opened(o)
         leads = decision.duty is Duty.LEAD and decision.situation in (Situation.OPEN, Situation.MARKED)
         if leads and o.register is not None:
             change = change_of(o, o.register)
@@ -387,6 +404,18 @@ class Agent:
             self._journal.record("node.rejoined", self._epoch(), decision.rule.id, upstream=upstream)
         elif not attached and decision.situation is not Situation.SILENT:
             self._streamed = None
+
+    def _note_role(self, o: Observation) -> None:
+        """A server that does not answer, or that starts, keeps the role that it had."""
+        status = o.server.status
+        if status is not ServerStatus.UNRESPONSIVE:
+            self._guards_primary = status is ServerStatus.PRIMARY
+        if self.serves_writes():
+            self._hooks.role_is("primary", self._epoch())
+        elif status is ServerStatus.STANDBY:
+            self._hooks.role_is("standby", self._epoch())
+        elif status in (ServerStatus.STOPPED, ServerStatus.ABSENT):
+            self._hooks.role_is("stopped", self._epoch())
 
     def _note_coordination(self, coordination: Coordination, o: Observation) -> None:
         if coordination.actions:

@@ -1,0 +1,60 @@
+"""Runs a command that people configured: bounded in time, killed with all it started, and told in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_SAID_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutcome:
+    """How it ended. ``words`` are for people."""
+
+    ok: bool
+    words: str
+
+
+async def run_command(command: Sequence[str], variables: Mapping[str, str], timeout_s: float) -> CommandOutcome:
+    """Run ``command`` with our environment and these variables; never raises for a command that fails."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
+    except OSError as error:
+        return CommandOutcome(False, f"cannot be run: {error.strerror or error}")
+    said = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _read(process, said)
+            status = await process.wait()
+    except TimeoutError:
+        return CommandOutcome(False, f"killed after {timeout_s:g} s without an end{_last_line(said)}")
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return CommandOutcome(status == 0, f"exit status {status}{_last_line(said)}")
+
+
+async def _read(process: asyncio.subprocess.Process, said: bytearray) -> None:
+    assert process.stdout is not None
+    while chunk := await process.stdout.read(_SAID_BYTES_MAX):
+        said += chunk
+        del said[:-_SAID_BYTES_MAX]
+
+
+def _last_line(said: bytearray) -> str:
+    lines = said.decode(errors="replace").strip().splitlines()
+    return f"; it said: {lines[-1].strip()}" if lines else ""
