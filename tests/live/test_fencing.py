@@ -33,6 +33,7 @@ class Receiver:
         self.failures_left = 2
         self.received: list[tuple[dict[str, object], str]] = []
         self.port = 0
+        self.news = asyncio.Event()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Receiver]:
@@ -56,6 +57,7 @@ class Receiver:
         expected = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
         assert hmac.compare_digest(request.headers["X-Holdfast-Signature"], expected)
         self.received.append((json.loads(body), expected))
+        self.news.set()
         return web.Response()
 
 
@@ -109,8 +111,9 @@ async def _lose_the_leader(
     assert fenced.source != leader
     new = await the_leader(cluster)
     async with asyncio.timeout(WHOLE_S):
-        while {(c["node"], c["role"]) for c, _ in receiver.received} < {(new, "primary"), (leader, "standby")}:
-            await asyncio.sleep(0.05)  # posts come when they come
+        while not {(c["node"], c["role"]) for c, _ in receiver.received} >= {(new, "primary"), (leader, "standby")}:
+            await receiver.news.wait()
+            receiver.news.clear()
     told = (place / "log").read_text().splitlines()
     assert f"fence {leader} {before.epoch + 1}" in told
     assert f"{new} standby primary" in told
