@@ -83,12 +83,15 @@ class HostedCluster(LocalCluster):
             "main", names, ports, postgresql, etcd, os_user, parameters=dict(parameters), addresses=addresses
         )
         owner = machine.owner_ids(os_user)
-        for name, volume in volumes.items():
-            mount(volume, layout.node(name))
-        file = rooms.make_directories(layout, file, owner)
         for name in (*names, *PROXIES):
             machine_dir(layout, name).mkdir(mode=0o711)
             (machine_dir(layout, name) / "run").mkdir(mode=0o700)
+        for name, volume in volumes.items():
+            mount(volume, layout.node(name))
+            for part in () if volume.with_agent else ("state", "log", "socket"):
+                (machine_dir(layout, name) / part).mkdir()
+                (layout.node(name) / part).symlink_to(machine_dir(layout, name) / part)
+        file = rooms.make_directories(layout, file, owner)
         for name in PROXIES:
             layout.node(name).mkdir(mode=0o700)
         for name in names:

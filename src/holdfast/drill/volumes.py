@@ -21,10 +21,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """The place of one node's data."""
+    """The place of one node's data; with ``with_agent`` also of its agent's promise and log."""
 
     kind: Kind
     size_mb: int
+    with_agent: bool = False
 
 
 def mount(volume: Volume, place: Path) -> None:

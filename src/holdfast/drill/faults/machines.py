@@ -198,13 +198,8 @@ class KillProcess(Action):
 
     async def perform(self, scene: Scene) -> None:
         """See `Action`."""
-        cluster = scene.hosted
-        if self.which is Which.PROXY:
-            process = cluster.proxy(cluster.file.proxies[0])
-        else:
-            node = await scene.node(self.role)
-            process = cluster.agent(node) if self.which is Which.AGENT else cluster.store_member(node)
-        if process is None or not process.send(signal.SIGKILL):
+        process = await _supervised(scene, self.which, self.role)
+        if not process.send(signal.SIGKILL):
             raise NotInjected(f"{self.which} did not run")
         scene.keep("killed", process)
 
@@ -214,6 +209,44 @@ class KillProcess(Action):
         if not isinstance(killed, Process) or not await asyncio.to_thread(killed.wait, 2.0):
             raise NotInjected("the process lives")
         return f"process {killed.pid} is gone"
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeProcess(Action):
+    """SIGSTOP of one supervised process: it is there, takes connections, and answers nothing."""
+
+    which: Which
+    role: Role = Role.PRIMARY
+
+    @property
+    def words(self) -> str:
+        """See `Action`."""
+        if self.which is Which.PROXY:
+            return "SIGSTOP of one of two proxies"
+        return f"SIGSTOP of {self.which} of {self.role}"
+
+    async def perform(self, scene: Scene) -> None:
+        """See `Action`."""
+        process = await _supervised(scene, self.which, self.role)
+        if not process.send(signal.SIGSTOP):
+            raise NotInjected(f"{self.which} did not run")
+        await _freeze(scene, Frozen((process,)))
+
+    async def proof(self, scene: Scene) -> str:
+        """See `Action`."""
+        return await must_be_stopped(_frozen(scene))
+
+
+async def _supervised(scene: Scene, which: Which, role: Role) -> Process:
+    cluster = scene.hosted
+    if which is Which.PROXY:
+        process = cluster.proxy(cluster.file.proxies[0])
+    else:
+        node = await scene.node(role)
+        process = cluster.agent(node) if which is Which.AGENT else cluster.store_member(node)
+    if process is None:
+        raise NotInjected(f"{which} did not run")
+    return process
 
 
 @dataclass(frozen=True, slots=True)
