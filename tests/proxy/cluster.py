@@ -54,7 +54,14 @@ class Cluster:
         self.write_port = free_port()
         self.read_port = free_port()
 
-    def settings(self, *, hold_max_ms: int = 20_000, server_connect_ms: int = 5000, **listener: Any) -> ProxySettings:
+    def settings(
+        self,
+        *,
+        hold_max_ms: int = 20_000,
+        server_connect_ms: int = 5000,
+        proxy_lease_s: int = Timeouts().proxy_lease_s,
+        **listener: Any,
+    ) -> ProxySettings:
         users_file = self.tmp_path / "users"
         if not users_file.exists():
             users_file.write_text(f'{USER} "{PASSWORD}"\ntrusted anything\n')
@@ -68,7 +75,9 @@ class Cluster:
         return ProxySettings(
             proxy=ListenerSettings(**values),
             store=StoreSettings(endpoints=("http://127.0.0.1:1",)),
-            timeouts=Timeouts(hold_max_ms=hold_max_ms, server_connect_ms=server_connect_ms),
+            timeouts=Timeouts(
+                hold_max_ms=hold_max_ms, server_connect_ms=server_connect_ms, proxy_lease_s=proxy_lease_s
+            ),
         )
 
     async def start(self, *, users: str | None = None, **settings_of: Any) -> Proxy:

@@ -107,6 +107,8 @@ class Observation:
     verdict: Verdict | None = None
     last_streamed_ms: Mapping[Member, int] = field(default_factory=dict)
     """For a leader: when each member was last seen streaming."""
+    obeying: Mapping[str, int] = field(default_factory=dict)
+    """The newest epoch that each living proxy has obeyed."""
     policy: Policy = DEFAULT_POLICY
     approved_epoch: int | None = None
     """The epoch whose end a person has approved."""

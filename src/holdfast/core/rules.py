@@ -31,6 +31,7 @@ from holdfast.core.actions import (
 )
 from holdfast.core.durability import confirmations
 from holdfast.core.observation import Observation
+from holdfast.core.reads import old_reads_are_over
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.lsn import is_on_history
 from holdfast.model.register import Member, Phase, Quorum, Register
@@ -85,7 +86,7 @@ def _commit(o: Observation) -> tuple[Action, ...]:
     quorum = expected_quorum(o)
     if quorum is None:
         raise ProtocolViolation("a barrier was passed without a quorum")
-    return (CommitConfiguration(quorum),)
+    return (CommitConfiguration(quorum),) if old_reads_are_over(o, _register(o)) else (AskPeers(),)
 
 
 def _restart(o: Observation) -> tuple[Action, ...]:
@@ -199,7 +200,12 @@ _ALL = (
     Rule("promote.promote", "leave recovery on the timeline of the epoch, closed by the barrier", _promote),
     Rule("barrier.mark", "write the epoch's record", lambda o: (WriteMarker(_register(o).epoch),)),
     Rule("barrier.wait", "wait until the quorum has flushed the record", _nothing),
-    Rule("barrier.commit", "the record is on the quorum: commit the new configuration", _commit, Phase.SERVING),
+    Rule(
+        "barrier.commit",
+        "the record is on the quorum, and nobody reads from the old leader: commit the new configuration",
+        _commit,
+        Phase.SERVING,
+    ),
     Rule("promote.silent", "the candidate does not answer: the phase's time-out decides", _nothing),
     Rule("follow.start", "start as a standby of nobody", lambda o: (*_promise(o), Start(standby=True))),
     Rule("follow.attach", "stream from the one that the register names", lambda o: (*_promise(o), Follow(_led_by(o)))),

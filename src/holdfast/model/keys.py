@@ -13,6 +13,7 @@ class Keys:
         self.addresses = f"{self.prefix}addresses/"
         self.all_recruits = f"{self.prefix}recruits/"
         self.proxies = f"{self.prefix}proxies/"
+        self.obeying = f"{self.prefix}obeying/"
         self.journal = f"{self.prefix}journal/"
         self.policy = f"{self.prefix}policy"
         self.lease = f"{self.prefix}lease"
@@ -30,6 +31,10 @@ class Keys:
     def proxy(self, name: str) -> str:
         """Where a proxy says what it sees of the primary."""
         return f"{self.proxies}{name}"
+
+    def obeys(self, proxy: str) -> str:
+        """Where a proxy says which epoch it has obeyed."""
+        return f"{self.obeying}{proxy}"
 
     def recruits(self, epoch: int) -> str:
         """The prefix below which the recruits of an epoch are."""

@@ -188,7 +188,8 @@ class Recruit:
     """What a member wrote when it joined a new epoch: it streams from nobody any more, and its log ends here.
 
     ``history`` lists the timelines before ``position.timeline``: others learn from it whether they can follow.
-    ``replayed_lsn`` is how much of the log it has replayed; the rest has to be before a promotion ends.
+    ``replayed_lsn`` is how much of the log it has replayed; the rest has to be before a promotion ends. ``silent_ms``
+    is for how long it had received nothing: what the old leader sent later was confirmed by others only.
     """
 
     member: Member
@@ -196,6 +197,7 @@ class Recruit:
     position: Position
     history: History
     replayed_lsn: Lsn = Lsn(0)  # noqa: RUF009 - an immutable number
+    silent_ms: int = 0
 
     def to_json(self) -> bytes:
         """The stored form."""

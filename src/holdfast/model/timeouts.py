@@ -69,6 +69,12 @@ class Timeouts(BaseModel):
     member_silent_ms: int = Field(5000, ge=500, le=600_000)
     """A member that has not streamed for this long leaves S: with it, the next loss could block the cluster."""
 
+    freshness_ms: int = Field(1000, ge=200, le=60_000)
+    """Without the store, a proxy trusts the primary this long after the primary's quorum last confirmed a commit."""
+
+    proxy_lease_s: int = Field(2, ge=1, le=60)
+    """With the store, a proxy trusts the register this long; a new primary waits for a silent proxy as long."""
+
     lease_ms: int = Field(3000, ge=500, le=120_000)
     """While commits are local, a candidate waits this long after the leader's last sign of life in the store."""
 

@@ -317,6 +317,7 @@ class Agent:
             probe=self._probe.result,
             vitals=self._pulse.vitals(),
             proxies=tuple(self._registry.proxies.values()),
+            obeying=dict(self._registry.obeying),
             policy=self._registry.policy,
             approved_epoch=self._registry.approved_epoch,
             lease=self._registry.lease,
@@ -472,6 +473,18 @@ class Agent:
         """Whether this node is a standby that streams from the primary."""
         streaming = self._last is not None and self._last.server.streaming
         return streaming and self._is(Situation.ATTACHED, Duty.FOLLOW)
+
+    def fresh_for_ms(self) -> int:
+        """For how long the primary here is surely the only one: by its quorum's last word, or by its lease."""
+        now_ms, leased_until_ms = monotonic_ms(), self._leased_until_ms()
+        if not self.serves_writes():
+            return 0
+        if leased_until_ms is not None:
+            return max(0, leased_until_ms - now_ms)
+        confirmed = self._pulse.vitals().quorum
+        if confirmed.age_ms is None or confirmed.latency_ms is None:
+            return 0
+        return max(0, self._timeouts.freshness_ms - confirmed.age_ms - confirmed.latency_ms)
 
     def is_healthy(self) -> bool:
         """Whether PostgreSQL answers its agent."""

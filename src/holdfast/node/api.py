@@ -41,6 +41,10 @@ class Subject(Protocol):
         """Whether this node is a standby that streams from the primary."""
         ...
 
+    def fresh_for_ms(self) -> int:
+        """For how long the primary here is surely the only one; 0 if it is none, or nobody has confirmed it lately."""
+        ...
+
     def is_healthy(self) -> bool:
         """Whether PostgreSQL answers its agent."""
         ...
@@ -80,6 +84,7 @@ class Api:
                 web.get("/node", self._node),
                 web.get("/events", self._events),
                 web.get("/policy", self._policy),
+                web.get("/fresh", self._fresh),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
                 web.post("/approve", self._control(self._approve)),
@@ -120,6 +125,10 @@ class Api:
     async def _events(self, request: web.Request) -> web.StreamResponse:
         lines = b"\n".join(event.to_json() for event in self._subject.recent_events())
         return web.Response(body=lines, content_type="application/x-ndjson")
+
+    async def _fresh(self, request: web.Request) -> web.StreamResponse:
+        epoch = self._subject.report().register_epoch
+        return web.json_response({"epoch": epoch, "fresh_for_ms": self._subject.fresh_for_ms()})
 
     async def _policy(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self._subject.control.policy().to_json(), content_type="application/json")

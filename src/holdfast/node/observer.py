@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from holdfast.core.coordination import best_choice, suspected
@@ -40,6 +41,7 @@ class Look:
     vitals: Vitals | None = None
     """What the agent measures on its own node."""
     proxies: tuple[ProxySight, ...] = ()
+    obeying: Mapping[str, int] = field(default_factory=dict)
     policy: Policy = DEFAULT_POLICY
     approved_epoch: int | None = None
     lease: LeaseRecord | None = None
@@ -128,6 +130,7 @@ class Observer:
             peers=look.peers,
             verdict=self._verdict(look, member),
             last_streamed_ms=self._last_streamed_ms,
+            obeying=look.obeying,
             policy=look.policy,
             approved_epoch=look.approved_epoch,
             lease=look.lease,

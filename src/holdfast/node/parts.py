@@ -51,6 +51,9 @@ class LocalServer(Protocol):
 
     async def detach(self) -> Position: ...  # noqa: D102
 
+    @property
+    def heard_ms(self) -> int | None: ...  # noqa: D102
+
     async def follow(self, upstream: Upstream, member: Member) -> None: ...  # noqa: D102
 
     async def promote(self, epoch: int) -> None: ...  # noqa: D102

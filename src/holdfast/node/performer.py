@@ -235,7 +235,9 @@ class Performer:
             raise PostgresError("an epoch cannot be joined without knowing where the own log ends")
         history = await self._server.history_of(position.timeline)
         replayed_lsn = o.server.replay_lsn or position.lsn
-        recruit = Recruit(o.member, action.epoch, position, history, replayed_lsn)
+        heard_ms = o.stopped_ms if o.own_end is not None else self._server.heard_ms
+        silent_ms = 0 if heard_ms is None else max(0, monotonic_ms() - heard_ms)
+        recruit = Recruit(o.member, action.epoch, position, history, replayed_lsn, silent_ms)
         await self._store.put(self._keys.recruit(action.epoch, self._node), recruit.to_json())
         self._journal.record(
             "recruit.joined",

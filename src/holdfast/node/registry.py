@@ -42,6 +42,8 @@ class Registry:
         self.nodes: dict[str, NodeRecord] = {}
         """Addresses outlive the lease of a record: a node that fell silent is still asked, also by who comes later."""
         self.proxies: dict[str, ProxySight] = {}
+        self.obeying: dict[str, int] = {}
+        """The newest epoch that each living proxy has obeyed."""
         self._recruits: dict[str, Recruit] = {}
         self.policy = DEFAULT_POLICY
         self.policy_revision = ABSENT
@@ -121,6 +123,7 @@ class Registry:
         self._recruits.clear()
         self.proxies.clear()
         self.planned = None
+        self.obeying.clear()
         for entry in entries:
             self._put(entry)
 
@@ -145,6 +148,8 @@ class Registry:
                     self._on_trouble()
             elif entry.key.startswith(self._keys.all_recruits):
                 self._recruits[entry.key] = Recruit.from_json(entry.value)
+            elif entry.key.startswith(self._keys.obeying):
+                self.obeying[entry.key] = int(entry.value)
             elif entry.key == self._keys.policy:
                 self.policy_is_now(entry)
             elif entry.key == self._keys.lease:
@@ -172,3 +177,4 @@ class Registry:
         else:
             self._recruits.pop(key, None)
             self.proxies.pop(key, None)
+            self.obeying.pop(key, None)

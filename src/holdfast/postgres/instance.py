@@ -25,6 +25,7 @@ from holdfast.postgres.disk import Disk, DiskSilent
 from holdfast.postgres.faults import LogMark, prune_logs
 from holdfast.postgres.files import remove_durably, write_durably
 from holdfast.postgres.guard import Guard
+from holdfast.postgres.hearing import Hearing
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.layout import Layout
 from holdfast.postgres.process import PidFile, Postmaster, StopMode, kill_everything
@@ -63,6 +64,9 @@ class Instance:
         """Whether the server is known to use ``runtime``."""
         self.end_known = False
         """Whether this postmaster's standby has once come to the end of its local log."""
+        self.hearing = Hearing()
+        self.heard_s: float | None = None
+        """When the standby, detached since, last can have received log (seconds on the loop's clock)."""
         self.accepted = False
         """Whether this postmaster has ever accepted a session."""
         self.promoting_to: int | None = None

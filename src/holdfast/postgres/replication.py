@@ -56,10 +56,17 @@ SELECT pg_replication_slot_advance(s.slot_name, w.lsn)
 """
 
 
+_LAST_MESSAGE = """
+SELECT extract(epoch FROM clock_timestamp() - last_msg_receipt_time)::float8, written_lsn::text
+  FROM pg_stat_wal_receiver WHERE last_msg_receipt_time IS NOT NULL AND written_lsn IS NOT NULL
+"""
+
+
 async def detach(instance: Instance) -> Position:
     """The recruit step (protocol.md, "Failover", 2). See ``Server.detach``."""
     look = await take_look(instance.session("look"), instance.timeouts.statement_ms)
     _require_standby(look)
+    await _ask_walreceiver(instance)
     wanted = Runtime(synchronous_names=BARRIER, upstream=None, application_name=None, quick_replay=True)
     # The password goes first: a walreceiver that is started from here on, by a startup process that has not read the
     # new settings yet, cannot log in. One that was started before is among the children we look at next.
@@ -67,7 +74,16 @@ async def detach(instance: Instance) -> Position:
     if look.replay_paused:
         await instance.session("look").fetch("SELECT pg_wal_replay_resume()")
     await _wait_until_no_walreceiver(instance)
-    return await _wait_until_end_known(instance)
+    end = await _wait_until_end_known(instance)
+    instance.heard_s = instance.hearing.last_s(end.lsn, asyncio.get_running_loop().time())
+    return end
+
+
+async def _ask_walreceiver(instance: Instance) -> None:
+    """When its last message came, if there is one; a message that comes later moves the end of the log."""
+    rows = await instance.session("look").fetch(_LAST_MESSAGE, deadline_ms=instance.timeouts.statement_ms)
+    for age_s, written in rows:
+        instance.hearing.last(asyncio.get_running_loop().time() - age_s, Lsn.parse(written))
 
 
 async def _wait_until_no_walreceiver(instance: Instance) -> None:

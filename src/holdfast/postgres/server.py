@@ -182,6 +182,11 @@ class Server:
         """
         return await replication.detach(self._instance)
 
+    @property
+    def heard_ms(self) -> int | None:
+        """When the detached standby last can have received log, on the loop's clock; None before the first `detach`."""
+        return None if self._instance.heard_s is None else int(self._instance.heard_s * 1000)
+
     async def follow(self, upstream: Upstream, member: Member) -> None:
         """Point a running standby at ``upstream``, streaming as ``member``. Raises PostgresError."""
         await replication.follow(self._instance, upstream, member)
@@ -305,6 +310,10 @@ class Server:
         look = await take_look(instance.session("look"), deadline_ms)
         instance.accepted = True
         if look.standby:
+            if look.walreceivers:
+                instance.hearing.somebody()
+            else:
+                instance.hearing.nobody(asyncio.get_running_loop().time(), look.end)
             instance.end_known = instance.end_known or look.shows_end
             if not instance.end_known:
                 return ServerView(ServerStatus.STARTING, replay_lsn=look.replayed)

@@ -85,6 +85,8 @@ class Lane:
     settings: ProxySettings
     saw: Callable[[Target, ProxyOutcome], None] = lambda target, outcome: None
     """Told what was met at a server."""
+    is_fresh: Callable[[], bool] = lambda: True
+    """Whether the primary that the routing names is the only one now."""
     counters: Counters = field(default_factory=Counters)
     held: int = 0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
@@ -106,7 +108,12 @@ class Lane:
 
     def must_hold(self, server: ServerConnection) -> bool:
         """Whether new statements must wait although the server is there."""
-        return self.purpose is Purpose.WRITE and self.routing.is_handing_over() and server.target.is_primary
+        handing_over = self.purpose is Purpose.WRITE and self.routing.is_handing_over() and server.target.is_primary
+        return handing_over or self.must_withhold(server)
+
+    def must_withhold(self, server: ServerConnection) -> bool:
+        """Whether what the server says may be no longer true. Who reads at the read-only port has agreed to that."""
+        return self.purpose is Purpose.WRITE and server.target.is_primary and not self.is_fresh()
 
     def has_better(self, server: ServerConnection) -> bool:
         """Whether a read-only session sits on the primary while a standby could serve it."""
@@ -124,7 +131,8 @@ class Lane:
         """Where to go now, the best first; standbys take turns."""
         primary = self.routing.primary()
         if self.purpose is Purpose.WRITE:
-            return [primary] if primary is not None and not self.routing.is_handing_over() else []
+            open_to_all = not self.routing.is_handing_over() and self.is_fresh()
+            return [primary] if primary is not None and open_to_all else []
         standbys = self.routing.standbys()
         turn = self._turn % len(standbys) if standbys else 0
         return standbys[turn:] + standbys[:turn] + ([primary] if primary is not None else [])

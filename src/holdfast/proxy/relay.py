@@ -71,6 +71,7 @@ class Relay:
         self._is_client_busy = False
         self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
         self._is_forwarding = False  # the message that continues goes to the server
+        self._withheld = b""  # said by a server that may not be the primary any more
         self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
 
     # Wanted
@@ -189,7 +190,9 @@ class Relay:
         """Whether a statement that begins now may not simply go to the server that is there."""
         if not self._ledger.is_idle:
             return False
-        return server.on_hold or (not self._state.pins and self.lane.has_better(server))
+        if server.on_hold or self.lane.must_withhold(server):
+            return True
+        return not self._state.pins and self.lane.has_better(server)
 
     def _without_server(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
         """A message that finds no server, or one it must not use; nothing is owed to the client."""
@@ -289,8 +292,12 @@ class Relay:
         reason = self.lane.must_drop(server)
         if reason is not None:
             server.abort(reason)
-        else:
-            server.on_hold = self.lane.must_hold(server)
+            return
+        server.on_hold = self.lane.must_hold(server)
+        if self._withheld and not self.lane.must_withhold(server):
+            withheld, self._withheld = self._withheld, b""
+            server.pause_reading(self._is_client_busy)
+            self.from_server(withheld)
 
     def cancel(self) -> ServerConnection | None:
         """A cancel request: ends a wait here; otherwise returns the server to ask, if it may be asked.
@@ -312,7 +319,12 @@ class Relay:
     # from the server
 
     def from_server(self, data: bytes) -> None:
-        """Take bytes of the server."""
+        """Take bytes of the server; what may be no longer true is kept back until it is known to be."""
+        server = self.current
+        if server is not None and self.lane.must_withhold(server):
+            self._withheld += data
+            server.pause_reading(True)
+            return
         try:
             self._answer(data)
         except ProtocolViolation as violation:
@@ -369,6 +381,7 @@ class Relay:
 
     def _lose(self, reason: str, *, commit_unconfirmed: bool = False) -> None:
         server, self.current = self.current, None
+        self._withheld = b""
         if server is None:
             return
         server.drop()

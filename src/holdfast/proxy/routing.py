@@ -24,6 +24,7 @@ class Target:
     port: int
     epoch: int
     is_primary: bool
+    api_url: str = ""
 
 
 class Routing:
@@ -37,6 +38,7 @@ class Routing:
         self._keys = Keys(cluster)
         self._records: dict[str, NodeRecord] = {}
         self._live: set[str] = set()
+        self._revision = 0
         self._event = asyncio.Event()
         self.version = 0
         """Grows with every change that matters for routing."""
@@ -56,6 +58,7 @@ class Routing:
                 self._deleted(key)
             case Resync(snapshot):
                 self._live.clear()
+                self._revision = 0
                 for entry in snapshot.entries:
                     self._put(entry)
                 self.connected = True
@@ -64,10 +67,14 @@ class Routing:
             case Disconnected(reason):
                 self.connected = False
                 log.warning("store.away", reason=reason)
+        self.wake()
+        return True
+
+    def wake(self) -> None:
+        """Whoever waits shall look again."""
         self.version += 1
         self._event.set()
         self._event = asyncio.Event()
-        return True
 
     def _is_relevant(self, key: str) -> bool:
         return key == self._keys.register or key.startswith((self._keys.nodes, self._keys.addresses))
@@ -79,7 +86,9 @@ class Routing:
     def _put(self, entry: Entry) -> None:
         try:
             if entry.key == self._keys.register:
-                self._registered(Register.from_json(entry.value))
+                if entry.revision >= self._revision:  # it is read beside the watch, and the watch may be behind
+                    self._revision = entry.revision
+                    self._registered(Register.from_json(entry.value))
             elif entry.key.startswith(self._keys.nodes):
                 record = NodeRecord.from_json(entry.value)
                 self._records[record.member.node] = record
@@ -122,7 +131,8 @@ class Routing:
         record = self._records.get(register.leader.node)
         if record is None:
             return None
-        return Target(record.member.node, record.postgres_host, record.postgres_port, register.epoch, True)
+        host, port = record.postgres_host, record.postgres_port
+        return Target(record.member.node, host, port, register.epoch, True, record.api_url)
 
     def is_handing_over(self) -> bool:
         """Whether a switchover is on its way: new work waits, though the primary still serves."""

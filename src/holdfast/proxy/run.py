@@ -8,6 +8,7 @@ import hmac
 import itertools
 import signal
 import ssl
+import uuid
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import asdict
@@ -21,13 +22,14 @@ from holdfast.model.settings import ListenerSettings, ProxySettings
 from holdfast.proxy.client import Client
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX
+from holdfast.proxy.obedience import Obedience
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
 from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
-from holdfast.store.contract import Resync, Store
+from holdfast.store.contract import Change, Resync, Store
 from holdfast.store.leased import LeasedRecord
 from holdfast.wire import messages as m
 
@@ -46,7 +48,13 @@ class Proxy:
         keys, name = Keys(settings.cluster.name), f"{settings.proxy.host}:{settings.proxy.write_port}"
         self._record = LeasedRecord(store, settings.timeouts)
         testimony = Testimony(name, keys, self._record, lambda: self.lanes[Purpose.WRITE].held)
-        self.lanes = {purpose: Lane(purpose, self.routing, users, settings, testimony.saw) for purpose in Purpose}
+        self._obedience = Obedience(
+            uuid.uuid4().hex, settings.cluster.name, store, self.routing, settings.timeouts, self._obey, self._is_fresh
+        )
+        self.lanes = {
+            purpose: Lane(purpose, self.routing, users, settings, testimony.saw, self._obedience.is_fresh)
+            for purpose in Purpose
+        }
         self._store = store
         self._clients: set[Client] = set()
         self._relays: dict[int, Relay] = {}
@@ -56,6 +64,7 @@ class Proxy:
         self._status: web.AppRunner | None = None
         self._watch: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
+        self._obeying: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
 
     async def start(self) -> None:
@@ -74,6 +83,7 @@ class Proxy:
             raise
         self._watch = asyncio.get_running_loop().create_task(self._follow_store())
         self._telling = asyncio.get_running_loop().create_task(self._record.run())
+        self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -95,6 +105,11 @@ class Proxy:
             await asyncio.gather(self._telling, return_exceptions=True)
             self._telling = None
             await self._record.withdraw()
+        if self._obeying is not None:
+            self._obeying.cancel()
+            await asyncio.gather(self._obeying, return_exceptions=True)
+            self._obeying = None
+            await self._obedience.close()
         if self._status is not None:
             await self._status.cleanup()
             self._status = None
@@ -117,7 +132,7 @@ class Proxy:
 
     async def run_until(self, stopping: asyncio.Event) -> None:
         """Serve; raises what ends the watch, and EnvironmentFault if the store is not heard of at all."""
-        if self._watch is None:
+        if self._watch is None or self._obeying is None:
             raise RuntimeError("start the proxy first")
         ended = asyncio.ensure_future(stopping.wait())
         heard = asyncio.ensure_future(self._heard.wait())
@@ -129,9 +144,10 @@ class Proxy:
                 raise EnvironmentFault(
                     f"store.endpoints: no etcd answers at {endpoints}: start it, or correct the setting"
                 )
-            await asyncio.wait((ended, self._watch), return_when=asyncio.FIRST_COMPLETED)
-            if self._watch.done():
-                self._watch.result()
+            await asyncio.wait((ended, self._watch, self._obeying), return_when=asyncio.FIRST_COMPLETED)
+            for task in (self._watch, self._obeying):
+                if task.done():
+                    task.result()
         finally:
             ended.cancel()
             heard.cancel()
@@ -140,9 +156,19 @@ class Proxy:
         async for change in self._store.watch(Keys(self.settings.cluster.name).prefix):
             if isinstance(change, Resync):
                 self._heard.set()
-            if self.routing.apply(change):
-                for relay in list(self._relays.values()):
-                    relay.reroute()
+            self._obey(change)
+
+    def _obey(self, change: Change) -> None:
+        if self.routing.apply(change):
+            self._reroute()
+
+    def _is_fresh(self) -> None:
+        self.routing.wake()
+        self._reroute()
+
+    def _reroute(self) -> None:
+        for relay in list(self._relays.values()):
+            relay.reroute()
 
     # Endpoint
 
