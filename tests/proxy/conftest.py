@@ -26,9 +26,14 @@ def new_home() -> Path:
     return home
 
 
+with_oldest_and_newest = pytest.mark.parametrize(
+    "bin_dir", oldest_and_newest(), ids=version_id, indirect=True, scope="session"
+)
+
+
 @pytest.fixture(scope="session", params=oldest_and_newest()[:1], ids=version_id)
 def bin_dir(request: pytest.FixtureRequest) -> Path:
-    """The oldest PostgreSQL; what clients do is tried with the newest, too (test_clients.py)."""
+    """The oldest PostgreSQL; what depends on the server most is tried with the newest, too."""
     return readable(request.param).bin_dir
 
 

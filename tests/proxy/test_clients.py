@@ -12,14 +12,11 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from tests.installations import oldest_and_newest, version_id
 from tests.proxy.cluster import Cluster, fetch, until
+from tests.proxy.conftest import with_oldest_and_newest
 from tests.proxy.servers import PASSWORD, USER
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.parametrize("bin_dir", oldest_and_newest(), ids=version_id, indirect=True, scope="session"),
-]
+pytestmark = [pytest.mark.live, with_oldest_and_newest]
 
 
 async def run_program(program: Path, *arguments: str, stdin: str | None = None) -> str:

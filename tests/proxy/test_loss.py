@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.proxy.cluster import Pair, fetch, wait_until_active
+from tests.proxy.conftest import with_oldest_and_newest
 from tests.proxy.servers import Server
 
 pytestmark = pytest.mark.live
@@ -147,6 +148,7 @@ async def count_rows(server: Server, table: str) -> Any:
     return (await asyncio.to_thread(server.query, f"select count(*) from {table}"))[0][0]
 
 
+@with_oldest_and_newest
 async def test_cancelled_wait_for_standbys_is_no_success(pair: Pair) -> None:
     """PostgreSQL answers INSERT 0 1 with a warning; the row exists on the primary only."""
     async with await pair.cluster.connect() as connection, await pair.cluster.connect() as extended:
@@ -165,6 +167,7 @@ async def test_cancelled_wait_for_standbys_is_no_success(pair: Pair) -> None:
             assert await fetch(victim, "select 1") == 1
 
 
+@with_oldest_and_newest
 async def test_waiting_commit_is_not_cancelled(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection:
         await connection.execute("create table t (n int)")
