@@ -128,7 +128,7 @@ def test_a_candidate_stays_closed_until_its_record_is_on_the_quorum() -> None:
     o = observation(register=promoting, promised=2, recruits=joined, lead_address=None, server=standby(1, 100))
     assert acts(o) == (a.Promote(2),)
     o = replace(o, server=primary(2, 120, BARRIER))
-    assert acts(o) == (a.WriteMarker(2),)
+    assert acts(o) == (a.WriteMarker(2), a.AskPeers())
     o = replace(o, marker=Lsn(150), server=primary(2, 160, BARRIER, (streaming(N3, 149),)))
     assert acts(o) == ()
     o = replace(o, server=primary(2, 160, BARRIER, (streaming(N3, 150),)))

@@ -198,7 +198,11 @@ _ALL = (
     Rule("recruit.again", "joined, and yet it follows somebody: stop that", lambda o: (Detach(),)),
     Rule("promote.start", "the candidate stopped: start it as what it was", _start_candidate),
     Rule("promote.promote", "leave recovery on the timeline of the epoch, closed by the barrier", _promote),
-    Rule("barrier.mark", "write the epoch's record", lambda o: (WriteMarker(_register(o).epoch),)),
+    Rule(
+        "barrier.mark",
+        "write the epoch's record; meanwhile ask whether the old leader is stopped",
+        lambda o: (WriteMarker(_register(o).epoch), AskPeers()),
+    ),
     Rule("barrier.wait", "wait until the quorum has flushed the record", _nothing),
     Rule(
         "barrier.commit",
