@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from holdfast.core.quorum import Tolerance
-from holdfast.local.status import in_words
+from holdfast.local.status import durability_in_words, in_words
+from holdfast.model.policy import Durability, Policy
+from holdfast.model.register import Member, Quorum
 
 
 @pytest.mark.parametrize(
@@ -19,11 +21,23 @@ from holdfast.local.status import in_words
     ],
 )
 def test_in_words(primary: bool, standbys: int, words: str) -> None:
-    assert in_words(Tolerance(primary, standbys), serving=True).startswith(words)
+    assert in_words(Tolerance(primary, standbys), None, serving=True).startswith(words)
 
 
 def test_in_words_when_something_is_missing() -> None:
     nothing = Tolerance(primary=False, standbys=0)
-    assert in_words(nothing, serving=False) == "no primary serves at the moment: writes wait"
-    assert in_words(nothing, serving=True, running=False) == "nothing runs"
-    assert "nobody can be promoted" in in_words(Tolerance(True, 1), serving=True, store=False)
+    assert in_words(nothing, None, serving=False) == "no primary serves at the moment: writes wait"
+    assert in_words(nothing, None, serving=True, running=False) == "nothing runs"
+    assert "nobody can be promoted" in in_words(Tolerance(True, 1), None, serving=True, store=False)
+
+
+def test_local_commits_in_words() -> None:
+    both = Quorum(frozenset({Member("n2", "00000002"), Member("n3", "00000003")}), 1)
+    local = Quorum(both.members, 0)
+    assert durability_in_words(Policy(), both) == "strict: each commit is confirmed by 1 of n2, n3"
+    asynchronous = Policy(durability=Durability.ASYNCHRONOUS)
+    assert durability_in_words(asynchronous, local) == "asynchronous: commits are on the primary only; n2, n3 follow"
+    degrading = Policy(durability=Durability.DEGRADING)
+    assert durability_in_words(degrading, local).endswith("on the primary only until a standby is back")
+    words = in_words(Tolerance(primary=False, standbys=2), 1024, serving=True)
+    assert words == "if the primary is lost, up to 1,024 bytes of its log are; 2 standbys may be lost"

@@ -103,6 +103,12 @@ def _picture(now: ClusterStatus) -> RenderableType:
         f"{now.directory}: {state}",
         table,
         *alarms,
+        *(
+            [Text("PAUSED: agents look on and touch nothing until `holdfast resume`", style="bold")]
+            if now.paused
+            else []
+        ),
+        *([Text(f"WAITS: {now.waiting}", style="bold red")] if now.waiting else []),
         f"durability  {now.durability or '-'}",
         f"tolerates   {now.tolerates}",
         *(Text(f"            but {obstacle}") for obstacle in now.obstacles),

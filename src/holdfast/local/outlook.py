@@ -9,8 +9,6 @@ from holdfast.core.story import Story, tell
 from holdfast.local.cluster import LocalCluster
 from holdfast.model.errors import HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
-from holdfast.model.keys import Keys
-from holdfast.model.policy import DEFAULT_POLICY, Policy
 
 
 async def read_story(cluster: LocalCluster) -> tuple[Story | None, bool]:
@@ -50,13 +48,7 @@ async def read_forecast(cluster: LocalCluster) -> Forecast:
         raise HoldfastError("the store knows no cluster: see `holdfast status`")
     story, _ = await read_story(cluster)
     reports = await cluster.reports()
-    return forecast(Standing(register, reports, await read_policy(cluster), estimate(story)))
-
-
-async def read_policy(cluster: LocalCluster) -> Policy:
-    """The policy in force; raises StoreUnavailable."""
-    entry = await cluster.store().get(Keys(cluster.name).policy)
-    return Policy.from_json(entry.value) if entry is not None else DEFAULT_POLICY
+    return forecast(Standing(register, reports, await cluster.policy(), estimate(story)))
 
 
 def estimate(story: Story | None) -> Estimate | None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from holdfast.core.durability import is_local
 from holdfast.core.forecast import Standing, forecast
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
-from holdfast.local.outlook import read_policy
 from holdfast.local.switchover import planned
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.plan import PlannedSwitchover
-from holdfast.model.policy import DEFAULT_POLICY
-from holdfast.model.register import NodeRecord, Phase, Register
+from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
+from holdfast.model.register import NodeRecord, Phase, Quorum, Register
 from holdfast.model.report import NodeReport, Reading
 from holdfast.model.server import ServerStatus
 
@@ -57,6 +57,11 @@ class ClusterStatus:
     phase: str | None
     primary: str | None
     durability: str | None
+    """What an acknowledged commit has survived now, in words."""
+    quorum: str | None
+    paused: bool
+    waiting: str | None
+    """What a failover waits for."""
     tolerates_primary: bool
     tolerates_standbys: int
     tolerates: str
@@ -86,7 +91,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         if running:
             register = await cluster.register()
             records = await cluster.node_records()
-            policy, plan = await read_policy(cluster), await planned(cluster)
+            policy, plan = await cluster.policy(), await planned(cluster)
     except StoreUnavailable:
         reachable = False
     reports = await cluster.reports()
@@ -99,6 +104,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     voters = register.voters if register else cluster.nodes
     outlook = forecast(Standing(register, reports, policy)) if register else None
     tolerated = _tolerance(register, reports)
+    may_lose = policy.maximum_lag_bytes if register and is_local(register.committed.quorum) else None
     whole = leader is not None and all(n.streaming or n.name == leader.node for n in nodes)
     return ClusterStatus(
         directory=str(cluster.layout.root),
@@ -107,13 +113,21 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         epoch=register.epoch if register else None,
         phase=register.phase.value if register else None,
         primary=leader.node if leader else None,
-        durability=str(register.committed.quorum) if register else None,
+        durability=durability_in_words(policy, register.committed.quorum) if register else None,
+        quorum=str(register.committed.quorum) if register else None,
+        paused=policy.paused,
+        waiting=next((r.waiting for r in reports.values() if r is not None and r.waiting is not None), None),
         tolerates_primary=tolerated.primary,
         tolerates_standbys=tolerated.standbys,
-        tolerates=in_words(tolerated, serving=leader is not None, running=running, store=reachable),
+        tolerates=in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
         write_address=f"127.0.0.1:{ports.write}",
         read_address=f"127.0.0.1:{ports.read}",
-        healthy=running and reachable and whole and tolerated.primary and tolerated.standbys >= 1,
+        healthy=running
+        and reachable
+        and whole
+        and not policy.paused
+        and tolerated.standbys >= 1
+        and (tolerated.primary or policy.durability is Durability.ASYNCHRONOUS),
         nodes=nodes,
         voters=tuple(_voter(name, reports.get(name)) for name in voters) if running else (),
         votes_needed=len(voters) // 2 + 1,
@@ -140,8 +154,20 @@ def _tolerance(register: Register | None, reports: dict[str, NodeReport | None])
     return tolerance(register.committed.quorum, streaming)
 
 
-def in_words(tolerated: Tolerance, *, serving: bool, running: bool = True, store: bool = True) -> str:
-    """Which losses the cluster survives now, as a sentence."""
+def durability_in_words(policy: Policy, quorum: Quorum) -> str:
+    """What an acknowledged commit has survived now."""
+    members = ", ".join(sorted(m.node for m in quorum.members)) or "nobody"
+    if not is_local(quorum):
+        return f"{policy.durability.value}: each commit is confirmed by {quorum.k} of {members}"
+    if policy.durability is Durability.ASYNCHRONOUS:
+        return f"asynchronous: commits are on the primary only; {members} follow"
+    return f"{policy.durability.value}, but commits are on the primary only until a standby is back"
+
+
+def in_words(
+    tolerated: Tolerance, may_lose_bytes: int | None, *, serving: bool, running: bool = True, store: bool = True
+) -> str:
+    """Which losses the cluster survives now, as a sentence; ``may_lose_bytes`` while commits are local."""
     if not running:
         return "nothing runs"
     if not serving:
@@ -152,6 +178,8 @@ def in_words(tolerated: Tolerance, *, serving: bool, running: bool = True, store
     }.get(tolerated.standbys, f"{tolerated.standbys} standbys may be lost")
     if not store:
         return f"the store does not answer, so nobody can be promoted; {standbys}"
+    if may_lose_bytes is not None:
+        return f"if the primary is lost, up to {may_lose_bytes:,} bytes of its log are; {standbys}"
     if tolerated.primary and tolerated.standbys >= 1:
         return f"the primary or {standbys.removesuffix(' may be lost')} may be lost"
     if tolerated.primary:
