@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from holdfast.model.policy import NodeTags, Policy
-from holdfast.model.settings import NodeSettings, ProxySettings
+from holdfast.model.settings import NodeSettings, ProxySettings, WitnessSettings
 from holdfast.model.timeouts import Timeouts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,10 +60,15 @@ def settings_page() -> str:
         NOTICE,
         "# Settings",
         "",
-        "`holdfast node` and `holdfast proxy` read one TOML file each (`--config FILE`). An unknown setting, a wrong",
-        "type or a value out of range is an error that names the setting. Passwords stand in files of their own.",
+        "`holdfast node`, `holdfast witness` and `holdfast proxy` read one TOML file each (`--config FILE`). An",
+        "unknown setting, a wrong type or a value out of range is an error that names the setting. Passwords stand in files of",
+        "their own.",
     ]
-    for title, model in (("holdfast node", NodeSettings), ("holdfast proxy", ProxySettings)):
+    for title, model in (
+        ("holdfast node", NodeSettings),
+        ("holdfast witness", WitnessSettings),
+        ("holdfast proxy", ProxySettings),
+    ):
         lines += ["", f"## {title}"]
         for section, field in model.model_fields.items():
             kind = field.annotation

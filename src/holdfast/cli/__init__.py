@@ -33,6 +33,7 @@ _COMMANDS = {
     "switchover": "holdfast.cli.switchover:switchover",
     "up": "holdfast.cli.up:up",
     "version": "holdfast.cli.version:version",
+    "witness": "holdfast.cli.processes:witness",
 }
 
 

@@ -19,7 +19,7 @@ from holdfast.model.errors import ConfigurationError, EnvironmentFault, Holdfast
 
 FAILED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 
-_PROCESSES = {"node", "proxy", "supervise"}
+_PROCESSES = {"node", "proxy", "supervise", "witness"}
 
 T = TypeVar("T")
 

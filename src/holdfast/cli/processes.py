@@ -13,7 +13,7 @@ from holdfast.cli.failures import Terminated, run
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from holdfast.model.settings import NodeSettings, ProxySettings
+    from holdfast.model.settings import NodeSettings, ProxySettings, WitnessSettings
 
     SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -57,6 +57,31 @@ async def _run_node(settings: NodeSettings, *, bootstrap: bool) -> None:
     store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts)
     try:
         await run_node(settings, store, bootstrap=bootstrap)
+    finally:
+        await store.close()
+
+
+@click.command()
+@_config_option
+def witness(config: Path) -> None:
+    """Run a voter that has no PostgreSQL: the third vote of a site with two nodes."""
+    from holdfast.cli.logs import configure_process_logs
+    from holdfast.model.settings import WitnessSettings
+    from holdfast.node.clock import BootTimeLoop
+
+    settings = _load(config, WitnessSettings)
+    configure_process_logs(witness=settings.witness.name)
+    with contextlib.suppress(Terminated):
+        run(_run_witness(settings), BootTimeLoop)
+
+
+async def _run_witness(settings: WitnessSettings) -> None:
+    from holdfast.node.run import run_witness
+    from holdfast.store.etcd import EtcdStore
+
+    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts)
+    try:
+        await run_witness(settings, store)
     finally:
         await store.close()
 

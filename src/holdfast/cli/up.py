@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @directory_option
-@click.option("--nodes", type=int, default=None, help="Nodes of a new cluster: 3 to 9.  [default: 3]")
+@click.option("--nodes", type=int, default=None, help="Nodes of a new cluster: 3 to 9.  [default: 3, 2 with --witness]")
+@click.option("--witness", is_flag=True, help="Add a voter without PostgreSQL to a new cluster; then two nodes do.")
 @click.option("--port", type=click.IntRange(1, 65534), default=None, help="Port of the proxy for writes.")
 @json_option
-def up(directory: Path, nodes: int | None, port: int | None, as_json: bool) -> None:
+def up(directory: Path, nodes: int | None, witness: bool, port: int | None, as_json: bool) -> None:
     """Start the cluster of a directory in the background; make a new one if there is none."""
     from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local.bringup import bring_up
@@ -28,7 +29,7 @@ def up(directory: Path, nodes: int | None, port: int | None, as_json: bool) -> N
     steps = Steps(quiet=as_json)
 
     async def work() -> tuple[dict[str, Any], bool]:
-        cluster, started = await bring_up(directory, nodes=nodes, port=port, progress=steps)
+        cluster, started = await bring_up(directory, nodes=nodes, port=port, progress=steps, witness=witness)
         try:
             return describe(cluster), started
         finally:

@@ -83,7 +83,7 @@ def forecast(now: Standing) -> Forecast:
         nobody = Takeover(None, "no primary serves now", None, None, (f"epoch {register.epoch} is {register.phase}",))
         return Forecast(None, nobody, ())
     leader = register.committed.leader
-    lost_standbys = [_without_standby(now, name) for name in register.voters if name != leader.node]
+    lost_standbys = [_without_standby(now, name) for name in register.data_nodes if name != leader.node]
     return Forecast(leader.node, _without_primary(now, frozenset({leader.node})), tuple(lost_standbys))
 
 
@@ -195,6 +195,8 @@ def _objections(name: str, report: NodeReport | None, now: Standing) -> list[str
         found.append(f"{name}: alarm: {report.alarm}")
     if not report.store_connected:
         found.append(f"{name}: cannot reach the store")
+    if name in now.register.witnesses:
+        return found
     if report.progress is not None:
         found.append(f"{name}: {report.progress}")
     elif not report.streaming and name != leader:

@@ -20,11 +20,11 @@ def successor(o: Observation, wanted: str | None) -> tuple[str | None, str]:
         return None, f"a switchover to {register.handover} is already under way"
     if wanted == o.node:
         return None, f"{wanted} is the primary already"
-    if wanted is not None and wanted not in register.voters:
-        return None, f"there is no node {wanted}; the nodes are {', '.join(register.voters)}"
+    if wanted is not None and wanted not in register.data_nodes:
+        return None, f"there is no node {wanted}; the nodes are {', '.join(register.data_nodes)}"
     if wanted is not None and not o.policy.promotable(wanted):
         return None, f"{wanted} is not to be promoted by policy: `holdfast policy set {wanted}.promotable=true` first"
-    unfit = {name: words for name in register.voters if (words := unfitness(o, name)) is not None}
+    unfit = {name: words for name in register.data_nodes if (words := unfitness(o, name)) is not None}
     if wanted is not None and wanted in unfit:
         return None, f"{wanted} {unfit[wanted]}"
     own = o.server.position
@@ -41,7 +41,7 @@ def successor(o: Observation, wanted: str | None) -> tuple[str | None, str]:
     target = wanted or min(lag_bytes, key=lambda node: (lag_bytes[node], node))
     if lag_bytes[target] > CATCH_UP_BYTES:
         return None, f"{target} is {lag_bytes[target]} bytes behind: wait until it is within {CATCH_UP_BYTES}"
-    if len(lag_bytes) < 2 and not o.policy.local_commits_allowed and len(register.voters) > 2:
+    if len(lag_bytes) < 2 and not o.policy.local_commits_allowed and len(register.data_nodes) > 2:
         return None, "only one standby streams: after the switchover nobody could confirm a commit"
     return target, f"{target} streams {lag_bytes[target]} bytes behind"
 

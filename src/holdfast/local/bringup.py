@@ -16,10 +16,11 @@ from holdfast.local.servers import find_etcd, find_postgresql
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 
 DEFAULT_NODES = 3
+DEFAULT_NODES_WITH_WITNESS = 2
 
 
 async def bring_up(
-    directory: Path, *, nodes: int | None, port: int | None, progress: Progress
+    directory: Path, *, nodes: int | None, port: int | None, progress: Progress, witness: bool = False
 ) -> tuple[LocalCluster, bool]:
     """Start the cluster of a directory, or make one; returns it serving, and whether it had to be started.
 
@@ -28,7 +29,9 @@ async def bring_up(
     layout = Layout.at(directory)
     is_new = not layout.exists()
     if is_new:
-        cluster = LocalCluster.create(directory, nodes=DEFAULT_NODES if nodes is None else nodes, port=port)
+        default = DEFAULT_NODES_WITH_WITNESS if witness else DEFAULT_NODES
+        count = default if nodes is None else nodes
+        cluster = LocalCluster.create(directory, nodes=count, port=port, witness=witness)
         announce(cluster, progress)
     else:
         cluster = _reopen(layout, nodes, port)

@@ -67,21 +67,24 @@ class LocalCluster:
         port: int | None = None,
         temporary: bool = False,
         parameters: Mapping[str, str] | None = None,
+        witness: bool = False,
     ) -> LocalCluster:
         """Make the directory of a new cluster; nothing runs yet.
 
-        ``temporary`` takes any free ports. Raises ConfigurationError, EnvironmentFault, and leaves nothing then.
+        ``temporary`` takes any free ports. With a ``witness`` two nodes are enough. Raises ConfigurationError,
+        EnvironmentFault, and leaves nothing then.
         """
         layout = Layout.at(directory)
-        names = rooms.node_names(nodes)
+        names = rooms.node_names(nodes, witness=witness)
         rooms.check_new(layout)
         machine.check_system()
         os_user = machine.server_user()
         machine.check_place(layout.root, nodes, os_user)
         with rooms.claimed(layout):
-            ports = rooms.draw_ports(names, port, anywhere=temporary)
+            ports = rooms.draw_ports(names, port, anywhere=temporary, witness=witness)
             postgresql, etcd = find_servers(machine.private_copy_dir(layout), os_user)
             file = ClusterFile("main", names, ports, postgresql, etcd, os_user, parameters=dict(parameters or {}))
+            file = replace(file, witness=rooms.WITNESS if witness else None)
             file = rooms.make_directories(layout, file, machine.owner_ids(os_user))
             write_configs(layout, file)
         return cls(layout, file)
@@ -144,7 +147,9 @@ class LocalCluster:
 
     def api_url(self, node: str) -> str:
         """Where a node's agent answers."""
-        return f"http://{self.file.address(node)}:{self.file.ports.nodes[node].api}"
+        ports = self.file.ports
+        port = ports.witness_api if node == self.file.witness else ports.nodes[node].api
+        return f"http://{self.file.address(node)}:{port}"
 
     async def register(self) -> Register | None:
         """The register as the store has it; raises StoreUnavailable."""
@@ -206,7 +211,7 @@ class LocalCluster:
                 for name, report in reports.items()
                 if name != leader.node
             )
-            and set(records) == set(self.nodes)
+            and set(records) - {self.file.witness} == set(self.nodes)
             and all((r.state is NodeState.PRIMARY) == (n == leader.node) for n, r in records.items())
         )
 
@@ -230,8 +235,15 @@ class LocalCluster:
 
     async def reports(self) -> dict[str, NodeReport | None]:
         """What each agent says now; None for one that does not answer."""
-        answers = await asyncio.gather(*(self._report(name) for name in self.nodes))
-        return dict(zip(self.nodes, answers, strict=True))
+        return await self._ask_reports(self.nodes)
+
+    async def voter_reports(self) -> dict[str, NodeReport | None]:
+        """The same, and what the witness says."""
+        return await self._ask_reports((*self.nodes, *((self.file.witness,) if self.file.witness else ())))
+
+    async def _ask_reports(self, names: tuple[str, ...]) -> dict[str, NodeReport | None]:
+        answers = await asyncio.gather(*(self._report(name) for name in names))
+        return dict(zip(names, answers, strict=True))
 
     async def _report(self, name: str) -> NodeReport | None:
         from aiohttp import ClientError

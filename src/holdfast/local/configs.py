@@ -19,10 +19,12 @@ from holdfast.model.settings import (
     PostgresSettings,
     ProxySettings,
     StoreSettings,
+    WitnessIdentity,
+    WitnessSettings,
 )
 
 _LOCAL = {"data_dir", "state_dir", "bin_dir", "socket_dir", "os_user", "port", "write_port", "read_port", "api_port"}
-_LOCAL |= {"endpoints", "host", "name", "nodes"}
+_LOCAL |= {"endpoints", "host", "name", "nodes", "witnesses"}
 HOSTS_NETWORK = "10.77.0.0/16"
 """Addresses of clusters with hosts of their own: a network that no other machine sees."""
 
@@ -40,7 +42,7 @@ def node_settings(layout: Layout, file: ClusterFile, name: str) -> NodeSettings:
     host: dict[str, Any] = {"host": file.address(name)} if file.addresses else {}
     hba = {"hba": (f"host all all {HOSTS_NETWORK} scram-sha-256",)} if file.addresses else {}
     return NodeSettings(
-        cluster=ClusterSettings(name=file.cluster, nodes=file.nodes),
+        cluster=_cluster_settings(file),
         node=NodeIdentity(name=name, state_dir=layout.node(name) / "state"),
         postgres=PostgresSettings(
             data_dir=layout.data_dir(name),
@@ -57,6 +59,21 @@ def node_settings(layout: Layout, file: ClusterFile, name: str) -> NodeSettings:
         api=ApiSettings(port=ports.api, token_file=layout.secret_file("api-token"), **host),
         store=store_settings(file, nearest=name),
     )
+
+
+def witness_settings(layout: Layout, file: ClusterFile, name: str, api_port: int) -> WitnessSettings:
+    """The configuration of the witness."""
+    return WitnessSettings(
+        cluster=_cluster_settings(file),
+        witness=WitnessIdentity(name=name, replication_password_file=layout.secret_file("replication")),
+        api=ApiSettings(port=api_port, token_file=layout.secret_file("api-token")),
+        store=store_settings(file),
+    )
+
+
+def _cluster_settings(file: ClusterFile) -> ClusterSettings:
+    witnesses = {"witnesses": (file.witness,)} if file.witness is not None else {}
+    return ClusterSettings(name=file.cluster, nodes=file.nodes, **witnesses)
 
 
 def proxy_settings(layout: Layout, file: ClusterFile, name: str = PROXY) -> ProxySettings:
@@ -80,6 +97,10 @@ def write_configs(layout: Layout, file: ClusterFile) -> None:
     for name in file.nodes:
         text = to_toml(node_settings(layout, file, name), f"Agent of node {name}: holdfast node --config {name}.toml")
         write_atomically(layout.node_config(name), text, 0o600)
+    if file.witness is not None and file.ports.witness_api is not None:
+        settings = witness_settings(layout, file, file.witness, file.ports.witness_api)
+        text = to_toml(settings, f"The witness: holdfast witness --config {file.witness}.toml")
+        write_atomically(layout.node_config(file.witness), text, 0o600)
     for name in file.proxies:
         text = to_toml(proxy_settings(layout, file, name), f"The proxy: holdfast proxy --config {name}.toml")
         write_atomically(layout.proxy_config(name), text, 0o600)

@@ -32,6 +32,8 @@ from holdfast.model.settings import ClusterName
 
 FORMAT = 1
 MINIMUM_NODES = 3
+MINIMUM_NODES_WITH_WITNESS = 2
+WITNESS = "w1"
 MAXIMUM_NODES = 9
 
 _SOCKET_PATH_MAX_BYTES = 107
@@ -68,6 +70,7 @@ class Ports:
     etcd_client: _Port
     etcd_peer: _Port
     nodes: dict[str, NodePorts]
+    witness_api: _Port | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def labelled(self) -> Iterator[tuple[str, int]]:
@@ -77,6 +80,8 @@ class Ports:
         for node, ports in self.nodes.items():
             yield f"ports.nodes.{node}.postgres", ports.postgres
             yield f"ports.nodes.{node}.api", ports.api
+        if self.witness_api is not None:
+            yield "ports.witness_api", self.witness_api
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,8 @@ class ClusterFile:
     format: int = FORMAT
     addresses: dict[str, str] = field(default_factory=dict)
     """Of nodes and proxies with hosts of their own, by name; empty if all are on this one."""
+    witness: NodeName | None = None
+    """A voter without PostgreSQL."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def address(self, name: str) -> str:
@@ -139,8 +146,11 @@ class ClusterFile:
         """What does not fit together, by the names of the file; None if everything does."""
         if len(set(self.nodes)) < len(self.nodes):
             return f"nodes lists one twice: {', '.join(self.nodes)}"
-        if not MINIMUM_NODES <= len(self.nodes) <= MAXIMUM_NODES:
-            return f"nodes lists {len(self.nodes)}, not {MINIMUM_NODES} to {MAXIMUM_NODES}"
+        fewest = MINIMUM_NODES_WITH_WITNESS if self.witness is not None else MINIMUM_NODES
+        if not fewest <= len(self.nodes) <= MAXIMUM_NODES:
+            return f"nodes lists {len(self.nodes)}, not {fewest} to {MAXIMUM_NODES}"
+        if (self.witness is None) != (self.ports.witness_api is None) or self.witness in self.nodes:
+            return "witness and ports.witness_api belong together, and a witness is none of the nodes"
         if set(self.ports.nodes) != set(self.nodes):
             return f"ports.nodes has {', '.join(self.ports.nodes) or 'none'}, and nodes has {', '.join(self.nodes)}"
         owners: dict[int, str] = {}
@@ -288,19 +298,19 @@ def write_atomically(path: Path, text: str, mode: int) -> None:
     temporary.replace(path)
 
 
-def node_names(count: int) -> tuple[str, ...]:
+def node_names(count: int, *, witness: bool = False) -> tuple[str, ...]:
     """The names of the nodes; raises ConfigurationError for a number that makes no cluster."""
-    if count < MINIMUM_NODES:
+    if count < (MINIMUM_NODES_WITH_WITNESS if witness else MINIMUM_NODES):
         raise ConfigurationError(
-            f"--nodes {count}: at least {MINIMUM_NODES}, because of two nodes the one that is left "
-            "after a loss has nobody to confirm a write"
+            f"--nodes {count}: at least {MINIMUM_NODES}, because of two nodes the one that is left after a loss has "
+            "nobody to confirm a write; two with --witness"
         )
     if count > MAXIMUM_NODES:
         raise ConfigurationError(f"--nodes {count}: at most {MAXIMUM_NODES} on one machine")
     return tuple(f"n{number}" for number in range(1, count + 1))
 
 
-def draw_ports(nodes: tuple[str, ...], wish: int | None, *, anywhere: bool = False) -> Ports:
+def draw_ports(nodes: tuple[str, ...], wish: int | None, *, anywhere: bool = False, witness: bool = False) -> Ports:
     """Choose the ports of a new cluster; raises EnvironmentFault if ``wish`` (``--port``) is taken.
 
     ``anywhere`` leaves the usual port to others: for a cluster that lives for a minute only.
@@ -318,6 +328,7 @@ def draw_ports(nodes: tuple[str, ...], wish: int | None, *, anywhere: bool = Fal
         etcd_client=next(spare),
         etcd_peer=next(spare),
         nodes={node: NodePorts(next(spare), next(spare)) for node in nodes},
+        witness_api=next(spare) if witness else None,
     )
 
 
@@ -351,6 +362,8 @@ def make_directories(layout: Layout, file: ClusterFile, owner: tuple[int, int] |
     file = ensure_socket_directories(layout, file, owner)
     for name in file.nodes:
         make_node_directories(layout, file, name, owner)
+    if file.witness is not None:
+        _make(layout.agent_log(file.witness).parent, 0o700)
     for name in SECRETS:
         write_atomically(layout.secret_file(name), secrets.token_urlsafe(24) + "\n", 0o600)
     write_atomically(layout.users_file, f"{APP_USER} {layout.read_secret('app')}\n", 0o600)

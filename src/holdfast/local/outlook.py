@@ -47,7 +47,7 @@ async def read_forecast(cluster: LocalCluster) -> Forecast:
     if register is None:
         raise HoldfastError("the store knows no cluster: see `holdfast status`")
     story, _ = await read_story(cluster)
-    reports = await cluster.reports()
+    reports = await cluster.voter_reports()
     return forecast(Standing(register, reports, await cluster.policy(), estimate(story)))
 
 

@@ -45,6 +45,8 @@ def find_etcd(private_copy_dir: Path, os_user: str | None) -> Program:
 def make_plan(layout: Layout, file: ClusterFile, timeouts: LocalTimeouts) -> Plan:
     """What has to run: the store, an agent for each node (the first creates the cluster), the proxy."""
     agents = [agent_spec(layout, file, name, timeouts) for name in file.nodes]
+    if file.witness is not None:
+        agents.append(witness_spec(layout, file.witness, timeouts))
     store = etcd_spec(file, layout.etcd_data, layout.etcd_log)
     return plan_of((store, *agents, proxy_spec(layout, file, PROXY, timeouts)), timeouts)
 
@@ -76,6 +78,17 @@ def agent_spec(layout: Layout, file: ClusterFile, name: str, timeouts: LocalTime
         stop_ms=timeouts.local_stop_ms,
         data_dir=str(layout.data_dir(name)),
         delay_ms=0 if is_first else _stagger_ms(file, timeouts),
+    )
+
+
+def witness_spec(layout: Layout, name: str, timeouts: LocalTimeouts) -> ProcessSpec:
+    """The witness."""
+    return ProcessSpec(
+        name,
+        _holdfast("witness", "--config", str(layout.node_config(name))),
+        log_file=str(layout.agent_log(name)),
+        stage=AGENT_STAGE,
+        stop_ms=timeouts.local_stop_ms,
     )
 
 

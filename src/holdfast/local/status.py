@@ -94,7 +94,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
             policy, plan = await cluster.policy(), await planned(cluster)
     except StoreUnavailable:
         reachable = False
-    reports = await cluster.reports()
+    reports = await cluster.voter_reports()
     ports = cluster.file.ports
     nodes = tuple(
         _node(name, reports[name], records.get(name), register, reports, ports.nodes[name].postgres)

@@ -123,6 +123,8 @@ class Register:
     voters: tuple[NodeName, ...]
     committed: Configuration
     handover: NodeName | None = None
+    witnesses: tuple[NodeName, ...] = ()
+    """Voters that have no PostgreSQL."""
     format: int = REGISTER_FORMAT
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -137,6 +139,11 @@ class Register:
     def leader(self) -> Member | None:
         """The member that serves, or None while no primary does."""
         return self.committed.leader if self.phase is Phase.SERVING else None
+
+    @property
+    def data_nodes(self) -> tuple[NodeName, ...]:
+        """The voters that have a PostgreSQL."""
+        return tuple(name for name in self.voters if name not in self.witnesses)
 
     def opened(self) -> Register:
         """The next epoch, recruiting; the committed configuration stays in force, also the wish for a successor."""
@@ -220,6 +227,8 @@ class NodeState(StrEnum):
     STANDBY = "standby"
     PRIMARY = "primary"
     REBUILDING = "rebuilding"
+    WITNESS = "witness"
+    """No PostgreSQL, on purpose."""
     SILENT = "silent"
     """Its agent is away: nothing is known but its address."""
 

@@ -79,6 +79,9 @@ class ClusterSettings(_Section):
 
     name: ClusterName = Field("main", description="the cluster's name in the store")
     nodes: tuple[NodeName, ...] = Field((), description="all nodes, needed to create the cluster; they are its voters")
+    witnesses: tuple[NodeName, ...] = Field(
+        (), description="further voters, without a PostgreSQL: `holdfast witness`; needed to create the cluster"
+    )
 
     @field_validator("nodes")
     @classmethod
@@ -137,6 +140,27 @@ class NodeSettings(_Section):
     store: StoreSettings
     fencing: FencingSettings = FencingSettings()
     hooks: HookSettings = HookSettings()
+    thresholds: Thresholds = Thresholds()
+    timeouts: Timeouts = Timeouts()
+
+
+class WitnessIdentity(_Section):
+    """``[witness]``: who this voter is."""
+
+    name: NodeName = Field(description="its name, one of `cluster.witnesses`")
+    replication_password_file: Path = Field(
+        description="file that holds the password of role holdfast_replication, with which it looks at the primary"
+    )
+
+
+class WitnessSettings(_Section):
+    """Configuration of ``holdfast witness``."""
+
+    cluster: ClusterSettings = ClusterSettings()
+    witness: WitnessIdentity
+    api: ApiSettings
+    store: StoreSettings
+    fencing: FencingSettings = FencingSettings()
     thresholds: Thresholds = Thresholds()
     timeouts: Timeouts = Timeouts()
 

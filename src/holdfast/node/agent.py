@@ -440,7 +440,7 @@ class Agent:
         if o.register is None:
             return
         try:
-            await self._server.ensure_slots([n for n in o.register.voters if n != o.node])
+            await self._server.ensure_slots([n for n in o.register.data_nodes if n != o.node])
             self._slots_ready = True
         except PostgresError as error:
             log.warning("slots.failed", error=str(error))

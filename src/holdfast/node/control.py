@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from holdfast.core.handover import steps, successor
 from holdfast.core.observation import Observation
@@ -14,7 +14,6 @@ from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
 from holdfast.model.register import Phase
 from holdfast.node.journal import Journal
-from holdfast.node.parts import LocalServer
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Entry, Store
 
@@ -22,12 +21,20 @@ STARTED_JUST_NOW = "the agent has only just started: try again"
 CHANGED_MEANWHILE = "the cluster changed meanwhile: look at `holdfast status` and try again"
 
 
+class Checkpointed(Protocol):
+    """What can be told to make its next stop short."""
+
+    async def checkpoint(self) -> None:
+        """CHECKPOINT; raises PostgresError."""
+        ...
+
+
 class Control:
     """Each call answers whether it was done, and what to tell the person who asked."""
 
     def __init__(
         self,
-        server: LocalServer,
+        server: Checkpointed,
         store: Store,
         registry: Registry,
         keys: Keys,
@@ -75,8 +82,8 @@ class Control:
         register = self._registry.register
         if register is None:
             return False, "there is no cluster yet"
-        if plan.to is not None and plan.to not in register.voters:
-            return False, f"there is no node {plan.to}; the nodes are {', '.join(register.voters)}"
+        if plan.to is not None and plan.to not in register.data_nodes:
+            return False, f"there is no node {plan.to}; the nodes are {', '.join(register.data_nodes)}"
         try:
             await self._store.put(self._keys.planned, plan.to_json())
         except StoreUnavailable as error:
@@ -110,7 +117,7 @@ class Control:
             after = before.changed(changes)
         except ConfigurationError as error:
             return False, str(error)
-        wrong = objections(after, register.voters)
+        wrong = objections(after, register.data_nodes)
         if wrong:
             return False, "; ".join(wrong)
         if after == before:

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import ClassVar
 
 import structlog
 
 from holdfast.core import actions as a
-from holdfast.core.durability import is_revoked
 from holdfast.core.observation import Observation
 from holdfast.model.errors import PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
-from holdfast.model.lease import LeaseRecord
 from holdfast.model.lsn import Position
 from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Recruit, Register
 from holdfast.model.server import Upstream
 from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
+from holdfast.node.coordinator import Coordinator, Hands
 from holdfast.node.journal import Journal
 from holdfast.node.observer import Observer
 from holdfast.node.parts import LocalServer
 from holdfast.node.peers import Peers
 from holdfast.node.promise import Names, Promise, PromiseKeeper
 from holdfast.node.registry import Registry
-from holdfast.store.contract import ABSENT, Entry, Store
+from holdfast.store.contract import ABSENT, Store
 
 log = structlog.get_logger(__name__)
 
 
-class Performer:
+class Performer(Coordinator):
     """The hands of an agent. Methods raise StoreUnavailable and PostgresError; the agent tries again later."""
 
     def __init__(
@@ -50,15 +49,11 @@ class Performer:
         self._settings = settings
         self._timeouts = settings.timeouts
         self._node = settings.node.name
-        self._keys = Keys(settings.cluster.name)
+        super().__init__(store, registry, peers, Keys(settings.cluster.name), journal)
         self._server = server
-        self._store = store
-        self._registry = registry
-        self._peers = peers
         self._promise = promise
         self._names = names
         self._observer = observer
-        self._journal = journal
         self._on_done = on_done
         self._job: asyncio.Task[None] | None = None
         self._detached: Position | None = None
@@ -70,11 +65,6 @@ class Performer:
         """The epoch that the server was told to promote in, and at which of its starts."""
         self.rebuilding = False
         self.creating = False
-        self.alarm: str | None = None
-        self.waiting: str | None = None
-        """What the cluster waits for, as this turn sees it."""
-        self.told_waiting: str | None = None
-        self.progress: str | None = None
         self.failure: tuple[type[a.Action], BaseException] | None = None
         """The last job that failed, and with what; the agent takes it from here."""
 
@@ -87,10 +77,6 @@ class Performer:
     def busy(self) -> bool:
         """Whether a job is under way."""
         return self._job is not None and not self._job.done()
-
-    async def perform(self, action: a.Action, rule: str, o: Observation) -> bool:
-        """Do one thing; False if there was nothing to do yet, or it is being done already."""
-        return await self._HANDS[type(action)](self, action, rule, o)
 
     async def cancel_job(self) -> None:
         """End the job under way; what it left half made is known to be so."""
@@ -286,16 +272,6 @@ class Performer:
 
     # ---- the register -----------------------------------------------------------------------------------------
 
-    async def _swap(self, o: Observation, new: Register, kind: str, rule: str, **detail: str) -> bool:
-        # Of the register that the decision was made on, not of the newest: that one may call for another decision.
-        revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), o.register_revision)
-        if revision is None:
-            await self._read_register()
-            return False
-        self._registry.swapped(new, revision)
-        self._journal.record(kind, new.epoch, rule, **detail)
-        return True
-
     async def _resolve_doubt(self, doubt: tuple[Register, int]) -> None:
         """Learn what became of a swap whose answer was lost: try the very same one again.
 
@@ -310,20 +286,17 @@ class Performer:
             await self._read_register()
         self._doubt = None
 
-    async def _read_register(self) -> None:
-        """Somebody else was first: the next decision is on what they wrote, also if the watch is late."""
-        entry = await self._store.get(self._keys.register)
-        if entry is not None:
-            self._registry.swapped(Register.from_json(entry.value), entry.revision)
-
     async def _create_register(self, action: a.CreateRegister, rule: str, o: Observation) -> bool:
         system_identifier = self._server.system_identifier()
         if o.member is None or o.cluster_id is None or system_identifier is None:
             raise PostgresError("the new data directory cannot be read")
-        voters = self._settings.cluster.nodes or (self._node,)
+        witnesses = self._settings.cluster.witnesses
+        voters = (*(self._settings.cluster.nodes or (self._node,)), *witnesses)
         nobody = Configuration(o.member, 0, NO_QUORUM)
         name = self._settings.cluster.name
-        new = Register(name, o.cluster_id, system_identifier, 1, Phase.PROMOTING, o.member, voters, nobody)
+        new = Register(
+            name, o.cluster_id, system_identifier, 1, Phase.PROMOTING, o.member, voters, nobody, witnesses=witnesses
+        )
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), ABSENT)
         self.creating = False
         if revision is not None:
@@ -358,51 +331,7 @@ class Performer:
         self._doubt = None
         return swapped
 
-    async def _open_epoch(self, action: a.OpenEpoch, rule: str, o: Observation) -> bool:
-        if o.register is None:
-            return False
-        return await self._swap(o, o.register.opened(), "epoch.opened", rule, reason=action.reason)
-
-    async def _choose(self, action: a.ChooseCandidate, rule: str, o: Observation) -> bool:
-        if o.register is None:
-            return False
-        new, detail = o.register.chosen(action.candidate), {"candidate": action.candidate.node}
-        return await self._swap(o, new, "candidate.chosen", rule, **detail, reason=action.reason.value)
-
-    async def _cancel_hand_over(self, action: a.CancelHandOver, rule: str, o: Observation) -> bool:
-        if o.register is None:
-            return False
-        return await self._swap(o, o.register.handing_over(None), "handover.cancelled", rule)
-
-    async def _revoke_lease(self, action: a.RevokeLease, rule: str, o: Observation) -> bool:
-        if o.register is None or is_revoked(o, o.register):
-            return False
-        revision = self._registry.lease_revision
-        lost = o.lease or LeaseRecord(o.register.committed.leader, 0, None)
-        if lost != (self._registry.lease or lost):
-            return True  # renewed meanwhile: look again
-        new = lost.withdrawn(o.register.epoch, revision)
-        swapped = await self._store.compare_and_swap(self._keys.lease, new.to_json(), revision)
-        entry = await self._store.get(self._keys.lease) if swapped is None else None
-        if swapped is not None:
-            entry = Entry(self._keys.lease, new.to_json(), swapped)
-            self._journal.record("lease.revoked", o.register.epoch, rule, holder=lost.holder.node)
-        if entry is not None:
-            self._registry.lease_is_now(entry)
-        return True
-
     # ---- others -----------------------------------------------------------------------------------------------
-
-    async def _ask_peers(self, action: a.AskPeers, rule: str, o: Observation) -> bool:
-        self._peers.ask_all()
-        return True
-
-    async def _await(self, action: a.Await, rule: str, o: Observation) -> bool:
-        self.waiting = action.reason
-        if self.told_waiting != action.reason:
-            self.told_waiting = action.reason
-            self._journal.record("waiting", o.promised, rule, reason=action.reason)
-        return True
 
     async def _raise_alarm(self, action: a.Alarm, rule: str, o: Observation) -> bool:
         if self.alarm != action.reason:
@@ -414,7 +343,8 @@ class Performer:
         record = self._registry.nodes.get(member.node)
         return None if record is None else Upstream(member.node, record.postgres_host, record.postgres_port)
 
-    _HANDS: ClassVar[dict[type[a.Action], Callable[..., Awaitable[bool]]]] = {
+    HANDS: ClassVar[Hands] = {
+        **Coordinator.HANDS,
         a.Initialize: _initialize,
         a.CreateRegister: _create_register,
         a.PersistPromise: _persist_promise,
@@ -433,11 +363,5 @@ class Performer:
         a.Rewind: _rewind,
         a.Clone: _clone,
         a.HandOver: _hand_over,
-        a.CancelHandOver: _cancel_hand_over,
-        a.AskPeers: _ask_peers,
-        a.OpenEpoch: _open_epoch,
-        a.ChooseCandidate: _choose,
-        a.RevokeLease: _revoke_lease,
-        a.Await: _await,
         a.Alarm: _raise_alarm,
     }

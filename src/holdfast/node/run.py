@@ -1,20 +1,22 @@
-"""Compose one agent and let it live until SIGTERM or SIGINT."""
+"""Compose one agent, or one witness, and let it live until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import structlog
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError
-from holdfast.model.settings import NodeSettings
+from holdfast.model.settings import NodeSettings, WitnessSettings
 from holdfast.node.agent import Agent
 from holdfast.node.api import Api
 from holdfast.node.journal import Journal
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, PromiseFile
 from holdfast.node.reach import HttpReach, SqlReach
+from holdfast.node.witness import Witness
 from holdfast.postgres.installation import find_installation
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Store
@@ -27,7 +29,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
 
     ``bootstrap`` lets this node create the cluster if there is none; it never creates a second one.
     """
-    token = _read_token(settings)
+    token = _read_token(settings.api.token_file)
     try:
         settings.node.state_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -47,14 +49,28 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     )
     agent = Agent(settings, parts, bootstrap=bootstrap)
     await agent.prepare()
-    api = Api(settings.api, token, agent)
+    log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
+    await _live(agent, Api(settings.api, token, agent))
+
+
+async def run_witness(settings: WitnessSettings, store: Store) -> None:
+    """Run a witness. Raises ConfigurationError and EnvironmentFault with a message for people."""
+    token = _read_token(settings.api.token_file)
+    journal = Journal(store, settings.witness.name, settings.timeouts)
+    reach = HttpReach(settings.timeouts, token)
+    sessions = SqlReach(settings.witness.replication_password_file)
+    witness = Witness(settings, store, reach, sessions, journal)
+    log.info("witness.started", name=settings.witness.name)
+    await _live(witness, Api(settings.api, token, witness))
+
+
+async def _live(voter: Agent | Witness, api: Api) -> None:
     await api.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stop)
-    log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
+        loop.add_signal_handler(number, voter.stop)
     try:
-        await agent.run()
+        await voter.run()
     except ExceptionGroup as group:
         told = _told(group)
         if told is None:
@@ -73,8 +89,7 @@ def _told(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:
     return None
 
 
-def _read_token(settings: NodeSettings) -> str:
-    path = settings.api.token_file
+def _read_token(path: Path) -> str:
     try:
         token = path.read_text().strip()
     except OSError as error:

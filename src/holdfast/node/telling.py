@@ -10,7 +10,7 @@ from holdfast.model.report import NodeReport, ReplicaReport
 from holdfast.model.server import ABSENT_SERVER, ServerStatus
 from holdfast.model.settings import NodeSettings
 from holdfast.model.vitals import Vitals
-from holdfast.node.performer import Performer
+from holdfast.node.coordinator import Coordinator
 from holdfast.node.registry import Registry
 
 NO_INCARNATION = "00000000"
@@ -41,8 +41,8 @@ def report_of(
     o: Observation | None,
     decision: Decision | None,
     registry: Registry,
-    performer: Performer,
-    vitals: Vitals,
+    hands: Coordinator,
+    vitals: Vitals | None,
 ) -> NodeReport:
     """The node, as its agent last saw it."""
     server = o.server if o is not None else ABSENT_SERVER
@@ -66,9 +66,9 @@ def report_of(
         register_epoch=registry.register.epoch if registry.register is not None else 0,
         store_connected=registry.connected,
         verdict=o.verdict if o is not None else None,
-        alarm=performer.alarm,
+        alarm=hands.alarm,
         version=__version__,
-        progress=performer.progress,
+        progress=hands.progress,
         vitals=vitals,
-        waiting=performer.waiting,
+        waiting=hands.waiting,
     )
