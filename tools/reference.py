@@ -61,8 +61,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "`holdfast node`, `holdfast witness` and `holdfast proxy` read one TOML file each (`--config FILE`). An",
-        "unknown setting, a wrong type or a value out of range is an error that names the setting. Passwords stand in files of",
-        "their own.",
+        "unknown setting, a wrong type or a value out of range is an error that names the setting. Passwords stand in",
+        "files of their own.",
     ]
     for title, model in (
         ("holdfast node", NodeSettings),

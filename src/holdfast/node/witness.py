@@ -143,6 +143,7 @@ class Witness:
             peers=self._peers.known,
             probe=self._probe.result,
             proxies=tuple(registry.proxies.values()),
+            obeying=dict(registry.obeying),
             policy=registry.policy,
             approved_epoch=registry.approved_epoch,
             lease=registry.lease,
@@ -185,6 +186,10 @@ class Witness:
     def serves_reads(self) -> bool:
         """Never."""
         return False
+
+    def fresh_for_ms(self) -> int:
+        """Never for any time: no primary is here."""
+        return 0
 
     def is_healthy(self) -> bool:
         """Whether it can vote."""
