@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from holdfast.core.handover import steps, successor
 from holdfast.core.observation import Observation
-from tests.core.builders import BOTH, N1, N2, N3, observation, peer, primary, streaming
+from tests.core.builders import BOTH, N1, N2, N3, NOW_MS, observation, peer, primary, streaming
 
 
 def leading(**changes: object) -> Observation:
@@ -28,3 +28,16 @@ def test_what_would_be_done_names_both_sides_and_the_bounds() -> None:
     told = steps(leading(), "n2")
     assert "n1 stops in good order while n2 still streams, within 5000 ms" in told[3]
     assert "n1 starts again and goes on leading" in told[-1]
+
+
+def test_one_that_fell_silent_is_refused_although_it_seems_to_stream() -> None:
+    limit_ms = leading().timeouts.silence_ms
+    silent = leading(peers={"n2": peer(N2, answered_ms=NOW_MS - limit_ms), "n3": peer(N3)})
+    assert successor(silent, "n2") == (None, f"n2 has not answered for {limit_ms} ms")
+    assert (
+        successor(leading(peers={"n2": peer(N2, answered_ms=NOW_MS - limit_ms + 1), "n3": peer(N3)}), "n2")[0] == "n2"
+    )
+    assert successor(silent, None) == (
+        None,
+        "only one standby streams: after the switchover nobody could confirm a commit",
+    )

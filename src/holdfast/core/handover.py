@@ -49,7 +49,8 @@ def successor(o: Observation, wanted: str | None) -> tuple[str | None, str]:
 def unfitness(o: Observation, node: str) -> str | None:
     """Why a node could not lead although it may stream, in words that follow its name; None if nothing speaks against.
 
-    A node that says nothing is told by its not streaming, not here.
+    A node that never said anything is told by its not streaming, not here. One that fell silent may seem to stream for
+    a while longer: a host without power resets no connection.
     """
     peer = o.peers.get(node)
     report = peer.report if peer is not None else None
@@ -57,6 +58,9 @@ def unfitness(o: Observation, node: str) -> str | None:
         return None
     if report.alarm is not None:
         return f"raises an alarm: {report.alarm}"
+    silent_ms = o.now_ms - peer.answered_ms if peer is not None and peer.answered_ms is not None else 0
+    if silent_ms >= o.timeouts.silence_ms:
+        return f"has not answered for {silent_ms} ms"
     if not report.store_connected:
         return "cannot reach the store, so it could not take over"
     return None
