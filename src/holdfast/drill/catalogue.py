@@ -270,7 +270,7 @@ PLANNED = (
             Step(ShutDown(Role.PRIMARY)),
             Step(PowerOn(), 1.0),
         ),
-        expect=Expectation(failover=True, stall_ms=1000, worst_stall_ms=2000),
+        expect=Expectation(failover=True, stall_ms=1000, worst_stall_ms=2000, errors=False),
         scenarios=("A13", "D2"),
     ),
 )
