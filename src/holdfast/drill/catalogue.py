@@ -18,7 +18,7 @@ from holdfast.drill.faults.machines import (
     WaitUntilWhole,
     Which,
 )
-from holdfast.drill.faults.network import Cut, Flap, Mend, Slow
+from holdfast.drill.faults.network import Cut, Flap, Mend, Slow, WaitUntilCaughtUp
 from holdfast.drill.faults.planned import (
     AskInVain,
     LeaveTransactionOpen,
@@ -196,7 +196,7 @@ NETWORK = (
         "The cable of a standby becomes slow",
         "the other standby confirms: a slow one holds nobody up",
         steps=(Step(Slow(Role.STANDBY, kbit_per_s=256, queue_ms=200)),),
-        heal=(Step(Mend(), 15.0),),
+        heal=(Step(Mend(), 15.0), Step(WaitUntilCaughtUp())),
         expect=NO_FAILOVER,
         scenarios=("A14", "B4"),
     ),

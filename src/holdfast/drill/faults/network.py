@@ -6,8 +6,11 @@ import asyncio
 from dataclasses import dataclass
 
 from holdfast.drill.hosts import Direction
-from holdfast.drill.probes import connects, must_be
+from holdfast.drill.probes import ask, connects, must_be, until
 from holdfast.drill.scenario import Action, NotInjected, Role, Scene
+
+CAUGHT_UP_BYTES = 65_536
+"""Less than a busy primary writes between two looks."""
 
 
 def _at(scene: Scene, node: str) -> tuple[str, int]:
@@ -139,3 +142,28 @@ class Slow(Action):
         writer.close()
         del reader
         return f"a new connection takes {(loop.time() - began_at) * 1000:.0f} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntilCaughtUp(Action):
+    """Waits until every standby has flushed what the primary has; TCP remembers a slow path for a while."""
+
+    within_s: float = 60.0
+
+    @property
+    def words(self) -> str:
+        """See `Action`."""
+        return "wait until every standby has caught up"
+
+    async def perform(self, scene: Scene) -> None:
+        """See `Action`."""
+        lag = "pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn)"
+        query = f"SELECT coalesce(max({lag}), 0)::bigint FROM pg_stat_replication"
+        dsn = await scene.cluster.direct_dsn(await scene.node(Role.LEADER))
+
+        async def caught_up() -> bool:
+            behind = await ask(dsn, query)
+            return isinstance(behind, int) and behind < CAUGHT_UP_BYTES
+
+        if not await until(caught_up, self.within_s, every_s=0.2):
+            scene.problem(f"a standby had not caught up {self.within_s:g} s after the network was whole again")
