@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.drill.faults.machines import (
+    Boot,
     BootAll,
     FreezeDatabase,
     FreezeHost,
@@ -208,11 +209,10 @@ DOUBLE = (
         "A standby's host is lost, and later the primary's",
         "the quorum was narrowed to the standby that is left, so that this one may take over",
         prepare=(Step(PowerOff(Role.STANDBY)), Step(WaitUntilMembersAre(1))),
-        steps=(Step(PowerOff(Role.PRIMARY)),),
-        heal=(Step(BootAll()),),
         # Of three store members one is left: nobody can open an epoch before one of the hosts is back.
+        steps=(Step(PowerOff(Role.PRIMARY)), Step(Boot(Role.STANDBY), 3.0)),
+        heal=(Step(BootAll()),),
         expect=Expectation(failover=True, stall_ms=15_000, worst_stall_ms=30_000),
-        boots_before_failover=True,
     ),
     Drill(
         "double-fault",

@@ -242,11 +242,6 @@ class Run:
 
     async def _go_on_until_whole(self, scene: Scene) -> None:
         expected = self._drill.expect.failover
-        healed = False
-        if self._drill.boots_before_failover:
-            await asyncio.sleep(self._drill.watch_s)
-            await self._heal(scene)
-            healed = True
         if expected:
             self._observer.step(Step.FAILING_OVER)
             register = await self._wait_until_serving(scene.epoch_before)
@@ -255,8 +250,7 @@ class Run:
                 await self._workload.stop()
                 return
             self._observer.step(Step.SETTLING, f"{register.committed.leader.node} is the primary now")
-        must_heal = bool(self._drill.heal) and not healed
-        whole = None if must_heal else asyncio.create_task(self._wait_until_whole_again())
+        whole = None if self._drill.heal else asyncio.create_task(self._wait_until_whole_again())
         try:
             await asyncio.sleep(max(self._drill.watch_s, self._times.settle_ms / 1000))
             if whole is None:

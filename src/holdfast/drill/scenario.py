@@ -174,8 +174,6 @@ class Drill:
     load: Load = Load()
     parameters: tuple[tuple[str, str], ...] = ()
     """PostgreSQL settings that differ from the default."""
-    boots_before_failover: bool = False
-    """Whether nobody can take over before ``heal``: the store has lost its majority."""
     is_quiet_before: bool = False
     """Whether ``prepare`` ends with writes that wait: the fault follows at once."""
     volumes: tuple[tuple[str, Volume], ...] = ()

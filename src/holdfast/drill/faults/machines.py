@@ -285,6 +285,22 @@ class KillCandidate(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class Boot(Action):
+    """Power for the host of a role."""
+
+    role: Role
+
+    @property
+    def words(self) -> str:
+        """See `Action`."""
+        return f"the host of {self.role} boots again"
+
+    async def perform(self, scene: Scene) -> None:
+        """See `Action`."""
+        await asyncio.to_thread(scene.hosted.power_on, await scene.node(self.role))
+
+
+@dataclass(frozen=True, slots=True)
 class BootAll(Action):
     """Every host that is down boots."""
 
