@@ -24,6 +24,7 @@ from holdfast.drill.faults.planned import (
     AskInVain,
     LeaveTransactionOpen,
     OpenTransactionEnded,
+    SetDurability,
     ShutDown,
     SwitchOver,
     WaitUntilServing,
@@ -44,6 +45,7 @@ from holdfast.drill.hosts import Direction
 from holdfast.drill.primary_crash import PRIMARY_CRASH, KillPostgres
 from holdfast.drill.scenario import Drill, Expectation, Load, Role, Step
 from holdfast.drill.volumes import Kind, Volume
+from holdfast.model.policy import Durability
 
 FAILOVER = Expectation(failover=True, stall_ms=3000, worst_stall_ms=5000)
 """The loss of a primary that has to be noticed first."""
@@ -422,6 +424,20 @@ SESSIONS = (
     ),
 )
 
+POLICY = (
+    Drill(
+        "asynchronous-crash",
+        "The primary of an asynchronous cluster loses its power",
+        "what was acknowledged and not yet shipped is lost, is the last of the log, and is counted; nothing else is",
+        prepare=(Step(SetDurability(Durability.ASYNCHRONOUS)),),
+        steps=(Step(PowerOff(Role.PRIMARY)),),
+        heal=(Step(PowerOn()),),
+        # A lease is the fence, and has to end first.
+        expect=Expectation(failover=True, stall_ms=15_000, worst_stall_ms=30_000, may_lose=True),
+        scenarios=("A14",),
+    ),
+)
+
 CATALOGUE: dict[str, Drill] = {
-    drill.name: drill for drill in (*HOSTS, *NETWORK, *DOUBLE, *PLANNED, *STORE, *STORAGE, *SESSIONS)
+    drill.name: drill for drill in (*HOSTS, *NETWORK, *DOUBLE, *PLANNED, *STORE, *STORAGE, *SESSIONS, *POLICY)
 }

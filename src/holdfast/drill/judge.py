@@ -41,6 +41,10 @@ PLAIN = "primary-crash"
 """The drill whose page says *kill* where those of the others say *fault*."""
 
 
+LOST_TAIL_MS = 1000.0
+"""An asynchronous standby on the same switch is never that far behind."""
+
+
 class Judge:
     """Collects the evidence of one run, and says what it amounts to."""
 
@@ -106,6 +110,8 @@ class Judge:
         shown = verdict or self._verdict([])
         if verdict is not None:
             self._add_violations(verdict)
+            if self._drill.expect.may_lose:
+                self._account_for_losses(verdict)
         self._hold_against_expectation(shown, failovers)
         return self._with_report(self._result(events, shown, verdict is not None, failovers), events)
 
@@ -178,6 +184,20 @@ class Judge:
         self._problems += [text.format(len(found)) for text, found in counted.items() if found]
         if not verdict.recovered and self._drill.expect.resumes:
             self._problems.append("writing had not resumed when the load was stopped")
+
+    def _account_for_losses(self, verdict: Verdict) -> None:
+        """What an asynchronous cluster loses must be the end of its log: acknowledged last, and before the fault."""
+        if not verdict.lost:
+            self._evidence.append("nothing acknowledged was lost")
+            return
+        missing = set(verdict.lost)
+        ends_ms = sorted(a.end_ms for a in self._workload.history if (a.writer, a.sequence) in missing)
+        first_ms, last_ms = ends_ms[0] - self.fault_at_ms, ends_ms[-1] - self.fault_at_ms
+        self._evidence.append(
+            f"{len(missing)} acknowledged writes are lost, acknowledged from {first_ms:+.0f} ms to {last_ms:+.0f} ms"
+        )
+        if first_ms < -LOST_TAIL_MS or last_ms > LOST_TAIL_MS:
+            self._problems.append(f"writes are lost that were acknowledged more than {duration(LOST_TAIL_MS)} away")
 
     def _hold_against_expectation(self, verdict: Verdict, failovers: int) -> None:
         expect, tally = self._drill.expect, self._workload.tally

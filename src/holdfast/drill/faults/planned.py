@@ -10,7 +10,9 @@ import psycopg
 
 from holdfast.drill.probes import until
 from holdfast.drill.scenario import Action, NotInjected, Role, Scene
+from holdfast.local.orders import order
 from holdfast.model.errors import HoldfastError, StoreUnavailable
+from holdfast.model.policy import Durability
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +170,34 @@ class WaitUntilServing(Action):
 
         if not await until(serves, self.within_s, every_s=0.05):
             scene.problem(f"no other primary served within {self.within_s:g} s")
+
+
+@dataclass(frozen=True, slots=True)
+class SetDurability(Action):
+    """`holdfast policy set durability=…`, and the wait until the register has it."""
+
+    durability: Durability
+    within_s: float = 20.0
+
+    @property
+    def words(self) -> str:
+        """See `Action`."""
+        return f"the policy becomes durability={self.durability}"
+
+    async def perform(self, scene: Scene) -> None:
+        """See `Action`."""
+        await order(scene.hosted, "/policy", {"durability": self.durability.value})
+        is_local = self.durability is Durability.ASYNCHRONOUS
+
+        async def in_force() -> bool:
+            try:
+                return ((await scene.register()).committed.quorum.k == 0) is is_local
+            except StoreUnavailable:
+                return False
+
+        if not await until(in_force, self.within_s, every_s=0.1):
+            raise NotInjected(f"the register did not follow the policy within {self.within_s:g} s")
+
+    async def proof(self, scene: Scene) -> str:
+        """See `Action`."""
+        return f"the register says k = {(await scene.register()).committed.quorum.k}"
