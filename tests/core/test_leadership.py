@@ -79,7 +79,7 @@ def test_every_pair_asks_for_actions_or_is_refused(situation: Situation, duty: D
     if rule_for(situation, duty).moves_to is None:
         assert not any(isinstance(action, moving) for action in actions)
     if duty is Duty.ALARM:
-        assert all(isinstance(action, a.Alarm) for action in actions)
+        assert all(isinstance(action, (a.Alarm, a.ReadEndOfLog)) for action in actions)
     if situation is not Situation.COVERED:
         assert not any(isinstance(action, (a.TellPostgres, a.CommitConfiguration)) for action in actions)
     if situation not in (Situation.STOPPED, Situation.ABSENT):
@@ -218,7 +218,9 @@ def test_an_old_primary_that_wakes_up_is_fenced() -> None:
 def test_a_register_that_must_not_be_obeyed_touches_nothing() -> None:
     for trouble in RegisterTrouble:
         for server in (ABSENT_SERVER, STOPPED, standby(1, 100), primary(1, 100), primary(1, 100, BARRIER)):
-            assert acts(observation(trouble=trouble, server=server)) == (a.Alarm(trouble.explained),)
+            read = (a.ReadEndOfLog(),) if server is STOPPED else ()  # whoever recovers the register has to know
+            assert acts(observation(trouble=trouble, server=server)) == (a.Alarm(trouble.explained), *read)
+            assert acts(observation(trouble=trouble, server=server, own_end=at(1, 5))) == (a.Alarm(trouble.explained),)
         assert "store.endpoints" in trouble.explained or "`holdfast recover`" in trouble.explained
 
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "policy": "holdfast.cli.policy:policy",
     "proxy": "holdfast.cli.processes:proxy",
     "resume": "holdfast.cli.policy:resume",
+    "recover": "holdfast.cli.recover:recover",
     "status": "holdfast.cli.status:status",
     "supervise": "holdfast.cli.processes:supervise",
     "switchover": "holdfast.cli.switchover:switchover",

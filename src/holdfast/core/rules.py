@@ -159,6 +159,12 @@ def _nothing(o: Observation) -> tuple[Action, ...]:
     return ()
 
 
+def _alarm(o: Observation) -> tuple[Action, ...]:
+    told = Alarm(o.trouble.explained if o.trouble else "the register is not to be obeyed")
+    unread = o.server.status is ServerStatus.STOPPED and o.own_end is None
+    return (told, ReadEndOfLog()) if unread else (told,)  # whoever recovers the register has to know
+
+
 def _join(o: Observation) -> tuple[Action, ...]:
     return (*_promise(o), Detach(), ReportRecruit(_register(o).epoch))
 
@@ -179,7 +185,7 @@ _ALL = (
     Rule(
         "alarm.raise",
         "a register that must not be obeyed: touch nothing, tell people",
-        lambda o: (Alarm(o.trouble.explained if o.trouble else "the register is not to be obeyed"),),
+        _alarm,
     ),
     Rule("wait.busy", "something is under way that must end first", _nothing),
     Rule("wait.evidence", "not enough is known yet", _nothing),

@@ -158,6 +158,8 @@ class NodeReport:
     progress: str | None = None
     """What a clone or a rewind under way is doing, and how far it is."""
     vitals: Vitals | None = None
+    system_identifier: str | None = None
+    """Of the data directory, as PostgreSQL prints it."""
     waiting: str | None = None
     """What a failover waits for: a person's word, or nodes that do not answer."""
 

@@ -496,5 +496,7 @@ class Agent:
 
     def report(self) -> NodeReport:
         """The node now."""
-        vitals = self._pulse.vitals()
-        return report_of(self._settings.node.name, self._last, self._decision, self._registry, self._performer, vitals)
+        vitals, identifier = self._pulse.vitals(), self._server.system_identifier()
+        return report_of(
+            self._settings.node.name, self._last, self._decision, self._registry, self._performer, vitals, identifier
+        )

@@ -43,6 +43,7 @@ def report_of(
     registry: Registry,
     hands: Coordinator,
     vitals: Vitals | None,
+    system_identifier: str | None,
 ) -> NodeReport:
     """The node, as its agent last saw it."""
     server = o.server if o is not None else ABSENT_SERVER
@@ -70,5 +71,6 @@ def report_of(
         version=__version__,
         progress=hands.progress,
         vitals=vitals,
+        system_identifier=system_identifier,
         waiting=hands.waiting,
     )

@@ -169,7 +169,7 @@ class Witness:
 
     def report(self) -> NodeReport:
         """This voter now."""
-        return report_of(self._name, self._last, None, self._registry, self._hands, None)
+        return report_of(self._name, self._last, None, self._registry, self._hands, None, None)
 
     def recent_events(self) -> tuple[Event, ...]:
         """What this witness noted lately, oldest first."""
