@@ -24,7 +24,6 @@ from holdfast.model.errors import (
 )
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
-from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member, NodeRecord, Phase
 from holdfast.model.report import NodeReport
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView
@@ -42,6 +41,7 @@ from holdfast.node.performer import Performer
 from holdfast.node.publisher import Publisher
 from holdfast.node.pulse import Pulse
 from holdfast.node.registry import Registry
+from holdfast.node.slots import SlotKeeper
 from holdfast.node.telling import record_of, report_of
 from holdfast.node.verdicts import VerdictNotes
 from holdfast.node.watchdog import Watchdog
@@ -103,7 +103,7 @@ class Agent:
         self._pauses: dict[type[a.Action], Pause] = {}
         self._ever_started = False
         self._streamed: Member | None = None
-        self._slots_ready = False
+        self._slots = SlotKeeper(parts.server, timeouts, self._peers, lambda: self._last)
 
     # ---- life -------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Agent:
                 group.create_task(self._appointment.run()),
                 group.create_task(self._hooks.run()),
                 group.create_task(self._watchdog.run()),
-                group.create_task(self._keep_slots()),
+                group.create_task(self._slots.run()),
             ]
             try:
                 await self._reach_store()
@@ -217,8 +217,7 @@ class Agent:
             self._wake.set()
         epoch = self._epoch() if self.serves_writes() or self.serves_reads() else 0
         self._publisher.publish(record_of(self._settings, o, epoch))
-        if not self._slots_ready and o.server.status in (ServerStatus.STANDBY, ServerStatus.PRIMARY):
-            await self._ensure_slots(o)
+        await self._slots.ensure(o)
 
     async def _perform(self, actions: tuple[a.Action, ...], rule: str, o: Observation) -> bool:
         performed = False
@@ -240,7 +239,7 @@ class Agent:
             self._pauses.pop(kind, None)
             self._ever_started |= isinstance(action, a.Start)
             if isinstance(action, a.Start):
-                self._slots_ready = False
+                self._slots.server_started()
                 self._keeper.server_started()
             performed |= did and not isinstance(action, (a.AskPeers, a.Await, a.Alarm))
         return performed
@@ -421,36 +420,6 @@ class Agent:
     def _note_coordination(self, coordination: Coordination, o: Observation) -> None:
         if coordination.actions:
             log.info("rule", rule=coordination.rule.id, phase=coordination.phase, signal=coordination.signal)
-
-    # ---- beside the turns -------------------------------------------------------------------------------------
-
-    async def _keep_slots(self) -> None:
-        """Slots keep log for every member on every node, so that whoever wins can feed the others."""
-        while True:
-            await asyncio.sleep(self._timeouts.slot_interval_ms / 1000)
-            o = self._last
-            if o is None or not self._slots_ready or o.server.status is not ServerStatus.STANDBY:
-                continue
-            try:
-                await self._server.advance_slots(self._peer_positions())
-            except PostgresError as error:
-                log.warning("slots.stuck", error=str(error))
-
-    async def _ensure_slots(self, o: Observation) -> None:
-        if o.register is None:
-            return
-        try:
-            await self._server.ensure_slots([n for n in o.register.data_nodes if n != o.node])
-            self._slots_ready = True
-        except PostgresError as error:
-            log.warning("slots.failed", error=str(error))
-
-    def _peer_positions(self) -> dict[str, Lsn]:
-        return {
-            name: peer.report.position.lsn
-            for name, peer in self._peers.known.items()
-            if peer.report is not None and peer.report.position is not None
-        }
 
     # ---- what others are told ---------------------------------------------------------------------------------
 
