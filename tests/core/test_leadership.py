@@ -280,3 +280,10 @@ def test_paused_means_hands_off() -> None:
     ):
         assert decide(o).rule.id == "pause.look"
         assert acts(o) == ()
+
+
+def test_what_was_promoted_for_a_replaced_epoch_begins_anew() -> None:
+    """`pg_promote` cannot be taken back: a promotion of epoch 2 may end when epoch 3 has the same candidate."""
+    late = observation(N2, server=primary(2, 100, BARRIER), register=register(3, Phase.PROMOTING, N2), promised=3)
+    assert acts(late) == (a.Stop(immediate=True),)
+    assert acts(replace(late, server=primary(3, 100, BARRIER))) == (a.WriteMarker(3), a.AskPeers())

@@ -29,6 +29,7 @@ _COMMANDS = {
     "proxy": "holdfast.cli.processes:proxy",
     "resume": "holdfast.cli.policy:resume",
     "recover": "holdfast.cli.recover:recover",
+    "sim": "holdfast.cli.sim:sim",
     "status": "holdfast.cli.status:status",
     "supervise": "holdfast.cli.processes:supervise",
     "switchover": "holdfast.cli.switchover:switchover",

@@ -82,11 +82,17 @@ def expected_quorum(o: Observation) -> Quorum | None:
     return None if k is None else Quorum(members, k)
 
 
+def _ask_again(o: Observation) -> tuple[Action, ...]:
+    """Each answer wakes the agent: without a pause it would ask as fast as the network allows."""
+    asked_ms = max((p.asked_ms or 0 for p in o.peers.values()), default=0)
+    return (AskPeers(),) if o.now_ms - asked_ms >= o.timeouts.busy_tick_interval_ms else ()
+
+
 def _commit(o: Observation) -> tuple[Action, ...]:
     quorum = expected_quorum(o)
     if quorum is None:
         raise ProtocolViolation("a barrier was passed without a quorum")
-    return (CommitConfiguration(quorum),) if old_reads_are_over(o, _register(o)) else (AskPeers(),)
+    return (CommitConfiguration(quorum),) if old_reads_are_over(o, _register(o)) else _ask_again(o)
 
 
 def _restart(o: Observation) -> tuple[Action, ...]:
@@ -106,6 +112,13 @@ def _promote(o: Observation) -> tuple[Action, ...]:
     if position is not None and position.timeline >= register.epoch:
         return (Stop(immediate=False),)  # it was promoted before and came back as a standby: start it as what it is
     return (*_promise(o), Promote(register.epoch))
+
+
+def _mark(o: Observation) -> tuple[Action, ...]:
+    register, position = _register(o), o.server.position
+    if position is not None and position.timeline != register.epoch:
+        return (Stop(immediate=True),)  # promoted for an epoch that was replaced meanwhile: begin anew, as a standby
+    return (WriteMarker(register.epoch), AskPeers())
 
 
 def _yield_epoch(o: Observation) -> tuple[Action, ...]:
@@ -206,8 +219,8 @@ _ALL = (
     Rule("promote.promote", "leave recovery on the timeline of the epoch, closed by the barrier", _promote),
     Rule(
         "barrier.mark",
-        "write the epoch's record; meanwhile ask whether the old leader is stopped",
-        lambda o: (WriteMarker(_register(o).epoch), AskPeers()),
+        "write the epoch's record, on its timeline only; meanwhile ask whether the old leader is stopped",
+        _mark,
     ),
     Rule("barrier.wait", "wait until the quorum has flushed the record", _nothing),
     Rule(

@@ -196,8 +196,14 @@ class Observer:
             about = _leading(look.register)
             peer = look.peers.get(about.node) if about is not None else None
             leads = peer is not None and peer.primary_ms is not None and peer.primary_ms == peer.answered_ms
+            leads = leads and self._is_fresh(peer, look.now_ms)
             attached = leads and look.server.upstream_host is not None and look.server.upstream_host == _address(look)
             self._unstreamed_ms = (self._unstreamed_ms or look.now_ms) if attached else None
+
+    def _is_fresh(self, peer: Peer | None, now_ms: int) -> bool:
+        """Whether the peer still answers: of one that fell silent the last word says nothing of now."""
+        fresh_ms = 2 * self.timeouts.heartbeat_interval_ms + self.timeouts.peer_timeout_ms
+        return peer is not None and peer.answered_ms is not None and now_ms - peer.answered_ms <= fresh_ms
 
     def _is_late(self, since_ms: int | None, now_ms: int) -> bool:
         return since_ms is not None and now_ms - since_ms >= self.timeouts.rejoin_stream_ms

@@ -66,6 +66,9 @@ async def detach(instance: Instance) -> Position:
     """The recruit step (protocol.md, "Failover", 2). See ``Server.detach``."""
     look = await take_look(instance.session("look"), instance.timeouts.statement_ms)
     _require_standby(look)
+    if instance.promoting_to is not None:
+        await instance.kill()
+        raise PostgresError("a standby that was told to promote cannot be told otherwise: it was stopped")
     await _ask_walreceiver(instance)
     wanted = Runtime(synchronous_names=BARRIER, upstream=None, application_name=None, quick_replay=True)
     # The password goes first: a walreceiver that is started from here on, by a startup process that has not read the

@@ -178,7 +178,8 @@ class Server:
     async def detach(self) -> Position:
         """The recruit step: stop streaming for certain, resume replay, then read where the log ends.
 
-        Idempotent. Raises PostgresError if the server is no standby, a walreceiver stays, or the end is not known.
+        Idempotent. Raises PostgresError if the server is no standby, a walreceiver stays, or the end is not known;
+        a standby that was told to promote has been killed then.
         """
         return await replication.detach(self._instance)
 

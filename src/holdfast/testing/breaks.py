@@ -1,0 +1,236 @@
+"""Variants of the product that leave one rule out each. The simulator must catch every one of them.
+
+A rule is left out by putting something else in its place while a run lasts; the product itself carries no switches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from holdfast.core import choice, coordination, leadership, membership, quorum
+from holdfast.core.observation import Observation, RegisterTrouble
+from holdfast.model.lsn import Lsn, Position
+from holdfast.model.register import Configuration, Member, Quorum, Recruit, Register
+from holdfast.model.server import Upstream
+from holdfast.model.timeouts import Timeouts
+from holdfast.node import observer
+from holdfast.node.promise import Names
+from holdfast.testing.directory import Directory, Record
+from holdfast.testing.host import CountedNames
+from holdfast.testing.postgres import NOBODY, Postgres
+from holdfast.testing.replication import Receiver, Sender
+from holdfast.testing.server import SimulatedServer
+from holdfast.testing.wiring import Wiring
+from holdfast.testing.world import World
+
+
+class Broken(Wiring):
+    """A variant: what it puts in the place of what. Subclasses say which rule they leave out."""
+
+    replacements: tuple[tuple[Any, str, Any], ...] = ()
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """See `Wiring.in_force`."""
+        former = [(place, name, getattr(place, name)) for place, name, _ in self.replacements]
+        for place, name, other in self.replacements:
+            setattr(place, name, other)
+        try:
+            yield
+        finally:
+            for place, name, real in former:
+                setattr(place, name, real)
+
+
+# ---- safety ---------------------------------------------------------------------------------------------------
+
+
+class AnybodySuffices(Broken):
+    """Recruit anybody instead of the committed leader or |S| - k + 1 members."""
+
+    replacements = (
+        (choice, "standbys_suffice", lambda committed, recruits: bool(recruits)),
+        (coordination, "recruits_suffice", lambda committed, recruits: True),
+    )
+
+
+class GoesOnStreaming(Broken):
+    """Read the position of a standby first, and make it stop receiving afterwards."""
+
+    def server(self, postgres: Postgres, timeouts: Timeouts) -> SimulatedServer:
+        """See `Wiring.server`."""
+        return _UndetachedServer(postgres, timeouts)
+
+
+class _UndetachedServer(SimulatedServer):
+    async def detach(self) -> Position:
+        """The position from before, when log still came in."""
+        directory = await self._statement()
+        position = directory.position()
+        await self._pause(20, 200)
+        await super().detach()
+        return position
+
+
+def _least_log(recruit: Recruit, committed: Configuration, wishes: choice.Wishes) -> tuple[int, int, Member]:
+    return -recruit.position.timeline, -recruit.position.lsn, recruit.member
+
+
+class AnyLog(Broken):
+    """Promote the recruit with the least log instead of the most."""
+
+    replacements = ((choice, "_rank", _least_log),)
+
+
+def _always_covered(members: Quorum, flushed: object, lsn: Lsn) -> bool:
+    return True
+
+
+class NoBarrier(Broken):
+    """Commit the new configuration before its record is on k of its members."""
+
+    replacements = ((leadership, "covered", _always_covered),)
+
+
+class OpenAtOnce(Broken):
+    """PostgreSQL acknowledges as soon as it is promoted."""
+
+    def server(self, postgres: Postgres, timeouts: Timeouts) -> SimulatedServer:
+        """See `Wiring.server`."""
+        return _OpenServer(postgres, timeouts)
+
+
+class _OpenServer(SimulatedServer):
+    async def promote(self, epoch: int) -> None:
+        """What is shown is the barrier; what is in force is nothing."""
+        self.postgres.real_names = NOBODY
+        await super().promote(epoch)
+
+
+_trouble = observer._trouble
+
+
+def _any_register(look: observer.Look) -> RegisterTrouble | None:
+    trouble = _trouble(look)
+    return None if trouble is RegisterTrouble.OLDER_THAN_PROMISE else trouble
+
+
+class NoPromise(Broken):
+    """Obey whatever the register says, also if it is older than what was promised."""
+
+    replacements = ((observer, "_trouble", _any_register),)
+
+
+def _implies_anything(stronger: Quorum, weaker: Quorum) -> bool:
+    return True
+
+
+class NotImplied(Broken):
+    """PostgreSQL's setting need not imply the register's."""
+
+    replacements = ((quorum, "implies", _implies_anything),)
+
+
+class NotCaughtUp(Broken):
+    """The register tightens before the log so far is on the members that it will name."""
+
+    replacements = ((quorum, "covered", _always_covered),)
+
+
+class NamesOnly(Broken):
+    """A directory made anew is the former member: it streams under its name, also while it is half made."""
+
+    def names(self, world: World, node: str) -> Names:
+        """See `Wiring.names`."""
+        return _NodeNames(world, node)
+
+    def server(self, postgres: Postgres, timeouts: Timeouts) -> SimulatedServer:
+        """See `Wiring.server`."""
+        return _SameNameServer(postgres, timeouts)
+
+
+class _NodeNames(CountedNames):
+    def __init__(self, world: World, node: str) -> None:
+        super().__init__(world)
+        self._node = node
+
+    def incarnation(self) -> str:
+        """Always the same."""
+        return f"{int(self._node[1:]):08x}"
+
+
+class _SameNameServer(SimulatedServer):
+    async def _copy(self, found: Directory, source: Upstream, member: Member) -> None:
+        """While the files travel, the log is streamed under the member's name, and what is flushed is reported."""
+        upstream = self.postgres.servers[source.node]
+        receiver = _CopyingReceiver(self.postgres, upstream, member.application_name)
+        receiver.begin(found)
+        try:
+            await super()._copy(found, source, member)
+        finally:
+            receiver.close()
+
+
+class _CopyingReceiver(Receiver):
+    """Takes log into a directory that is no directory yet."""
+
+    def begin(self, found: Directory) -> None:
+        """Stream from what is there now."""
+        self.streams = True
+        self.sender = sender = Sender(self.upstream, self, self.name, found.flushed)
+        self.upstream.senders.append(sender)
+
+    def _write(self, sender: Sender, records: list[Record]) -> None:
+        if self.is_open:
+            sender.up.send(self._reported, sender, records[-1].end)
+
+
+# ---- liveness -------------------------------------------------------------------------------------------------
+
+
+class NoPreVote(Broken):
+    """Open an epoch without asking who could join it."""
+
+    replacements = ((coordination, "prevote_passes", lambda o, register, willing: True),)
+
+
+def _same_timeout_ms(o: Observation, register: Register) -> int:
+    return o.timeouts.recruit_phase_ms
+
+
+class NoBackOff(Broken):
+    """Each phase has the same time-out, however many epochs were replaced."""
+
+    replacements = ((coordination, "phase_timeout_ms", _same_timeout_ms),)
+
+
+def _only_replaced(o: Observation, member: Member) -> bool:
+    return membership._superseded(o, member) or not o.policy.promotable(member.node)
+
+
+class KeepsTheSilent(Broken):
+    """A member that does not stream stays in S for ever."""
+
+    replacements = ((membership, "_is_leaving", _only_replaced),)
+
+
+VARIANTS: dict[str, Callable[[], Broken]] = {
+    "intersect": AnybodySuffices,
+    "revoke-first": GoesOnStreaming,
+    "best-log": AnyLog,
+    "barrier": NoBarrier,
+    "closed-until-serving": OpenAtOnce,
+    "promise": NoPromise,
+    "implied": NotImplied,
+    "caught-up": NotCaughtUp,
+    "incarnation": NamesOnly,
+    "pre-vote": NoPreVote,
+    "back-off": NoBackOff,
+    "drop-silent": KeepsTheSilent,
+}
+"""What can be left out, by name; the safety rules have the names that the protocol's model gives them."""
+
+RULES = {name: (variant.__doc__ or "") for name, variant in VARIANTS.items()}
+"""What each variant does instead."""

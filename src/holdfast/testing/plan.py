@@ -1,0 +1,219 @@
+"""What a seed stands for: how many nodes there are, and which faults hit them when.
+
+Half of the seeds draw single faults at random. The other half follow the shapes that have broken clusters: standbys
+behind when the leader is lost, losses in the middle of a failover, members that come and go, switchovers that meet
+faults, losses one after the other, and machines that are slow for long.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from holdfast.testing.faults import Fault
+
+FIRST_FAULT_MS = 1300
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run, before it is run."""
+
+    seed: int
+    nodes: int
+    faults: tuple[Fault, ...]
+    from_nothing: bool = False
+    """Whether it begins with empty disks and an empty store."""
+
+    def without(self, index: int) -> Plan:
+        """The same with one fault less."""
+        return replace(self, faults=self.faults[:index] + self.faults[index + 1 :])
+
+
+def plan_of(seed: int) -> Plan:
+    """The plan of a seed; it depends on nothing else."""
+    rng = random.Random(f"plan {seed}")
+    begin_ms = FIRST_FAULT_MS + rng.randrange(600)
+    shape = rng.choices(list(_SHAPES), list(_SHAPES.values()))[0]
+    nodes = rng.choices((3, 4, 5, 2), (76, 8, 10, 6) if shape is _anything else (50, 15, 30, 5))[0]
+    names = [f"n{number}" for number in range(1, nodes + 1)]
+    faults = shape(rng, names, begin_ms)
+    from_nothing = shape is _anything and rng.random() < 0.05
+    return Plan(seed, nodes, tuple(sorted(faults, key=lambda fault: fault.at_ms)), from_nothing)
+
+
+def _for_ms(rng: random.Random) -> int:
+    return rng.choice((100, 400, 1000, 2500, 5000)) + rng.randrange(300)
+
+
+def _gap_ms(rng: random.Random) -> int:
+    """Faults that come close upon each other hit what is on its way because of the first."""
+    return int(rng.choice((0, 20, 100, 300, 800, 2000)) + rng.randrange(1, 400))
+
+
+# ---- single faults --------------------------------------------------------------------------------------------
+
+
+def _fault(rng: random.Random, kind: str, node: str, names: list[str], at_ms: int) -> list[Fault]:
+    other = rng.choice([name for name in names if name != node])
+    match kind:
+        case "kill-postgres" | "lose-data" | "destroy-host":
+            return [Fault(at_ms, kind, (node,))]
+        case "cut" | "part":
+            return [Fault(at_ms, kind, (node, rng.choice((other, "store"))), _for_ms(rng))]
+        case "isolate-together":
+            return [Fault(at_ms, kind, (node, "p1"), _for_ms(rng))]
+        case "store-silent" | "store-down":
+            return [Fault(at_ms, kind, (), _for_ms(rng))]
+        case "lose-answers" | "late-writes":
+            return [Fault(at_ms, kind, (rng.choice(("0.1", "0.5")),), _for_ms(rng))]
+        case "delay":
+            return [Fault(at_ms, kind, (rng.choice(("5", "40", "150")),), _for_ms(rng))]
+        case "loss":
+            return [Fault(at_ms, kind, (rng.choice(("0.05", "0.3")),), _for_ms(rng))]
+        case "slow":
+            return [Fault(at_ms, kind, (node, rng.choice(("5", "30", "80"))), _for_ms(rng))]
+        case "switchover":
+            return [Fault(at_ms, kind, (other,) if rng.random() < 0.5 else ())]
+        case "restore-store":
+            return [Fault(max(1, at_ms - rng.randrange(4000)), "back-up-store"), Fault(at_ms, kind)]
+        case _:
+            return [Fault(at_ms, kind, (node,), _for_ms(rng))]
+
+
+_KINDS = {
+    "kill-postgres": 14,
+    "kill-agent": 8,
+    "freeze-postgres": 6,
+    "freeze-agent": 5,
+    "freeze-host": 7,
+    "crash-host": 10,
+    "destroy-host": 3,
+    "lose-disk": 4,
+    "lose-data": 2,
+    "cut": 6,
+    "part": 5,
+    "isolate": 8,
+    "isolate-together": 2,
+    "store-silent": 3,
+    "store-down": 3,
+    "lose-answers": 4,
+    "late-writes": 3,
+    "delay": 4,
+    "loss": 4,
+    "pause-replay": 4,
+    "slow": 4,
+    "switchover": 5,
+    "restore-store": 1,
+}
+"""How often each kind of fault is chosen."""
+
+_LOSSES = {
+    "kill-postgres": 6,
+    "crash-host": 5,
+    "isolate": 4,
+    "freeze-host": 3,
+    "freeze-postgres": 2,
+    "lose-disk": 2,
+    "destroy-host": 2,
+}
+"""How a node is lost, for a while or for good."""
+
+
+def _chosen(rng: random.Random, weights: dict[str, int]) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------
+
+
+def _anything(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    faults: list[Fault] = []
+    for _ in range(rng.choices((1, 2, 3, 4, 5), (10, 30, 30, 20, 10))[0]):
+        node = "n1" if rng.random() < 0.45 else rng.choice(names)
+        faults.extend(_fault(rng, _chosen(rng, _KINDS), node, names, at_ms))
+        at_ms += _gap_ms(rng)
+    return faults
+
+
+def _behind(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Some standbys do not get the log for a while; then the leader is lost, then one that had it all."""
+    standbys = names[1:]
+    behind = rng.sample(standbys, rng.randint(1, max(1, len(standbys) - 1)))
+    lasting_ms = rng.choice((800, 2000, 4500)) + rng.randrange(800)
+    faults = [Fault(at_ms, "part", ("n1", name), lasting_ms + rng.randrange(300)) for name in behind]
+    at_ms += rng.randrange(200, 1500)
+    faults.extend(_fault(rng, _chosen(rng, _LOSSES), "n1", names, at_ms))
+    ahead = [name for name in standbys if name not in behind] or standbys
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        at_ms += rng.choice((0, 10, 60, 300, 1200)) + rng.randrange(200)
+        faults.extend(_fault(rng, _chosen(rng, _LOSSES), rng.choice(ahead), names, at_ms))
+    return faults
+
+
+def _upon_each_other(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Losses in the middle of what the loss before has set going."""
+    faults = _fault(rng, _chosen(rng, _LOSSES), "n1", names, at_ms)
+    for _ in range(rng.randint(1, 4)):
+        at_ms += rng.choice((5, 30, 120, 500, 1900)) + rng.randrange(150)
+        faults.extend(_fault(rng, _chosen(rng, _LOSSES), rng.choice(names), names, at_ms))
+    return faults
+
+
+def _coming_and_going(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Standbys leave and come back, so that S and k change; the leader is lost about then."""
+    faults: list[Fault] = []
+    standbys = names[1:]
+    for _ in range(rng.randint(1, 3)):
+        node, away_ms = rng.choice(standbys), rng.choice((1500, 3300, 4500)) + rng.randrange(900)
+        kind = rng.choice(("crash-host", "isolate", "freeze-postgres", "part", "lose-disk"))
+        args = ("n1", node) if kind == "part" else (node,)
+        faults.append(Fault(at_ms, kind, args, away_ms))
+        if rng.random() < 0.4:
+            trouble = rng.choice(("lose-answers", "late-writes"))
+            faults.append(Fault(at_ms + rng.randrange(away_ms), trouble, ("0.5",), 3000))
+        at_ms += rng.choice((50, 600, away_ms - 200, away_ms + 100, away_ms + 700)) + rng.randrange(300)
+    lost = rng.choice(("n1", "n1", rng.choice(names)))
+    faults.extend(_fault(rng, _chosen(rng, _LOSSES), lost, names, at_ms))
+    return faults
+
+
+def _handing_over(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """A switchover, and something that comes in its way."""
+    target = rng.choice(names[1:])
+    faults = [Fault(at_ms, "switchover", (target,))]
+    for _ in range(rng.randint(1, 2)):
+        kind = _chosen(rng, _KINDS)
+        faults.extend(_fault(rng, kind, rng.choice(("n1", target, rng.choice(names))), names, at_ms + _gap_ms(rng)))
+    return faults
+
+
+def _one_after_the_other(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Losses for good, each after the cluster had time to get over the one before."""
+    faults: list[Fault] = []
+    for name in rng.sample(names, rng.randint(1, max(1, len(names) - 2))):
+        faults.append(Fault(at_ms, "destroy-host", (name,)))
+        at_ms += rng.choice((200, 5000, 9000)) + rng.randrange(500)
+    return faults
+
+
+def _slow_for_long(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Every machine is slow, longer than the phases of an epoch last at first; then the leader is lost."""
+    factor = rng.choice(("20", "30", "40"))
+    faults = [Fault(at_ms, "slow", (name, factor)) for name in names[1:]]
+    at_ms += rng.randrange(100, 800)
+    faults.append(Fault(at_ms, "destroy-host", ("n1",)))
+    return faults
+
+
+_SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
+    _anything: 50,
+    _behind: 14,
+    _upon_each_other: 12,
+    _coming_and_going: 12,
+    _handing_over: 7,
+    _one_after_the_other: 3,
+    _slow_for_long: 1,
+}
+"""How often each shape is chosen."""

@@ -1,0 +1,189 @@
+"""One run: a plan is carried out, everything is checked, and in the end the cluster must serve again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from holdfast.core.quorum import recruits_suffice
+from holdfast.model.register import Register
+from holdfast.model.server import ServerStatus
+from holdfast.model.timeouts import Timeouts
+from holdfast.testing.checks import LIVENESS, SPINS, Violation
+from holdfast.testing.clients import DirectClient, Proxy
+from holdfast.testing.faults import KINDS, Fault, Undo
+from holdfast.testing.loop import Spinning
+from holdfast.testing.plan import Plan
+from holdfast.testing.timeouts import SIMULATED
+from holdfast.testing.wiring import Wiring
+from holdfast.testing.world import Note, World
+
+LIVENESS_BOUND_MS = 90_000
+"""How long after the last fault everybody must be back: several replaced epochs with doubled time-outs fit in it."""
+
+_HOPELESS_MS = 4000
+"""How long a cluster that has lost too much is watched: it must do no harm either."""
+
+_LOOK_MS = 250
+_SAMPLE_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    plan: Plan
+    steps: int
+    simulated_ms: float
+    failovers: int
+    writes: int
+    acknowledged: int
+    recovered: bool
+    """Whether it serves again; otherwise too much was lost, or a property was violated."""
+    violation: Violation | None
+    timeline: tuple[Note, ...]
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that happened."""
+        return hashlib.sha256("\n".join(map(str, self.timeline)).encode()).hexdigest()[:16]
+
+
+def run(plan: Plan, wiring: Wiring | None = None, timeouts: Timeouts = SIMULATED) -> Result:
+    """Carry a plan out; deterministic."""
+    wiring = wiring if wiring is not None else Wiring()
+    with wiring.in_force():
+        return _Run(plan, wiring, timeouts).carry_out()
+
+
+class _Run:
+    def __init__(self, plan: Plan, wiring: Wiring, timeouts: Timeouts) -> None:
+        self._plan = plan
+        self._world = world = World(plan.seed, plan.nodes, timeouts, wiring)
+        world.checks.able_now = world.able_now
+        world.proxies["p1"] = Proxy("p1", world)
+        self._undone = 0
+        self._recovered = False
+        self._violation: Violation | None = None
+
+    def carry_out(self) -> Result:
+        world, plan = self._world, self._plan
+        loop = world.loop
+        loop.after(0, self._begin)
+        loop.after(_SAMPLE_MS, self._sample)
+        for fault in plan.faults:
+            loop.after(fault.at_ms, self._strike, fault)
+        ends_ms = [fault.at_ms + (fault.for_ms or 0) for fault in plan.faults]
+        loop.after(max(ends_ms, default=0) + 1, self._calm)
+        try:
+            loop.run_until(3600.0)
+        except (Violation, Spinning) as found:
+            self._violation = found if isinstance(found, Violation) else Violation(SPINS, str(found))
+            world.note("checks", str(self._violation))
+        finally:
+            loop.end()
+        checks = world.checks
+        return Result(
+            plan=plan,
+            steps=loop.steps,
+            simulated_ms=loop.time() * 1000,
+            failovers=world.failovers,
+            writes=world.writes,
+            acknowledged=len(checks.acknowledged_writes),
+            recovered=self._recovered,
+            violation=self._violation,
+            timeline=tuple(world.timeline),
+        )
+
+    def _begin(self) -> None:
+        world = self._world
+        if self._plan.from_nothing:
+            world.begin_from_nothing()
+        else:
+            world.populate()
+        for proxy in world.proxies.values():
+            proxy.start()
+        DirectClient(world).start()
+
+    def _sample(self) -> None:
+        self._world.checks.sample()
+        self._world.loop.after(_SAMPLE_MS, self._sample)
+
+    def _strike(self, fault: Fault) -> None:
+        world = self._world
+        world.note("fault", " ".join((fault.kind, *fault.args)), {"for_ms": fault.for_ms})
+        undo = KINDS[fault.kind](world, fault.args)
+        if undo is not None and fault.for_ms is not None:
+            world.loop.after(fault.for_ms, self._end, fault, undo)
+
+    def _end(self, fault: Fault, undo: Undo) -> None:
+        self._world.note("fault", " ".join(("over:", fault.kind, *fault.args)))
+        undo()
+
+    def _calm(self) -> None:
+        """No fault is in force from here on but those that are for good."""
+        world = self._world
+        world.quiet_since_s = world.loop.time()
+        world.note("fault", "no more")
+        self._look()
+
+    def _look(self) -> None:
+        world = self._world
+        assert world.quiet_since_s is not None
+        quiet_ms = (world.loop.time() - world.quiet_since_s) * 1000
+        missing = self._missing()
+        if missing is None:
+            self._recovered = True
+            world.note("checks", "everybody is back")
+            world.loop.stopping = True
+        elif not self._is_tolerable():
+            if quiet_ms >= _HOPELESS_MS:
+                world.note("checks", "too much was lost to go on, and nothing was harmed", {"missing": missing})
+                world.loop.stopping = True
+        elif quiet_ms >= LIVENESS_BOUND_MS:
+            raise Violation(LIVENESS, f"{missing}, {LIVENESS_BOUND_MS // 1000} s after the last fault")
+        if not world.loop.stopping:
+            world.loop.after(_LOOK_MS, self._look)
+
+    def _missing(self) -> str | None:
+        """What is missing until everything is as it should be; None if nothing is."""
+        world = self._world
+        register = world.store.register()
+        if register is None or register.leader is None:
+            return "no primary serves"
+        acknowledged, quiet_s = world.checks.acknowledged_writes, world.quiet_since_s or 0.0
+        if not acknowledged or acknowledged[-1].begun_s < quiet_s:
+            return "no write was acknowledged"
+        leader = world.servers[register.leader.node]
+        members = {m.node: m for m in register.committed.quorum.members}
+        streaming = {s.name for s in leader.senders if s.caught_up}
+        for name, host in world.hosts.items():
+            if host.lost or name == register.leader.node:
+                continue
+            member = members.get(name)
+            if member is None:
+                return f"{name} is no member"
+            if member.application_name not in streaming:
+                return f"{name} does not stream"
+        if leader.status is not ServerStatus.PRIMARY:
+            return "the leader is no primary"
+        return None
+
+    def _is_tolerable(self) -> bool:
+        """Whether what is left suffices: enough of those who may hold acknowledged writes, and two nodes at all."""
+        world = self._world
+        register: Register | None = world.checks.register
+        alive = [host for host in world.hosts.values() if not host.lost]
+        if register is None:
+            return self._plan.from_nothing and not world.hosts["n1"].lost and len(alive) >= 2
+        if world.checks.restored:
+            return False
+        there = {member for host in alive if (member := host.member()) is not None}
+        if register.epoch == 1 and register.candidate is not None:
+            return register.candidate in there and len(alive) >= 2
+        fit = there & (register.committed.quorum.members | {register.committed.leader})
+        if register.leader in fit:
+            return len(alive) >= 2
+        if len(alive) <= len(register.voters) // 2:
+            return False  # no majority can find that the leader is lost
+        return recruits_suffice(register.committed, fit) and len(fit) >= 2
