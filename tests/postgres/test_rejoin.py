@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 
 from holdfast.model.errors import ConfigurationError, PostgresError
+from holdfast.model.lost import LostLog, Tuples
 from holdfast.model.lsn import Lsn, Position
 from holdfast.model.register import NO_QUORUM, Member
 from holdfast.model.server import ServerStatus
 from holdfast.postgres import rejoin
+from holdfast.postgres.accounting import read_accounts
 from holdfast.postgres.control import read_control
 from holdfast.postgres.programs import Outcome
 from holdfast.postgres.server import Server
-from tests.postgres.lab import Lab, new_incarnation, nothing
+from tests.postgres.lab import PARAMETERS, Lab, new_incarnation, nothing
 
 pytestmark = pytest.mark.live
 
@@ -233,3 +236,60 @@ async def test_end_of_log_and_a_standby_agree_after_a_crash_under_load(lab: Lab)
     await primary.start(standby=True)
     view = await lab.until(primary, lambda v: v.status is ServerStatus.STANDBY)
     assert view.position == end
+
+
+async def test_what_is_beyond_the_fork_is_copied_and_listed_before_it_is_taken_back(lab: Lab) -> None:
+    """Inserts, updates, deletes, subtransactions, prepared transactions, several tables: each listed exactly."""
+    two_phases = {**PARAMETERS, "max_prepared_transactions": "5"}
+    lab.settings_of("b", parameters=two_phases)
+    old = await lab.primary("a", parameters=two_phases)
+    new, _ = await lab.standby("b")
+    await lab.execute("a", "CREATE TABLE t (i int PRIMARY KEY, words text)")
+    await lab.execute("a", "CREATE TABLE u (i int)")
+    await lab.execute("a", "INSERT INTO t SELECT i, repeat('x', 3000) FROM generate_series(1, 10) i")
+    await lab.until_equal(old, new)
+    await new.detach()
+    session = await lab.connect("a")
+    expected: dict[int, dict[str, Tuples]] = {}
+
+    async def transaction(wrote: dict[str, Tuples], *statements: str) -> None:
+        async with session.transaction():
+            for statement in statements:
+                await session.execute(statement.encode())
+            cursor = await session.execute("SELECT pg_current_xact_id()::text::bigint")
+            (xid,) = await cursor.fetchone() or (0,)
+        expected[int(str(xid))] = wrote
+
+    await transaction({"t": Tuples(inserted=3)}, "INSERT INTO t SELECT i, 'y' FROM generate_series(101, 103) i")
+    await transaction(
+        {"t": Tuples(updated=2, deleted=1)}, "UPDATE t SET words = 'z' WHERE i < 3", "DELETE FROM t WHERE i = 5"
+    )
+    await transaction(
+        {"t": Tuples(inserted=1), "u": Tuples(inserted=2)},
+        "INSERT INTO u VALUES (1)", "SAVEPOINT s", "INSERT INTO t VALUES (200, 'in a subtransaction')",
+        "RELEASE s", "INSERT INTO u VALUES (2)",
+    )  # fmt: skip
+    for statement in ("BEGIN", "INSERT INTO u VALUES (3)", "PREPARE TRANSACTION 'two phases'"):
+        await session.execute(statement.encode())
+    for statement in ("BEGIN", "INSERT INTO u VALUES (4)", "ROLLBACK"):
+        await session.execute(statement.encode())
+    await old.stop("immediate", 5000)
+    await new.promote(2)
+    await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
+    await new.set_quorum(NO_QUORUM)
+    await new.write_epoch_record(2)
+    end = await old.end_of_log()
+    lost = await old.rewind(lab.upstream("b"), end, nothing)
+    assert isinstance(lost, LostLog)
+    assert (lost.fork_lsn, lost.end_lsn) == ((await new.history_of(2))[0].switch_lsn, end.lsn)
+    names = {"postgres.public.t": "t", "postgres.public.u": "u"}
+    plain = {t.xid: {names[n]: w for n, w in t.relations.items() if n in names} for t in lost.of_clients}
+    prepared = [t for t in lost.of_clients if t.prepared_as is not None]
+    assert [(t.prepared_as, t.relations) for t in prepared] == [
+        ("two phases", {"postgres.public.u": Tuples(inserted=1)})
+    ]
+    assert {xid: wrote for xid, wrote in plain.items() if xid != prepared[0].xid} == expected
+    evidence = Path(lost.evidence_dir)
+    assert (evidence / "pg_control").exists()
+    assert list((evidence / "pg_wal").glob("0000000100000000*"))
+    assert read_accounts(evidence.parents[1]) == [lost]

@@ -23,6 +23,7 @@ _COMMANDS = {
     "drill": "holdfast.cli.drill:drill",
     "explain": "holdfast.cli.explain:explain",
     "forecast": "holdfast.cli.forecast:forecast",
+    "lost": "holdfast.cli.lost:lost",
     "node": "holdfast.cli.processes:node",
     "pause": "holdfast.cli.policy:pause",
     "policy": "holdfast.cli.policy:policy",

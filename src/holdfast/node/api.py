@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable
@@ -9,8 +10,9 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from holdfast.model.errors import ConfigurationError, EnvironmentFault
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
 from holdfast.model.event import Event
+from holdfast.model.lost import LostLog
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
@@ -67,10 +69,14 @@ Order = Callable[[dict[str, Any]], Awaitable[Answer]]
 class Api:
     """``/primary``, ``/replica`` and ``/health`` answer 200 or 503; ``/node`` tells all; control needs the token."""
 
-    def __init__(self, settings: ApiSettings, token: str, subject: Subject) -> None:
+    def __init__(
+        self, settings: ApiSettings, token: str, subject: Subject, accounts: Callable[[], list[LostLog]] = list
+    ) -> None:
+        """``accounts`` reads what was lost with divergent logs of this node; called in a thread."""
         self._settings = settings
         self._token = token
         self._subject = subject
+        self._accounts = accounts
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -85,6 +91,7 @@ class Api:
                 web.get("/events", self._events),
                 web.get("/policy", self._policy),
                 web.get("/fresh", self._fresh),
+                web.get("/lost", self._lost),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
                 web.post("/approve", self._control(self._approve)),
@@ -125,6 +132,14 @@ class Api:
     async def _events(self, request: web.Request) -> web.StreamResponse:
         lines = b"\n".join(event.to_json() for event in self._subject.recent_events())
         return web.Response(body=lines, content_type="application/x-ndjson")
+
+    async def _lost(self, request: web.Request) -> web.StreamResponse:
+        try:
+            accounts = await asyncio.to_thread(self._accounts)
+        except (RegisterError, OSError) as error:
+            raise web.HTTPInternalServerError(text=f"{error}\n") from error
+        body = b"[" + b",".join(a.to_json() for a in accounts) + b"]"
+        return web.Response(body=body, content_type="application/json")
 
     async def _fresh(self, request: web.Request) -> web.StreamResponse:
         epoch = self._subject.report().register_epoch

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ServerView, Upstream
@@ -86,7 +87,7 @@ class LocalServer(Protocol):
 
     async def rewind(  # noqa: D102
         self, source: Upstream, own_end: Position, progress: Callable[[str, float | None], None]
-    ) -> None: ...
+    ) -> LostLog | Unaccounted | None: ...
 
     async def clone(  # noqa: D102
         self, source: Upstream, member: Member, progress: Callable[[str, float | None], None]

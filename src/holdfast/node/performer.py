@@ -13,6 +13,7 @@ from holdfast.core import actions as a
 from holdfast.core.observation import Observation
 from holdfast.model.errors import PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
+from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import Position
 from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Recruit, Register
 from holdfast.model.server import Upstream
@@ -132,7 +133,7 @@ class Performer(Coordinator):
             self._journal.record("rewind.begun", o.promised, rule, source=source.node, end=str(own_end.lsn))
             incarnation = await self._rename()
             try:
-                await self._server.rewind(source, own_end, self._say)
+                self._tell_lost(await self._server.rewind(source, own_end, self._say), o.promised, rule)
             except PostgresError as error:
                 self._journal.record("rewind.failed", o.promised, rule, reason=str(error))
                 await self._clone_from(source, rule)
@@ -143,6 +144,20 @@ class Performer(Coordinator):
             self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
 
         return self._start_job(action, work(), rebuilding=True)
+
+    def _tell_lost(self, lost: LostLog | Unaccounted | None, epoch: int, rule: str) -> None:
+        if isinstance(lost, Unaccounted):
+            self._journal.record("log.unaccounted", epoch, rule, reason=lost.reason)
+        elif lost is not None:
+            self._journal.record(
+                "log.accounted",
+                epoch,
+                rule,
+                transactions=len(lost.of_clients),
+                lost_bytes=lost.lost_bytes,
+                fork=str(lost.fork_lsn),
+                evidence=lost.evidence_dir,
+            )
 
     async def _clone(self, action: a.Clone, rule: str, o: Observation) -> bool:
         source = self._upstream(action.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, PromiseFile
 from holdfast.node.reach import HttpReach, SqlReach
 from holdfast.node.witness import Witness
+from holdfast.postgres.accounting import read_accounts
 from holdfast.postgres.installation import find_installation
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Store
@@ -50,7 +52,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     agent = Agent(settings, parts, bootstrap=bootstrap)
     await agent.prepare()
     log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
-    await _live(agent, Api(settings.api, token, agent))
+    await _live(agent, Api(settings.api, token, agent, partial(read_accounts, settings.node.state_dir)))
 
 
 async def run_witness(settings: WitnessSettings, store: Store) -> None:

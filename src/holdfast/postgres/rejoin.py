@@ -13,9 +13,11 @@ import psycopg
 import structlog
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
+from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position, is_on_history
 from holdfast.model.register import Member
 from holdfast.model.server import Upstream
+from holdfast.postgres.accounting import account
 from holdfast.postgres.bootstrap import prepare_staging, swap_in
 from holdfast.postgres.config import BARRIER, Runtime, upstream_conninfo
 from holdfast.postgres.control import read_control
@@ -52,7 +54,9 @@ class Source:
     flushed: Lsn
 
 
-async def rewind(instance: Instance, source: Upstream, own_end: Position, progress: Progress) -> None:
+async def rewind(
+    instance: Instance, source: Upstream, own_end: Position, progress: Progress
+) -> LostLog | Unaccounted | None:
     """Rewind the stopped directory to ``source``. See ``Server.rewind``."""
     instance.require_stopped()
     layout = instance.layout
@@ -67,9 +71,10 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
     await asyncio.to_thread(_require_same_promotion, instance, found, own_end)
     if is_on_history(own_end, found.timeline, found.history):
         progress("nothing to rewind", 1.0)
-        return
+        return None
     conninfo = await _conninfo(instance, source, "holdfast_rewind")
     await instance.end_orphans()
+    lost = await _account(instance, own_end, found, conninfo, progress)
     for signal_file in ("standby.signal", "recovery.signal"):
         remove_durably(layout.data_dir / signal_file)
     write_durably(layout.half_done_mark, b"rewind\n", instance.user)
@@ -88,6 +93,18 @@ async def rewind(instance: Instance, source: Upstream, own_end: Position, progre
     remove_durably(layout.half_done_mark)
     progress("rewound", 1.0)
     _log.info("rewound", node=instance.node, source=source.node, timeline=found.timeline, own_end=str(own_end.lsn))
+    return lost
+
+
+async def _account(
+    instance: Instance, own_end: Position, found: Source, conninfo: str, progress: Progress
+) -> LostLog | Unaccounted:
+    """Evidence first; but a node that cannot be captured (its disk is full, say) is brought back all the same."""
+    try:
+        return await account(instance, own_end, found.timeline, found.history, conninfo, progress)
+    except (PostgresError, EnvironmentFault, OSError) as error:
+        _log.error("log.unaccounted", node=instance.node, error=str(error))
+        return Unaccounted(str(error))
 
 
 def _require_same_promotion(instance: Instance, found: Source, own_end: Position) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 import structlog
 
 from holdfast.model.errors import HoldfastError, PostgresError
+from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream
@@ -280,16 +281,16 @@ class Server:
 
     # -- rejoin ------------------------------------------------------------------------------------------------------
 
-    async def rewind(self, source: Upstream, own_end: Position, progress: Callable[[str, float | None], None]) -> None:
+    async def rewind(
+        self, source: Upstream, own_end: Position, progress: Callable[[str, float | None], None]
+    ) -> LostLog | Unaccounted | None:
         """Rewind the stopped directory, whose log ends at ``own_end``, to the primary ``source``.
 
-        Afterwards it has no incarnation. Does nothing if the log is a prefix of the source's. Raises PostgresError
-        when a clone is needed (the directory may be ABSENT then), ConfigurationError for another cluster's.
+        What lies beyond the fork is copied and listed first, and returned. Afterwards the directory has no
+        incarnation. Does nothing (None) if the log is a prefix of the source's. Raises PostgresError when a clone is
+        needed (the directory may be ABSENT then), ConfigurationError for another cluster's.
         """
-        try:
-            await rejoin.rewind(self._instance, source, own_end, progress)
-        finally:
-            await self._instance.look_at_directory()
+        return await rejoin.rewind(self._instance, source, own_end, progress)
 
     async def clone(self, source: Upstream, member: Member, progress: Callable[[str, float | None], None]) -> None:
         """Replace the data directory with a copy of ``source`` that has the incarnation of ``member``.

@@ -1,0 +1,97 @@
+"""What a log beyond the fork held: the transactions that did not make it into the new timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
+
+from holdfast.model.errors import RegisterError
+from holdfast.model.lsn import Lsn
+from holdfast.model.register import Member
+
+OWN_SCHEMA = "postgres.holdfast."
+"""Relations of Holdfast's own: its heartbeats are lost with every fork, and nobody misses them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuples:
+    """How many tuples of one relation a transaction wrote."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LostTransaction:
+    """One commit (or PREPARE, which can no longer be committed) whose record lies beyond the fork.
+
+    ``committed_at`` is UTC as PostgreSQL wrote it. ``relations`` counts what it wrote, its subtransactions included, by
+    name (database, schema and relation), or by ``tablespace/database/filenode`` where nobody knew a name.
+    """
+
+    xid: int
+    lsn: Lsn
+    committed_at: str
+    subxids: tuple[int, ...] = ()
+    prepared_as: str | None = None
+    relations: Mapping[str, Tuples] = field(default_factory=dict)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is nothing but Holdfast's own bookkeeping, or wrote no tuple at all."""
+        return all(name.startswith(OWN_SCHEMA) for name in self.relations)
+
+
+@dataclass(frozen=True, slots=True)
+class LostLog:
+    """The account of one divergent log. ``evidence_dir`` holds a copy of it; ``left_out`` says what is missing there.
+
+    A transaction that was never acknowledged is in the list like any other: whether its client was told is not in the
+    log.
+    """
+
+    member: Member
+    epoch: int
+    timeline: int
+    fork_lsn: Lsn
+    end_lsn: Lsn
+    evidence_dir: str
+    transactions: tuple[LostTransaction, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def lost_bytes(self) -> int:
+        """How much log lies beyond the fork."""
+        return max(0, self.end_lsn - self.fork_lsn)
+
+    @property
+    def of_clients(self) -> tuple[LostTransaction, ...]:
+        """Without Holdfast's own."""
+        return tuple(t for t in self.transactions if not t.is_own)
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return _LOST.dump_json(self, indent=1)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> LostLog:
+        """Read the stored form; raises RegisterError."""
+        try:
+            return _LOST.validate_json(raw)
+        except ValidationError as error:
+            raise RegisterError(
+                f"an account of lost transactions cannot be read: {error.errors()[0]['msg']}"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Unaccounted:
+    """A divergent log that could not be listed, and why."""
+
+    reason: str
+
+
+_LOST = TypeAdapter(LostLog)

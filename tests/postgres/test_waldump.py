@@ -1,0 +1,91 @@
+"""What pg_waldump prints, read in the shapes of old and new versions."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.model.lost import LostTransaction, Tuples
+from holdfast.model.lsn import Lsn
+from holdfast.postgres.waldump import DivergentLog
+
+T = "1663/5/16384"
+
+
+def record(rmgr: str, xid: int, lsn: str, desc: str, relation: str | None = T) -> str:
+    block = f", blkref #0: rel {relation} blk 0" if relation is not None else ""
+    return f"rmgr: {rmgr:11} len (rec/tot):     61/    61, tx: {xid:10}, lsn: {lsn}, prev 0/0, desc: {desc}{block}"
+
+
+def commit(xid: int, lsn: str, more: str = "") -> str:
+    return record("Transaction", xid, lsn, f"COMMIT 2026-11-21 11:06:53.019278 UTC{more}", None)
+
+
+def listed(*lines: str, fork: str = "0/100") -> tuple[LostTransaction, ...]:
+    log = DivergentLog(Lsn.parse(fork))
+    for line in lines:
+        log.take(line)
+    return log.transactions()
+
+
+@pytest.mark.parametrize(
+    ("desc", "tuples"),
+    [
+        ("INSERT off 2 flags 0x00", Tuples(inserted=1)),
+        ("INSERT+INIT off: 1, flags: 0x00", Tuples(inserted=1)),
+        ("MULTI_INSERT 3 tuples flags 0x02", Tuples(inserted=3)),
+        ("MULTI_INSERT+INIT ntuples: 4, flags: 0x02, offsets: [6, 7, 8, 9]", Tuples(inserted=4)),
+        ("HOT_UPDATE off 1 xmax 727 flags 0x20 ; new off 5 xmax 0", Tuples(updated=1)),
+        ("UPDATE old_xmax: 741, old_off: 1, old_infobits: []", Tuples(updated=1)),
+        ("DELETE xmax: 740, off: 2, infobits: [KEYS_UPDATED]", Tuples(deleted=1)),
+    ],
+)
+def test_tuples(desc: str, tuples: Tuples) -> None:
+    rmgr = "Heap2" if desc.startswith("MULTI") else "Heap"
+    (lost,) = listed(record(rmgr, 7, "0/110", desc), commit(7, "0/120"))
+    assert (lost.xid, lost.relations) == (7, {T: tuples})
+    assert lost.committed_at == "2026-11-21 11:06:53.019278 UTC"
+
+
+def test_what_was_written_before_the_fork_and_committed_beyond_it_is_lost() -> None:
+    insert = record("Heap", 7, "0/90", "INSERT off 2 flags 0x00")
+    (lost,) = listed(insert, commit(7, "0/100"))
+    assert lost.relations == {T: Tuples(inserted=1)}
+    assert listed(insert, commit(7, "0/90")) == ()
+
+
+def test_subtransactions_belong_to_their_transaction() -> None:
+    (lost,) = listed(
+        record("Heap", 7, "0/110", "INSERT off 2 flags 0x00"),
+        record("Heap", 8, "0/118", "DELETE off 2 flags 0x00"),
+        commit(7, "0/120", "; subxacts: 8 9; inval msgs: catcache 80"),
+    )
+    assert (lost.subxids, lost.relations) == ((8, 9), {T: Tuples(inserted=1, deleted=1)})
+
+
+def test_aborted_and_unfinished_ones_were_never_there() -> None:
+    aborted = record("Transaction", 7, "0/120", "ABORT 2026-11-21 11:06:53.042691 UTC", None)
+    assert listed(record("Heap", 7, "0/110", "INSERT off 2"), aborted, record("Heap", 8, "0/130", "INSERT off 3")) == ()
+
+
+def prepare(xid: int, gid: str, lsn: str = "0/120") -> str:
+    return record("Transaction", xid, lsn, f"PREPARE gid {gid}: 2026-11-21 11:06:53.031402 UTC", None)
+
+
+def test_prepared_ones_are_lost_once_as_what_became_of_them() -> None:
+    insert = record("Heap", 7, "0/110", "INSERT off 2")
+    (open_one,) = listed(insert, prepare(7, "my: gid"))
+    assert (open_one.prepared_as, open_one.relations) == ("my: gid", {T: Tuples(inserted=1)})
+    ended = "2026-11-21 11:06:53.034633 UTC"
+    (done,) = listed(
+        insert, prepare(7, "g"), record("Transaction", 0, "0/130", f"COMMIT_PREPARED 7: {ended}; subxacts: 8", None)
+    )
+    assert (done.xid, done.prepared_as, done.subxids, done.committed_at) == (7, None, (8,), ended)
+    assert listed(insert, prepare(7, "g"), record("Transaction", 0, "0/130", f"ABORT_PREPARED 7: {ended}", None)) == ()
+
+
+def test_holdfasts_own_are_told_apart() -> None:
+    own = LostTransaction(7, Lsn(1), "", relations={"postgres.holdfast.heartbeat": Tuples(updated=1)})
+    assert own.is_own
+    assert LostTransaction(7, Lsn(1), "").is_own
+    assert not LostTransaction(7, Lsn(1), "", relations={"app.public.t": Tuples(inserted=1)}).is_own
+    assert not LostTransaction(7, Lsn(1), "", relations={T: Tuples(inserted=1)}).is_own
