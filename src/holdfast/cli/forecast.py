@@ -12,14 +12,23 @@ from holdfast.cli.failures import FAILED, run
 from holdfast.cli.output import directory_option, json_option, print_json
 
 if TYPE_CHECKING:
-    from holdfast.core.forecast import Forecast, Takeover
+    from holdfast.core.forecast import Estimate, Forecast, Takeover
+    from holdfast.local.cluster import LocalCluster
 
 
 @click.command()
 @directory_option
+@click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("holdfast-report"),
+    show_default=True,
+    help="Directory of the drills' reports: what they measured under the same settings is the RTO.",
+)
 @json_option
 @click.pass_context
-def forecast(ctx: click.Context, directory: Path, as_json: bool) -> None:
+def forecast(ctx: click.Context, directory: Path, report_dir: Path, as_json: bool) -> None:
     """Say what would happen if the primary, or a standby, died now; exit status 1 if nobody could take over.
 
     The same rules that decide in a failover are applied to what the agents report at this moment. Nothing is changed.
@@ -33,7 +42,7 @@ def forecast(ctx: click.Context, directory: Path, as_json: bool) -> None:
 
     async def work() -> Forecast:
         try:
-            return await read_forecast(cluster)
+            return await read_forecast(cluster, _by_drills(cluster, report_dir))
         finally:
             await cluster.close()
 
@@ -44,6 +53,20 @@ def forecast(ctx: click.Context, directory: Path, as_json: bool) -> None:
         for line in _lines(found):
             click.echo(line)
     ctx.exit(0 if found.if_primary_died.candidate is not None else FAILED)
+
+
+def _by_drills(cluster: LocalCluster, report_dir: Path) -> Estimate | None:
+    """How long writes stalled in drills of a crash under the settings of this cluster."""
+    from holdfast.core.forecast import Estimate
+    from holdfast.drill.archive import Archive, summarize
+
+    for row in summarize(Archive(report_dir.absolute() / "history.jsonl").entries()):
+        same = row.drill == "primary-crash" and row.settings == cluster.settings_hash
+        if same and row.median_stall_ms is not None and row.worst_stall_ms is not None:
+            count = f"{row.runs} drills" if row.runs > 1 else "one drill"
+            words = f"by {count} of primary-crash under these settings (at worst {row.worst_stall_ms:,.0f} ms)"
+            return Estimate(round(row.median_stall_ms), words)
+    return None
 
 
 def _lines(found: Forecast) -> list[str]:
@@ -81,4 +104,4 @@ def _rpo(rpo_bytes: int | None) -> str:
 def _rto(takeover: Takeover) -> str:
     if takeover.rto is None:
         return "unknown: no failover and no drill to go by yet"
-    return f"about {takeover.rto.ms:,} ms, by {takeover.rto.source}"
+    return f"about {takeover.rto.ms:,} ms {takeover.rto.source}"

@@ -73,7 +73,7 @@ def _show(now: ClusterStatus, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console(highlight=False).print(_picture(now))
+    Console(highlight=False).print(_picture(now), soft_wrap=True)
 
 
 def _picture(now: ClusterStatus) -> RenderableType:

@@ -9,6 +9,7 @@ from holdfast.core.story import Story, tell
 from holdfast.local.cluster import LocalCluster
 from holdfast.model.errors import HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
+from holdfast.model.timeouts import Timeouts
 
 
 async def read_story(cluster: LocalCluster) -> tuple[Story | None, bool]:
@@ -41,18 +42,23 @@ async def _events_of(cluster: LocalCluster, name: str) -> list[Event]:
         return []
 
 
-async def read_forecast(cluster: LocalCluster) -> Forecast:
-    """The forecast as of now; raises StoreUnavailable, HoldfastError if there is no cluster yet."""
+async def read_forecast(cluster: LocalCluster, by_drills: Estimate | None = None) -> Forecast:
+    """The forecast as of now; raises StoreUnavailable, HoldfastError if there is no cluster yet.
+
+    How long a takeover takes: as drills under the same settings say, else as the last failover does.
+    """
     register = await cluster.register()
     if register is None:
         raise HoldfastError("the store knows no cluster: see `holdfast status`")
     story, _ = await read_story(cluster)
     reports = await cluster.voter_reports()
-    return forecast(Standing(register, reports, await cluster.policy(), estimate(story)))
+    return forecast(Standing(register, reports, await cluster.policy(), by_drills or estimate(story)))
 
 
 def estimate(story: Story | None) -> Estimate | None:
     """How long a takeover takes, by the last one that was none on purpose."""
     if story is None or story.switchover or story.serving_ms is None:
         return None
-    return Estimate(story.serving_ms, f"the last failover, from its first sign to serving ({story.old} to {story.new})")
+    silence_ms, last = Timeouts().silence_ms, f"by the last failover ({story.old} to {story.new})"
+    noticed = f"once it is noticed: at once if its process ends, after {silence_ms} ms if its host falls silent"
+    return Estimate(story.serving_ms, f"{last}, {noticed}")

@@ -134,11 +134,15 @@ class Pulse:
                 serving = True
                 self._local.begin(lambda: self._server.heartbeat(self._epoch()))
                 self._quorum.begin(lambda: self._server.confirm(self._epoch()))
-            elif serving:
+            elif serving and not self._is_silent():
                 serving = False
                 self._local.forget()
                 self._quorum.forget()
             await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
+
+    def _is_silent(self) -> bool:
+        """Whether the server may still be the primary that it was: how long its commits have been waiting is told."""
+        return self._view is not None and self._view.status is ServerStatus.UNRESPONSIVE
 
     async def _ask(self) -> None:
         while True:
