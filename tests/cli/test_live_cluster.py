@@ -145,6 +145,13 @@ def test_a_killed_supervisor_takes_nothing_with_it(running: Running) -> None:
     state.supervisor.send(signal.SIGKILL)
     assert state.supervisor.wait(DEADLINE_S)
     running.write("without a supervisor")
+    found = running.status()
+    assert (found["running"], found["supervised"], found["healthy"]) == (True, False, False)
+    assert found["primary"] is not None
+    text = holdfast("status", "--dir", running.root, environment={"HOLDFAST_COMMAND": "./holdfast"}).stdout
+    assert f"its supervisor is gone: what dies stays dead until `./holdfast up --dir {running.root}`" in " ".join(
+        text.split()
+    )
     assert answer("up", "--dir", running.root)["started"] is True
     after = running.cluster.state()
     assert {n: p.process for n, p in after.processes.items()} == {n: p.process for n, p in state.processes.items()}
@@ -188,6 +195,42 @@ def test_down_stops_everything_and_up_brings_it_back(running: Running) -> None:
     after = running.wait_until_healthy()
     # Standbys stop first, so that nobody fails over on the way down.
     assert (after["primary"], after["epoch"]) == (before["primary"], before["epoch"])
+
+
+def test_a_wrong_replication_password_is_told(running: Running) -> None:
+    """Nobody can stream, so nobody serves; `up` says why long before its patience ends."""
+    running.wait_until_healthy()
+    assert holdfast("down", "--dir", running.root).returncode == 0
+    secret = running.cluster.layout.secret_file("replication")
+    right = secret.read_text()
+    secret.write_text("wrong\n")
+    try:
+        done = holdfast("up", "--dir", running.root)
+        assert_refused(done, 'password authentication failed for user "holdfast_replication"', "its log is ")
+        assert processes_below(running.root) == []
+    finally:
+        secret.write_text(right)
+    assert answer("up", "--dir", running.root)["started"] is True
+    running.wait_until_healthy()
+
+
+def test_a_node_that_keeps_dying_is_told_and_the_others_serve(running: Running) -> None:
+    before = running.wait_until_healthy()
+    broken = next(node["name"] for node in before["nodes"] if node["name"] != before["primary"])
+    assert holdfast("down", "--dir", running.root).returncode == 0
+    settings = running.cluster.layout.data_dir(broken) / "postgresql.conf"
+    right = settings.read_text()
+    settings.write_text(f"{right}\nno_such_setting = on\n")
+    words = f"{broken}: does not stay up (exit status 2): ", "no_such_setting", "its log is "
+    try:
+        assert_refused(holdfast("up", "--dir", running.root), "the cluster serves without ", *words)
+        running.write("without one node")
+        (trouble,) = running.status()["troubles"]
+        assert all(word in trouble for word in words)
+        assert broken in holdfast("status", "--dir", running.root).stdout
+    finally:
+        settings.write_text(right)
+    assert running.wait_until_healthy()["troubles"] == []
 
 
 async def test_a_handle_stops_the_supervisor_that_came_after_its_own(running: Running) -> None:

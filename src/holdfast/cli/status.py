@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.failures import FAILED, run
-from holdfast.cli.output import directory_option, json_option, print_json
+from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,10 +98,16 @@ def _picture(now: ClusterStatus) -> RenderableType:
             str(node.postgres_port),
         )
     state = "stopped" if not now.running else f"epoch {now.epoch}, {now.phase}"
+    lines = [Text(f"{n.name}: {n.progress}") for n in now.nodes if n.progress]
+    lines += [Text(trouble, style="yellow") for trouble in now.troubles if "ALARM" not in trouble]
+    if now.running and not now.supervised:
+        words = f"its supervisor is gone: what dies stays dead until `holdfast up --dir {now.directory}`"
+        lines.append(Text(as_typed(words), style="red"))
     alarms = [Text(f"ALARM {n.name}: {n.alarm}", style="bold red") for n in now.nodes if n.alarm]
     return Group(
         f"{now.directory}: {state}",
         table,
+        *lines,
         *alarms,
         *(
             [Text("PAUSED: agents look on and touch nothing until `holdfast resume`", style="bold")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from holdfast.local.cluster import LocalCluster, Progress
 from holdfast.local.layout import Layout, remove
 from holdfast.local.ports import is_free
 from holdfast.local.servers import find_etcd, find_postgresql
+from holdfast.local.troubles import InTrouble
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 
 DEFAULT_NODES = 3
@@ -24,7 +26,8 @@ async def bring_up(
 ) -> tuple[LocalCluster, bool]:
     """Start the cluster of a directory, or make one; returns it serving, and whether it had to be started.
 
-    Raises ConfigurationError or EnvironmentFault with the fix; a new directory is gone then.
+    Raises ConfigurationError or EnvironmentFault with the fix; a new directory is gone then. One that serves, but
+    without all of its nodes, raises InTrouble and goes on serving.
     """
     layout = Layout.at(directory)
     is_new = not layout.exists()
@@ -37,19 +40,44 @@ async def bring_up(
         cluster = _reopen(layout, nodes, port)
         if cluster.state().is_alive:
             await cluster.wait_until_serving(progress)
+            await _join(cluster, progress)
             return cluster, False
     try:
         cluster.start(remove_unless_kept=is_new)
         await cluster.wait_until_serving(progress)
         await cluster.wait_until_proxy_answers()
         cluster.keep()
-    except BaseException:
+    except BaseException as error:
         await cluster.stop()
         await cluster.close()
         if is_new:
+            kept = _keep_log(error)
             remove(layout)
+            if kept is not None:
+                raise kept from error
         raise
+    await _join(cluster, progress)
     return cluster, True
+
+
+async def _join(cluster: LocalCluster, progress: Progress) -> None:
+    try:
+        await cluster.wait_until_joined(progress)
+    except BaseException:
+        await cluster.close()
+        raise
+
+
+def _keep_log(error: BaseException) -> InTrouble | None:
+    """The same error, but the log that it names outlives the directory; None if it names none."""
+    if not isinstance(error, InTrouble):
+        return None
+    try:
+        with tempfile.NamedTemporaryFile(prefix="holdfast-error-", suffix=".log", delete=False) as copy:
+            copy.write(error.trouble.log.read_bytes())
+    except OSError:
+        return None
+    return InTrouble(replace(error.trouble, log=Path(copy.name)))
 
 
 def announce(cluster: LocalCluster, progress: Progress) -> None:

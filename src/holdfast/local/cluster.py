@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from holdfast.local import layout as rooms
 from holdfast.local import machine
@@ -23,6 +21,7 @@ from holdfast.local.plan import RunFiles, SupervisorState
 from holdfast.local.processes import hold_postgres, postmaster_of
 from holdfast.local.servers import find_servers, make_plan
 from holdfast.local.starting import IS_PRIMARY, in_words
+from holdfast.local.troubles import InTrouble, Patience, last_words, processes_in_trouble
 from holdfast.model.errors import EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from holdfast.store.contract import Store
 
 Progress = Callable[[str], None]
-CRASH_LOOP_RESTARTS = 3
-"""A process that ended this often while the cluster starts will not come up by itself."""
 
 
 class LocalCluster:
@@ -273,7 +270,7 @@ class LocalCluster:
         """
         self.layout.load()  # a directory that was removed meanwhile is not made again in part
         self.file = rooms.ensure_socket_directories(self.layout, self.file, machine.owner_ids(self.file.os_user))
-        if not self._leftovers():
+        if not self.has_leftovers():
             machine.check_ports(self.layout, self.file)
         write_configs(self.layout, self.file)
         self.layout.save(self.file)
@@ -293,7 +290,8 @@ class LocalCluster:
         plan = make_plan(self.layout, self.file, self.timeouts)
         rooms.write_atomically(self._files.plan, plan.to_json(), 0o600)
 
-    def _leftovers(self) -> bool:
+    def has_leftovers(self) -> bool:
+        """Whether processes of it run, whoever started them."""
         from holdfast.local.supervisor import find_by_command
 
         plan = make_plan(self.layout, self.file, self.timeouts)
@@ -306,17 +304,20 @@ class LocalCluster:
 
         ``meanwhile`` is called when there is a primary and its standbys are still being copied: the one moment of a
         start at which the processors have little to do, good for loading what comes next.
-        Raises EnvironmentFault if a process does not stay up, HoldfastError if it takes too long.
+        Raises InTrouble if a process does not stay up or a node does not come up, HoldfastError if it takes too long.
         """
         told: dict[str, str] = {}
+        patience = Patience(self, progress)
         give_up_at = time.monotonic() + self.timeouts.local_start_ms / 1000
         while True:
             self._check_processes()
-            for name, report in (await self.reports()).items():
+            reports = await self.reports()
+            for name, report in reports.items():
                 words = in_words(report)
                 if words and told.get(name) != words:
                     told[name] = words
                     progress(f"{name}: {words}")
+            await patience.look(reports)
             if meanwhile is not None and IS_PRIMARY in told.values():
                 meanwhile()
                 meanwhile = None
@@ -333,6 +334,19 @@ class LocalCluster:
             self.file = replace(self.file, complete=True)
             self.layout.save(self.file)
             self._write_plan()
+
+    async def wait_until_joined(self, progress: Progress) -> None:
+        """Wait until every node takes part, or is on its way; raises InTrouble if one will not come by itself."""
+        patience, before = Patience(self, progress, final_s=0), "the cluster serves without "
+        give_up_at = time.monotonic() + self.timeouts.local_join_ms / 1000
+        while not await self.wait_until_whole(0):
+            self._check_processes()
+            await patience.look(await self.reports(), before)
+            if time.monotonic() > give_up_at:
+                patience.end(before)
+                progress("not every node takes part yet: `holdfast status` shows how it goes on")
+                return
+            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
 
     async def _serving_primary(self) -> str | None:
         """The node that the register names as leader and that says itself that it serves."""
@@ -366,16 +380,15 @@ class LocalCluster:
         return f"the logs are {self.layout.proxy_log} and {self.layout.agent_log(self.nodes[0])}"
 
     def _check_processes(self) -> None:
-        """Raise EnvironmentFault if the supervisor ended or one of its processes keeps ending."""
+        """Raise EnvironmentFault if the supervisor ended, InTrouble if a process that all need keeps ending.
+
+        A cluster that has served before may do without a node.
+        """
         if self._supervisor is not None and self._supervisor.poll() is not None:
-            raise EnvironmentFault(f"the supervisor ended: {_last_words(self._files.log) or 'without a word'}")
-        plan = None
-        for name, process in self.state().processes.items():
-            if process.restarts >= CRASH_LOOP_RESTARTS:
-                plan = plan or make_plan(self.layout, self.file, self.timeouts)
-                spec = plan.spec(name)
-                words = _last_words(Path(spec.log_file)) if spec else ""
-                raise EnvironmentFault(f"{name} does not stay up (exit status {process.last_status}): {words}")
+            raise EnvironmentFault(f"the supervisor ended: {last_words(self._files.log) or 'without a word'}")
+        for trouble in processes_in_trouble(self):
+            if not (self.file.complete and trouble.who in self.nodes):
+                raise InTrouble(trouble)
 
     async def _make_application(self, primary: str) -> None:
         """The role and the database that applications use; again is no error. Raises HoldfastError."""
@@ -415,7 +428,7 @@ class LocalCluster:
         from holdfast.local.supervisor import stop_in_order, wait_until_ended
 
         state = self.state()
-        ran = state.is_alive or self._supervisor is not None or self._leftovers()
+        ran = state.is_alive or self._supervisor is not None or self.has_leftovers()
         if self._supervisor is not None:
             self.keep_nothing()
             await asyncio.to_thread(self._supervisor.wait)
@@ -425,7 +438,7 @@ class LocalCluster:
         if state.is_alive and state.supervisor is not None:
             state.supervisor.send(signal.SIGTERM)
             await wait_until_ended(state.supervisor)
-        if self._files.plan.exists() and self._leftovers():
+        if self._files.plan.exists() and self.has_leftovers():
             await stop_in_order(Plan.load(self._files.plan), self.state(), lambda event, **detail: None)
             self._files.state.unlink(missing_ok=True)
         return ran
@@ -448,20 +461,3 @@ class LocalCluster:
         if self._store is not None:
             await self._store.close()
             self._store = None
-
-
-def _last_words(log: Path) -> str:
-    """The last line of a log, as people read it."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    if not lines:
-        return ""
-    try:
-        entry: Any = json.loads(lines[-1])
-        return str(entry.get("error") or entry.get("event") or lines[-1])
-    except (json.JSONDecodeError, AttributeError):
-        return lines[-1].removeprefix("Error: ")

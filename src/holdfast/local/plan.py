@@ -12,6 +12,13 @@ from typing import Any
 
 from holdfast.local.processes import Process
 
+STEADY_S = 10.0
+"""A process that ran this long is not in a crash loop: its next restart is quick again."""
+LOOPING_ENDS = 3
+"""A process that ended this often without being steady in between will not come up by itself."""
+WRONG_INPUT = 2
+"""Exit status of a process of ours whose settings or environment are wrong: the next one will end so, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
@@ -71,6 +78,14 @@ class ProcessState:
     restarts: int = 0
     last_status: int | None = None
     adopted: bool = False
+    quick_ends: int = 0
+    """How often it ended since it last ran for `STEADY_S` and then ended for another reason than wrong input."""
+
+    def keeps_ending(self) -> bool:
+        """Whether it has ended again and again, and has not yet run for long since."""
+        steady = self.process is not None and self.process.is_alive() and self.process.age_s() >= STEADY_S
+        enough = LOOPING_ENDS - 1 if self.last_status == WRONG_INPUT else LOOPING_ENDS
+        return self.quick_ends >= enough and not steady
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
@@ -79,6 +94,7 @@ class ProcessState:
             "restarts": self.restarts,
             "last_status": self.last_status,
             "adopted": self.adopted,
+            "quick_ends": self.quick_ends,
         }
 
     @property
@@ -113,7 +129,11 @@ class SupervisorState:
             raw = json.loads(path.read_text())
             processes = {
                 name: ProcessState(
-                    Process.from_dict(p["process"]), int(p["restarts"]), p["last_status"], bool(p["adopted"])
+                    Process.from_dict(p["process"]),
+                    int(p["restarts"]),
+                    p["last_status"],
+                    bool(p["adopted"]),
+                    int(p.get("quick_ends", 0)),
                 )
                 for name, p in raw["processes"].items()
             }

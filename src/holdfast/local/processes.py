@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ class Process:
     def is_alive(self) -> bool:
         """Whether this very process still runs."""
         return _start_ticks(self.pid) == self.start_ticks and _boot_id() == self.boot_id
+
+    def age_s(self) -> float:
+        """How long ago it started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / os.sysconf("SC_CLK_TCK")
 
     def open(self) -> int | None:
         """A descriptor that becomes readable when the process ends (pidfd_open(2)); None if it has ended.

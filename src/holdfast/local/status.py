@@ -10,6 +10,7 @@ from holdfast.core.forecast import Standing, forecast
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.switchover import planned
+from holdfast.local.troubles import troubles_of
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
@@ -32,6 +33,8 @@ class NodeStatus:
     agent_alive: bool
     postgres_port: int
     alarm: str | None
+    progress: str | None = None
+    """What a copy or a rewind under way is doing, and how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,14 @@ class VoterStatus:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """The whole cluster. ``healthy``: a primary serves, every node takes part, and the next loss is tolerated."""
+    """The whole cluster. ``healthy``: a primary serves, every node takes part, the next loss is tolerated, and what
+    dies is started again."""
 
     directory: str
     running: bool
+    """Whether any process of it runs."""
+    supervised: bool
+    """Whether what dies is started again."""
     store_reachable: bool
     epoch: int | None
     phase: str | None
@@ -74,6 +81,8 @@ class ClusterStatus:
     planned_switchover: PlannedSwitchover | None
     obstacles: tuple[str, ...]
     """What would stand in the way if the primary died now, or keeps the cluster from tolerating more."""
+    troubles: tuple[str, ...]
+    """Last words of processes that keep ending, and of nodes that do not come to take part."""
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``status --json`` prints."""
@@ -86,7 +95,8 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     records: dict[str, NodeRecord] = {}
     policy, plan = DEFAULT_POLICY, None
     reachable = True
-    running = cluster.state().is_alive
+    supervised = cluster.state().is_alive
+    running = supervised or cluster.has_leftovers()
     try:
         if running:
             register = await cluster.register()
@@ -109,6 +119,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     return ClusterStatus(
         directory=str(cluster.layout.root),
         running=running,
+        supervised=supervised,
         store_reachable=running and reachable,
         epoch=register.epoch if register else None,
         phase=register.phase.value if register else None,
@@ -122,7 +133,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         tolerates=in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
         write_address=f"127.0.0.1:{ports.write}",
         read_address=f"127.0.0.1:{ports.read}",
-        healthy=running
+        healthy=supervised
         and reachable
         and whole
         and not policy.paused
@@ -133,6 +144,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         votes_needed=len(voters) // 2 + 1,
         planned_switchover=plan,
         obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
+        troubles=tuple(map(str, await troubles_of(cluster, reports))) if running else (),
     )
 
 
@@ -215,4 +227,5 @@ def _node(
         agent_alive=True,
         postgres_port=postgres_port,
         alarm=report.alarm,
+        progress=report.progress,
     )

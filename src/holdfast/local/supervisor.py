@@ -22,11 +22,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from holdfast.local.plan import Plan, ProcessSpec, ProcessState, RunFiles, SupervisorState
+from holdfast.local.plan import STEADY_S, WRONG_INPUT, Plan, ProcessSpec, ProcessState, RunFiles, SupervisorState
 from holdfast.local.processes import Process, descendants_of, kill_postgres, postmaster_of
-
-STEADY_S = 10.0
-"""A process that ran this long is not in a crash loop: its next restart is quick again."""
 
 
 class AlreadySupervised(Exception):
@@ -182,6 +179,8 @@ class Supervisor:
             state.process, state.restarts = None, state.restarts + 1
             if loop.time() - started_at >= STEADY_S:
                 delay_ms = 0
+                state.quick_ends *= state.last_status == WRONG_INPUT
+            state.quick_ends += 1
             self._log("process.ended", name=name, status=state.last_status, restart_in_ms=delay_ms)
             self._publish()
             await asyncio.sleep(delay_ms / 1000)

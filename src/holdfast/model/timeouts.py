@@ -258,6 +258,9 @@ class LocalTimeouts(BaseModel):
     local_start_ms: int = Field(120_000, ge=1000, le=3_600_000)
     """For a whole local cluster to serve after its start; a new one makes and copies its data directories."""
 
+    local_join_ms: int = Field(30_000, ge=0, le=3_600_000)
+    """How long `holdfast up` waits for the other nodes when one serves: small data are copied by then."""
+
     local_stagger_ms: int = Field(700, ge=0, le=60_000)
     """In a new local cluster the first agent loads alone for this long: all others wait for its data directory."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 from pathlib import Path
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, PostgresError
@@ -11,7 +13,10 @@ from holdfast.postgres.layout import Layout
 
 _READ_BYTES_MAX = 256 * 1024
 _KEPT_LOGS = 10
+_TAIL_BYTES = 32 * 1024
 _LOUD = re.compile(r"\b(FATAL|PANIC|ERROR):\s+(.*)")
+_OF_ITS_OWN = re.compile(r"\] (?:FATAL|PANIC):\s+(.*)").search
+"""log_line_prefix names user and database of a client's session before that."""
 
 _KNOWN: tuple[tuple[re.Pattern[str], type[HoldfastError], str], ...] = (
     (
@@ -98,6 +103,20 @@ class LogMark:
         return explain(self.text())
 
 
+def last_complaint(layout: Layout, within_s: float) -> tuple[str, Path] | None:
+    """What the server itself, no client's session, last gave up over, and in which log, if that was just now."""
+    newest = max(_logs(layout), key=_modified_at, default=None)
+    if newest is None or time.time() - _modified_at(newest) > within_s:
+        return None
+    with contextlib.suppress(OSError), newest.open("rb") as stream:
+        stream.seek(max(0, _size(newest) - _TAIL_BYTES))
+        lines = stream.read().decode(errors="replace").splitlines()
+        found = [match[1].strip() for match in map(_OF_ITS_OWN, lines) if match]
+        if found:
+            return found[-1], newest
+    return None
+
+
 def explain(text: str) -> HoldfastError | None:
     """The error that a log tells of; None if it tells of none."""
     complaints = [match[2].strip() for match in map(_LOUD.search, text.splitlines()) if match]
@@ -118,6 +137,13 @@ def prune_logs(layout: Layout) -> None:
 
 def _logs(layout: Layout) -> list[Path]:
     return [layout.startup_log, *sorted(layout.log_dir.glob("postgresql-*.log"))[-2:]]
+
+
+def _modified_at(path: Path) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _size(path: Path) -> int:
