@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.failures import FAILED, run
-from holdfast.cli.output import Steps, json_option, print_json
+from holdfast.cli.output import Steps, as_typed, json_option, print_json
 from holdfast.cli.trial import (
     STANDARD_OUTPUT,
     Trial,
@@ -192,7 +192,7 @@ def history(as_json: bool, report_dir: Path, as_table: bool) -> None:
         print_json({"runs": [{"at": entry.at, **entry.as_run()} for entry in entries]})
         return
     if not entries:
-        click.echo(f"no drill has left a result in {report_dir} yet: `holdfast drill run all` does")
+        click.echo(as_typed(f"no drill has left a result in {report_dir} yet: `holdfast drill run all` does"))
         return
     if as_table:
         rows = summarize(entries)

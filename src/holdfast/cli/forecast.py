@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.failures import FAILED, run
-from holdfast.cli.output import directory_option, json_option, print_json
+from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
     from holdfast.core.forecast import Estimate, Forecast, Takeover
@@ -51,7 +51,7 @@ def forecast(ctx: click.Context, directory: Path, report_dir: Path, as_json: boo
         print_json(asdict(found))
     else:
         for line in _lines(found):
-            click.echo(line)
+            click.echo(as_typed(line))
     ctx.exit(0 if found.if_primary_died.candidate is not None else FAILED)
 
 

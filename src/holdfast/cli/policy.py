@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from holdfast.cli.failures import run
-from holdfast.cli.output import directory_option, json_option, print_json
+from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 from holdfast.model.errors import ConfigurationError
 
 
@@ -127,4 +127,4 @@ def _give(directory: Path, path: str, body: dict[str, Any], as_json: bool) -> No
     if as_json:
         print_json({"ok": True, "message": message})
     else:
-        click.echo(message)
+        click.echo(as_typed(message))

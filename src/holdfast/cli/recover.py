@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.failures import run
-from holdfast.cli.output import Steps, directory_option, json_option, print_json
+from holdfast.cli.output import Steps, as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
     from holdfast.local.cluster import LocalCluster
@@ -67,7 +67,7 @@ def _show(proposal: Proposal) -> None:
         click.echo(f"  {line}")
     for risk in proposal.recovery.risks:
         click.echo(f"  RISK {risk}")
-    click.echo("  the policy is the one that the store has now (see `holdfast policy show`)")
+    click.echo(as_typed("  the policy is the one that the store has now (see `holdfast policy show`)"))
 
 
 def _report(proposal: Proposal, as_json: bool, *, done: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,30 +99,32 @@ def _picture(now: ClusterStatus) -> RenderableType:
             str(node.postgres_port),
         )
     state = "stopped" if not now.running else f"epoch {now.epoch}, {now.phase}"
-    lines = [Text(f"{n.name}: {n.progress}") for n in now.nodes if n.progress]
-    lines += [Text(trouble, style="yellow") for trouble in now.troubles if "ALARM" not in trouble]
-    if now.running and not now.supervised:
-        words = f"its supervisor is gone: what dies stays dead until `holdfast up --dir {now.directory}`"
-        lines.append(Text(as_typed(words), style="red"))
-    alarms = [Text(f"ALARM {n.name}: {n.alarm}", style="bold red") for n in now.nodes if n.alarm]
     return Group(
         f"{now.directory}: {state}",
         table,
-        *lines,
-        *alarms,
-        *(
-            [Text("PAUSED: agents look on and touch nothing until `holdfast resume`", style="bold")]
-            if now.paused
-            else []
-        ),
-        *([Text(f"WAITS: {now.waiting}", style="bold red")] if now.waiting else []),
+        *(Text(as_typed(words), style=style) for words, style in _news(now)),
         f"durability  {now.durability or '-'}",
         f"tolerates   {now.tolerates}",
-        *(Text(f"            but {obstacle}") for obstacle in now.obstacles),
+        *(Text(as_typed(f"            but {obstacle}")) for obstacle in now.obstacles),
         *_planned(now),
         *_voters(now),
         f"write       {now.write_address}    read  {now.read_address}",
     )
+
+
+def _news(now: ClusterStatus) -> Iterator[tuple[str, str]]:
+    """What is out of the ordinary, each with its style, the most urgent last."""
+    for node in now.nodes:
+        if node.progress:
+            yield f"{node.name}: {node.progress}", ""
+    for trouble in now.troubles:
+        yield trouble, "bold red" if "ALARM" in trouble else "yellow"
+    if now.running and not now.supervised:
+        yield f"its supervisor is gone: what dies stays dead until `holdfast up --dir {now.directory}`", "red"
+    if now.paused:
+        yield "PAUSED: agents look on and touch nothing until `holdfast resume`", "bold"
+    if now.waiting:
+        yield f"WAITS: {now.waiting}", "bold red"
 
 
 def _planned(now: ClusterStatus) -> list[str]:

@@ -1,0 +1,49 @@
+"""What `holdfast status` shows beside the table, read as text."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from holdfast.cli.status import _picture
+from holdfast.local.status import ClusterStatus, NodeStatus
+
+PRIMARY = NodeStatus("n1", "primary", 3, "3:0/5000000", None, False, False, True, 5001, None)
+COPIED = NodeStatus("n2", "absent", None, None, None, False, False, True, 5002, None, "copying 34%")
+NOW = ClusterStatus(
+    directory="/data", running=True, supervised=True, store_reachable=True, epoch=3, phase="serving", primary="n1",
+    durability="ANY 1 of n2, n3", quorum="ANY 1", paused=False, waiting=None, tolerates_primary=True,
+    tolerates_standbys=1, tolerates="the primary", write_address="127.0.0.1:1", read_address="127.0.0.1:2",
+    healthy=True, nodes=(PRIMARY, COPIED), voters=(), votes_needed=2, planned_switchover=None, obstacles=(),
+    troubles=(),
+)  # fmt: skip
+
+
+def shown(now: ClusterStatus) -> list[str]:
+    page = io.StringIO()
+    Console(file=page, width=200, highlight=False).print(_picture(now))
+    return page.getvalue().splitlines()
+
+
+def test_a_copy_under_way_says_how_far_it_is() -> None:
+    assert "n2: copying 34%" in shown(NOW)
+
+
+def test_a_cluster_without_its_supervisor_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_COMMAND", "./holdfast")
+    lines = shown(replace(NOW, supervised=False, healthy=False))
+    assert lines[0] == "/data: epoch 3, serving"
+    assert "its supervisor is gone: what dies stays dead until `./holdfast up --dir /data`" in lines
+    assert shown(replace(NOW, running=False, supervised=False))[0] == "/data: stopped"
+
+
+def test_troubles_and_alarms_are_told_once() -> None:
+    dead = "n3: does not stay up (exit status 2): no such setting; its log is /data/n3/log/agent.log"
+    alarm = "n2: ALARM: the register is older than this node's promise: run `holdfast recover`; its log is /data/log"
+    nodes = (PRIMARY, replace(COPIED, alarm="the register is older than this node's promise: run `holdfast recover`"))
+    lines = shown(replace(NOW, troubles=(dead, alarm), nodes=nodes))
+    assert dead in lines
+    assert sum("ALARM" in line for line in lines) == 1
