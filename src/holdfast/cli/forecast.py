@@ -86,19 +86,19 @@ def _takeover(takeover: Takeover, indent: str) -> list[str]:
     else:
         lines = [
             f"candidate  {takeover.candidate}: {takeover.because}",
-            f"RPO        {_rpo(takeover.rpo_bytes)}",
+            f"RPO        {_rpo(takeover)}",
             f"RTO        {_rto(takeover)}",
         ]
     lines += [f"in the way  {obstacle}" for obstacle in takeover.obstacles]
     return [indent + line for line in lines]
 
 
-def _rpo(rpo_bytes: int | None) -> str:
-    if rpo_bytes is None:
+def _rpo(takeover: Takeover) -> str:
+    if takeover.rpo_bytes is None:
         return "unknown: commits are local, and how far the candidate is behind cannot be told"
-    if rpo_bytes == 0:
-        return "nothing that was acknowledged is lost"
-    return f"about {rpo_bytes:,} bytes of log, at this moment: commits are local"
+    if takeover.local_commits:
+        return f"{takeover.rpo_bytes:,} bytes of log, and what is acknowledged in the last moment: commits are local"
+    return "nothing that was acknowledged is lost"
 
 
 def _rto(takeover: Takeover) -> str:

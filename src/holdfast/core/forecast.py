@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from holdfast.core.choice import Wishes, choose
 from holdfast.core.coordination import prevote_passes, would_join
-from holdfast.core.durability import Allowance, confirmations
+from holdfast.core.durability import Allowance, confirmations, is_local
 from holdfast.core.observation import Observation, Peer
 from holdfast.model.lease import LeaseRecord
 from holdfast.model.policy import Policy, Promotion
@@ -43,6 +43,8 @@ class Takeover:
     rpo_bytes: int | None
     rto: Estimate | None
     obstacles: tuple[str, ...]
+    local_commits: bool = False
+    """Whether ``rpo_bytes`` is the lag of this moment: what is acknowledged in the last one comes on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ def _without_primary(now: Standing, gone: frozenset[str]) -> Takeover:
         return Takeover(None, _why_nobody(now, willing), None, None, tuple(obstacles))
     candidate = choice.candidate
     rpo_bytes = 0 if committed.quorum.k > 0 else _lag_bytes(now.reports, committed.leader, candidate)
-    return Takeover(candidate.node, choice.reason.value, rpo_bytes, now.rto, tuple(obstacles))
+    local = is_local(committed.quorum)
+    return Takeover(candidate.node, choice.reason.value, rpo_bytes, now.rto, tuple(obstacles), local)
 
 
 def _as_seen_by_nobody(now: Standing, left: Reports) -> Observation:
