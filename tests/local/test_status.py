@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.core.quorum import Tolerance
-from holdfast.local.status import durability_in_words, in_words
+from holdfast.local.status import durability_in_words, in_words, without_register
 from holdfast.model.policy import Durability, Policy
 from holdfast.model.register import Member, Quorum
 
@@ -29,6 +29,14 @@ def test_in_words_when_something_is_missing() -> None:
     assert in_words(nothing, None, serving=False) == "no primary serves at the moment: writes wait"
     assert in_words(nothing, None, serving=True, running=False) == "nothing runs"
     assert "nobody can be promoted" in in_words(Tolerance(True, 1), None, serving=True, store=False)
+
+
+def test_a_primary_that_goes_on_without_a_register_in_words() -> None:
+    words = "the store has no register, so nobody can be promoted; n1 goes on as primary; of its standbys 1 may be lost"
+    assert without_register(Tolerance(primary=False, standbys=1), "n1", store=True) == words
+    away = without_register(Tolerance(primary=False, standbys=0), "n1", store=False)
+    assert away.startswith("the store does not answer")
+    assert away.endswith("no standby may be lost")
 
 
 def test_local_commits_in_words() -> None:

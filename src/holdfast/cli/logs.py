@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import queue
 import sys
-from typing import Any
+import threading
+from typing import Any, TextIO, cast
 
 import structlog
+
+LINES_WAITING_MAX = 20_000
+_LAST_WORDS_S = 2.0
+
+
+class BackgroundWriter:
+    """Writes on a thread of its own: a disk that hangs below the log must not hold up an agent that has to say so.
+
+    What does not fit into the queue meanwhile is dropped, and their number is told when it goes on.
+    """
+
+    def __init__(self, stream: TextIO, limit: int = LINES_WAITING_MAX) -> None:
+        self._stream = stream
+        self._waiting: queue.Queue[str] = queue.Queue(limit)
+        self._dropped = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+        atexit.register(self.drain)
+
+    def write(self, text: str) -> int:
+        """Take it; returns at once."""
+        self._idle.clear()
+        try:
+            self._waiting.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """The thread does that."""
+
+    def drain(self, timeout_s: float = _LAST_WORDS_S) -> None:
+        """Wait until everything is written, at most that long."""
+        self._idle.wait(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            text = self._waiting.get()
+            if self._dropped:
+                text, self._dropped = f"... {self._dropped} writes to this log were dropped ...\n{text}", 0
+            self._stream.write(text)
+            if self._waiting.empty():
+                self._stream.flush()
+                self._idle.set()
 
 
 def configure_process_logs(**context: Any) -> None:
@@ -22,7 +70,7 @@ def configure_process_logs(**context: Any) -> None:
             structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, BackgroundWriter(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**context)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from holdfast.core.durability import is_local
-from holdfast.core.forecast import Standing, forecast
+from holdfast.core.forecast import Forecast, Standing, forecast
+from holdfast.core.membership import in_effect
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.switchover import planned
@@ -14,7 +15,7 @@ from holdfast.local.troubles import troubles_of
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
-from holdfast.model.register import NodeRecord, Phase, Quorum, Register
+from holdfast.model.register import NO_QUORUM, NodeRecord, Phase, Quorum, Register
 from holdfast.model.report import NodeReport, Reading
 from holdfast.model.server import ServerStatus
 
@@ -113,7 +114,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     leader = register.leader if register else None
     voters = register.voters if register else cluster.nodes
     outlook = forecast(Standing(register, reports, policy)) if register else None
-    tolerated = _tolerance(register, reports)
+    tolerated = _tolerance(register, reports, outlook)
     may_lose = policy.maximum_lag_bytes if register and is_local(register.committed.quorum) else None
     whole = leader is not None and all(n.streaming or n.name == leader.node for n in nodes)
     return ClusterStatus(
@@ -130,7 +131,9 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         waiting=next((r.waiting for r in reports.values() if r is not None and r.waiting is not None), None),
         tolerates_primary=tolerated.primary,
         tolerates_standbys=tolerated.standbys,
-        tolerates=in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
+        tolerates=_in_words_without_register(tolerated, reports, store=reachable)
+        if register is None and running
+        else in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
         write_address=f"127.0.0.1:{ports.write}",
         read_address=f"127.0.0.1:{ports.read}",
         healthy=supervised
@@ -159,11 +162,17 @@ def _voter(name: str, report: NodeReport | None) -> VoterStatus:
     )
 
 
-def _tolerance(register: Register | None, reports: dict[str, NodeReport | None]) -> Tolerance:
-    if register is None or register.phase is not Phase.SERVING:
-        return Tolerance(primary=False, standbys=0)
+def _tolerance(register: Register | None, reports: dict[str, NodeReport | None], outlook: Forecast | None) -> Tolerance:
     streaming = [r.member for r in reports.values() if r is not None and r.streaming and r.member is not None]
-    return tolerance(register.committed.quorum, streaming)
+    if register is None:
+        names = [r.synchronous_names for r in reports.values() if r is not None and r.status is ServerStatus.PRIMARY]
+        quorum = in_effect(names[0]) if names else None
+        return replace(tolerance(quorum or NO_QUORUM, streaming), primary=False)
+    if register.phase is not Phase.SERVING:
+        return Tolerance(primary=False, standbys=0)
+    found = tolerance(register.committed.quorum, streaming)
+    nobody = outlook is not None and outlook.if_primary_died.candidate is None
+    return replace(found, primary=False) if nobody else found
 
 
 def durability_in_words(policy: Policy, quorum: Quorum) -> str:
@@ -174,6 +183,20 @@ def durability_in_words(policy: Policy, quorum: Quorum) -> str:
     if policy.durability is Durability.ASYNCHRONOUS:
         return f"asynchronous: commits are on the primary only; {members} follow"
     return f"{policy.durability.value}, but commits are on the primary only until a standby is back"
+
+
+def _in_words_without_register(tolerated: Tolerance, reports: dict[str, NodeReport | None], *, store: bool) -> str:
+    goes_on = next((r.node for r in reports.values() if r is not None and r.status is ServerStatus.PRIMARY), None)
+    if goes_on is None:
+        return in_words(tolerated, None, serving=False)
+    return without_register(tolerated, goes_on, store=store)
+
+
+def without_register(tolerated: Tolerance, primary: str, *, store: bool) -> str:
+    """Which losses are survived while nobody can be promoted."""
+    why = "has no register" if store else "does not answer"
+    standbys = f"of its standbys {tolerated.standbys} may be lost" if tolerated.standbys else "no standby may be lost"
+    return f"the store {why}, so nobody can be promoted; {primary} goes on as primary; {standbys}"
 
 
 def in_words(
