@@ -32,6 +32,8 @@ _RECENT_S = 15.0
 """Agents try again after 10 s at most, a walreceiver after 0.1 s: older words are of the past."""
 _EVENTS = 100
 _TAIL_BYTES = 16_384
+_RECENT_LINES = 50
+_REASON = "Error: "
 _HOPELESS = re.compile(
     r"password authentication failed|no pg_hba\.conf entry|permission denied|No space left|identifier differs|"
     r"role \".*\" does not exist",
@@ -121,7 +123,10 @@ def _of_postgres(cluster: LocalCluster, name: str) -> Trouble | None:
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log, as people read it."""
+    """What the last process that ended gave as its reason, else the last line, as people read it.
+
+    The next process may have written to the log since.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
@@ -130,11 +135,14 @@ def last_words(log: Path) -> str:
         return ""
     if not lines:
         return ""
+    for line in reversed(lines[-_RECENT_LINES:]):
+        if line.startswith(_REASON):
+            return line.removeprefix(_REASON)
     try:
         entry: Any = json.loads(lines[-1])
         return str(entry.get("error") or entry.get("event") or lines[-1])
     except (json.JSONDecodeError, AttributeError):
-        return lines[-1].removeprefix("Error: ")
+        return lines[-1]
 
 
 class Patience:
