@@ -268,7 +268,7 @@ class Judge:
             fault="" if self._drill.name == PLAIN else self._drill.fault_at(self._old_primary),
             evidence=tuple(self._evidence),
             failovers=failovers,
-            stale_reads=len(shown.stale_reads),
+            stale_reads=len(shown.stale_reads) if load.fresh_readers else None,
             two_leaders=len(shown.two_leaders),
             fresh_reads=len(history.fresh_reads),
             fresh_read_errors=tally.fresh_read_errors,
