@@ -104,7 +104,7 @@ class Soak:
             (cluster.write_dsn, cluster.write_dsn_turned),
             cluster.read_dsn,
             run_id=f"soak_{options.seed}",
-            idle=50,
+            idle=20,
             fresh_readers=2,
             long_writers=2,
             seed=options.seed,
@@ -118,7 +118,11 @@ class Soak:
         self._epoch = (await self._register_epoch()) or 0
         await self.workload.setup()
         await self.workload.start()
+        say(f"the cluster is whole, the load runs; epoch {self._epoch}")
+        self._cluster.worsen_network()
         began_ms = self.workload.now_ms()
+        busy = contextlib.ExitStack()
+        busy.enter_context(busy_cores(self._options.burners if self._options.no_faults else 0))
         watching = [asyncio.create_task(self._watch_epoch()), asyncio.create_task(self._sample())]
         try:
             await (self._pause_hosts() if self._options.no_faults else self._break_things())
@@ -126,6 +130,7 @@ class Soak:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
+            busy.close()
         if not await self._cluster.wait_until_whole(120):
             self.found.problems.append("the cluster was not whole within 120 s of the end")
         await self.workload.stop()
@@ -309,8 +314,7 @@ async def soak(options: argparse.Namespace) -> int:
     async with hosted_cluster(progress=say, jitter_ms=jitter_ms) as cluster:
         run = Soak(cluster, options)
         try:
-            with busy_cores(options.burners if options.no_faults else 0):
-                verdict = await run.run()
+            verdict = await run.run()
         finally:
             await run.workload.close()
         settings = cluster.settings_hash

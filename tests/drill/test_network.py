@@ -39,6 +39,7 @@ def test_hosts_and_cables() -> None:
     assert found["killed"] == len(found["frozen"]) == 1
     assert set(found["frozen"]) <= set("TtS")  # a signal takes a moment to arrive
     delays_ms = found["round_trips_ms"]
+    assert statistics.median(found["quick_ms"]) < statistics.median(delays_ms)
     assert 5 < statistics.median(delays_ms) < 200
     assert max(delays_ms) > 1.2 * min(delays_ms)
 

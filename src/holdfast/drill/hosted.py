@@ -60,7 +60,8 @@ class HostedCluster(LocalCluster):
         for number, name in enumerate(names, 1):
             self.hosts[name] = Host(name, number, file.address(name), wired=jitter_ms > 0)
         cables = [host.cable for host in self.hosts.values() if host.cable is not None]
-        self._wires = Wires(cables, jitter_ms, seed=1) if cables else None
+        self._jitter_ms = jitter_ms
+        self._wires = Wires(cables, 0.0, seed=1) if cables else None
         self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
         self.volumes: tuple[str, ...] = ()
         """Nodes whose directory is a file system of its own."""
@@ -204,6 +205,11 @@ class HostedCluster(LocalCluster):
         self.hosts[name].power_on()
         self.start_host(name)
 
+    def worsen_network(self) -> None:
+        """From now on every cable delays frames by up to ``jitter_ms``."""
+        if self._wires is not None:
+            self._wires.set_jitter(self._jitter_ms)
+
     def freeze(self, name: str) -> Frozen:
         """Stop every process of a host where it is."""
         return self.hosts[name].freeze()
@@ -292,8 +298,8 @@ async def hosted_cluster(
 ) -> AsyncIterator[HostedCluster]:
     """A cluster on hosts of its own that serves; afterwards processes, hosts and files are gone.
 
-    ``jitter_ms``: every cable delays frames by up to that, now more, now less. We must be inside (`hosts.enter`).
-    If we are killed, what is left goes with the next one (`remove_leftovers`).
+    ``jitter_ms``: what every cable delays frames by, now more, now less, after `HostedCluster.worsen_network`.
+    We must be inside (`hosts.enter`). If we are killed, what is left goes with the next one (`remove_leftovers`).
     """
     remove_leftovers(progress)
     root, lock = _claim_directory(nodes)

@@ -52,12 +52,12 @@ class Cable:
 
 
 class Direction:
-    """Frames that go one way."""
+    """Frames that go one way, up to ``jitter_s`` late."""
 
     def __init__(self, source: int, target: int, jitter_ms: float, rng: random.Random) -> None:
         self._source = source
         self._target = target
-        self._jitter_s = jitter_ms / 1000
+        self.jitter_s = jitter_ms / 1000
         self._rng = rng
         self._delay_s = 0.0
         self._goal_s = 0.0
@@ -71,7 +71,7 @@ class Direction:
     def _read(self) -> None:
         now = self._loop.time()
         if now >= self._goal_until:
-            self._goal_s = self._rng.uniform(0, self._jitter_s)
+            self._goal_s = self._rng.uniform(0, self.jitter_s)
             self._goal_until = now + self._rng.uniform(*_TARGET_S)
         for _ in range(64):
             try:
@@ -112,6 +112,12 @@ class Wires:
             [sys.executable, "-m", "holdfast.drill.wire", *arguments], stdin=subprocess.PIPE, pass_fds=descriptors
         )
 
+    def set_jitter(self, jitter_ms: float) -> None:
+        """Delay frames by up to so much from now on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{jitter_ms}\n".encode())
+        self._process.stdin.flush()
+
     def close(self) -> None:
         """Cut all of them."""
         self._process.send_signal(signal.SIGTERM)
@@ -121,13 +127,23 @@ class Wires:
 
 
 async def carry(cables: Sequence[Cable], jitter_ms: float, seed: int) -> None:
-    """Pass frames on until standard input ends."""
+    """Pass frames on until standard input ends; a line there is another jitter."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     rng = random.Random(seed)
     directions = [Direction(c.host, c.switch, jitter_ms, rng) for c in cables]
     directions += [Direction(c.switch, c.host, jitter_ms, rng) for c in cables]
-    loop.add_reader(sys.stdin.fileno(), ended.set)
+
+    def told() -> None:
+        line = os.read(sys.stdin.fileno(), 4096)
+        if not line:
+            loop.remove_reader(sys.stdin.fileno())
+            ended.set()
+            return
+        for direction in directions:
+            direction.jitter_s = float(line.split()[-1]) / 1000
+
+    loop.add_reader(sys.stdin.fileno(), told)
     await ended.wait()
 
 
