@@ -71,6 +71,7 @@ async def trial() -> dict[str, object]:
     await round_trip_ms(wired.address)
     found["quick_ms"] = [await round_trip_ms(wired.address) for _ in range(10)]
     wires.set_jitter(40.0)
+    await asyncio.sleep(0.2)  # the line is on its way to the process between
     found["round_trips_ms"] = [await round_trip_ms(wired.address) for _ in range(30)]
     wired.close()
     fourth.wait()

@@ -57,7 +57,7 @@ class Direction:
     def __init__(self, source: int, target: int, jitter_ms: float, rng: random.Random) -> None:
         self._source = source
         self._target = target
-        self.jitter_s = jitter_ms / 1000
+        self._jitter_s = jitter_ms / 1000
         self._rng = rng
         self._delay_s = 0.0
         self._goal_s = 0.0
@@ -68,10 +68,14 @@ class Direction:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(source, self._read)
 
+    def set_jitter(self, jitter_ms: float) -> None:
+        """Delay frames by up to so much, at once."""
+        self._jitter_s, self._goal_until = jitter_ms / 1000, 0.0
+
     def _read(self) -> None:
         now = self._loop.time()
         if now >= self._goal_until:
-            self._goal_s = self._rng.uniform(0, self.jitter_s)
+            self._goal_s = self._rng.uniform(0, self._jitter_s)
             self._goal_until = now + self._rng.uniform(*_TARGET_S)
         for _ in range(64):
             try:
@@ -141,7 +145,7 @@ async def carry(cables: Sequence[Cable], jitter_ms: float, seed: int) -> None:
             ended.set()
             return
         for direction in directions:
-            direction.jitter_s = float(line.split()[-1]) / 1000
+            direction.set_jitter(float(line.split()[-1]))
 
     loop.add_reader(sys.stdin.fileno(), told)
     await ended.wait()
