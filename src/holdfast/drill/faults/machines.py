@@ -344,7 +344,7 @@ class WaitUntilMembersAre(Action):
     @property
     def words(self) -> str:
         """See `Action`."""
-        return f"wait until the quorum has {self.count} members"
+        return f"wait until the quorum is down to {self.count}"
 
     async def perform(self, scene: Scene) -> None:
         """See `Action`."""
