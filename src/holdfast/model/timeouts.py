@@ -121,7 +121,7 @@ class Timeouts(BaseModel):
     """Between two fresh sessions that each observer opens on the primary; each costs it a process and a handshake."""
 
     probe_timeout_ms: int = Field(1000, ge=50, le=60_000)
-    """For one such session; below `silence_ms`, so that one that hangs does not hide the next."""
+    """For one answer of the session that each observer holds; a fresh one has until `hung_ms`."""
 
     slot_interval_ms: int = Field(2000, ge=100, le=600_000)
     """Between two moves of the slots that keep log for other members."""

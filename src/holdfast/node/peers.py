@@ -89,6 +89,10 @@ class Peers:
         return replace(before, report=report, answered_ms=now_ms, primary_ms=primary_ms)
 
 
+SESSIONS_MAX = 4
+"""Fresh sessions that may be on their way at the same time: one that hangs does not hide the next."""
+
+
 class PrimaryProbe:
     """Asks the one that leads through a fresh session and through one that is held.
 
@@ -99,6 +103,7 @@ class PrimaryProbe:
         self._reach = reach
         self._timeouts = timeouts
         self._hurry = asyncio.Event()
+        self._trying: list[asyncio.Task[None]] = []
         self.about: Member | None = None
         self.result = Probe()
 
@@ -112,20 +117,37 @@ class PrimaryProbe:
             self._hurry.clear()
             record = leading()
             if record is None:
+                self._give_up()
                 self.about, self.result = None, Probe()
                 await self._reach.close()
             else:
                 if record.member != self.about:
+                    self._give_up()
                     self.about, self.result = record.member, Probe()
-                await asyncio.gather(self._fresh(record, on_news), self._held(record))
+                self._reap()
+                if len(self._trying) < SESSIONS_MAX:
+                    self._trying.append(asyncio.create_task(self._fresh(record, on_news)))
+                await self._held(record)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self._timeouts.probe_interval_ms / 1000)
 
+    def _reap(self) -> None:
+        """Forget the attempts that are over; one that failed as none should fails here."""
+        over, self._trying = [t for t in self._trying if t.done()], [t for t in self._trying if not t.done()]
+        for task in over:
+            task.result()
+
+    def _give_up(self) -> None:
+        trying, self._trying = self._trying, []
+        for task in trying:
+            task.cancel()
+
     async def _fresh(self, record: NodeRecord, on_news: Callable[[], None]) -> None:
+        """One attempt. A login takes several round trips: what comes late is slow, only what never comes is hung."""
         began_ms = monotonic_ms()
         self.result = replace(self.result, tried_ms=began_ms)
         try:
-            async with asyncio.timeout(self._timeouts.probe_timeout_ms / 1000):
+            async with asyncio.timeout(self._timeouts.hung_ms / 1000):
                 if await self._reach.answers(record):
                     now_ms = monotonic_ms()
                     self.result = replace(self.result, answered_ms=now_ms, latency_ms=now_ms - began_ms)
@@ -147,4 +169,5 @@ class PrimaryProbe:
 
     async def close(self) -> None:
         """Release connections."""
+        self._give_up()
         await self._reach.close()
