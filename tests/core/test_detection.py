@@ -119,7 +119,7 @@ def test_slow_answers_are_an_overload() -> None:
 
 
 def stuck(**changes: object) -> Vitals:
-    plain = replace(WELL, local=Commits(age_ms=STUCK_MS, latency_ms=2, pending_ms=STUCK_MS), log_age_ms=STUCK_MS)
+    plain = replace(WELL, local=Commits(age_ms=STUCK_MS + 500, latency_ms=2, pending_ms=STUCK_MS), log_age_ms=STUCK_MS)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -215,6 +215,14 @@ def test_a_verdict_carries_every_piece_of_evidence_with_its_age() -> None:
     assert readings[Source.PROXY] == (60, "refused a connection, 4 clients wait")
     assert "7 of 300 sessions, 2 active" in readings[Source.LOAD][1]
     assert "log 0 MB free, low" in readings[Source.DISK][1]
+
+
+def test_a_commit_that_is_under_way_for_long_is_read_as_waiting() -> None:
+    readings = {r.source: r.says for r in verdict_on(leading(stuck())).readings}
+    assert readings[Source.LOCAL_COMMIT] == f"waiting for {STUCK_MS} ms"
+    just_begun = replace(WELL, local=Commits(age_ms=500, latency_ms=2, pending_ms=3))
+    readings = {r.source: r.says for r in verdict_on(leading(just_begun)).readings}
+    assert readings[Source.LOCAL_COMMIT] == "took 2 ms"
 
 
 def test_every_rule_has_an_id_of_its_own_and_the_last_of_each_table_always_applies() -> None:

@@ -11,6 +11,8 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Commits, Vitals
 
 MEGABYTE = 1024 * 1024
+_SOON_MS = 200
+"""A heartbeat row that has been under way for less is not worth a word."""
 _DEFAULTS = Thresholds()
 _NOTHING_HEARD = Peer()
 
@@ -136,7 +138,7 @@ def _commits(source: Source, commits: Commits, age_ms: int) -> Reading | None:
     waiting_ms = pending_ms(commits, age_ms)
     if commits.error is not None:
         return Reading(source, age_ms, f"fails: {commits.error}")
-    if commits.pending_ms is not None and waiting_ms >= (commits.age_ms or 0):
+    if waiting_ms > max(_SOON_MS, commits.latency_ms or 0):
         return Reading(source, age_ms, f"waiting for {waiting_ms} ms")
     if commits.age_ms is None:
         return None
