@@ -19,6 +19,7 @@ from holdfast.local.cluster import LocalCluster
 from holdfast.local.layout import remove
 from holdfast.local.machine import server_user, temporary_root
 from holdfast.local.processes import postmaster_of
+from holdfast.local.status import read_status
 from holdfast.model.event import Event
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
@@ -100,6 +101,8 @@ async def test_standbys_that_confirm_nothing_are_at_fault_and_nobody_fails_over(
             writing = asyncio.ensure_future(connection.execute("INSERT INTO waited VALUES (1)"))
             await wait_until_held(cluster, VerdictKind.STANDBYS_AT_FAULT, 3)
             assert not writing.done()
+            troubles = (await read_status(cluster)).troubles
+            assert any(t.startswith(f"ALARM {leader}: standbys at fault: ") for t in troubles)
             register = await the_register(cluster)
             assert (register.epoch, register.leader) == (before.epoch, before.leader)
         async with asyncio.timeout(WHOLE_S):

@@ -16,7 +16,7 @@ from holdfast.model.errors import StoreUnavailable
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
 from holdfast.model.register import NO_QUORUM, NodeRecord, Phase, Quorum, Register
-from holdfast.model.report import NodeReport, Reading
+from holdfast.model.report import NodeReport, Reading, VerdictKind
 from holdfast.model.server import ServerStatus
 
 
@@ -147,8 +147,21 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         votes_needed=len(voters) // 2 + 1,
         planned_switchover=plan,
         obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
-        troubles=tuple(map(str, await troubles_of(cluster, reports))) if running else (),
+        troubles=(*map(str, await troubles_of(cluster, reports)), *_sickness(reports)) if running else (),
     )
+
+
+def _sickness(reports: dict[str, NodeReport | None]) -> list[str]:
+    """What is wrong with the primary that no failover would mend: people have to."""
+    held = [r.verdict for r in reports.values() if r is not None and r.verdict is not None]
+    found = {v.kind: v for v in held if not v.calls_for_failover and v.kind in _FOR_PEOPLE}
+    return [f"ALARM {v.about.node}: {v.kind.value}: {v.evidence}; {_FOR_PEOPLE[v.kind]}" for v in found.values()]
+
+
+_FOR_PEOPLE = {
+    VerdictKind.DISK_FULL: "free some space: no standby is known to have room on another disk",
+    VerdictKind.STANDBYS_AT_FAULT: "writes wait for them: look at the standbys",
+}
 
 
 def _voter(name: str, report: NodeReport | None) -> VoterStatus:
