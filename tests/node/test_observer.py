@@ -8,6 +8,7 @@ from holdfast.core.evidence import Probe
 from holdfast.core.observation import Peer
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import NodeRecord, NodeState
+from holdfast.model.report import VerdictKind
 from holdfast.model.server import ServerStatus, ServerView
 from holdfast.node.observer import Look, Observer
 from holdfast.node.promise import Promise
@@ -38,6 +39,25 @@ def test_what_was_settled_is_not_once_the_names_change_by_whomever() -> None:
     assert observer.observe(look(leading(narrower, 500), NOW_MS + 300)).settled_lsn is None
     assert observer.observe(look(leading(narrower, 600), NOW_MS + 350)).settled_lsn is None
     assert observer.observe(look(leading(narrower, 700), NOW_MS + 400)).settled_lsn == Lsn(700)
+
+
+def test_who_was_frozen_does_not_take_its_own_silence_for_the_leaders() -> None:
+    observer = Observer("n2", TIMEOUTS)
+
+    def seen(now_ms: int, heard_ms: int) -> VerdictKind:
+        heard = peer(N1, heard_ms, status=ServerStatus.PRIMARY, position=at(1, 200))
+        following = replace(look(standby(1, 100, "n1:1"), now_ms, {"n1": heard}), probe=Probe(answered_ms=heard_ms))
+        verdict = observer.observe(replace(following, promise=replace(PROMISE, incarnation=N2.incarnation))).verdict
+        assert verdict is not None
+        return verdict.kind
+
+    assert seen(NOW_MS, NOW_MS) is VerdictKind.HEALTHY
+    woken_ms = NOW_MS + 60_000
+    assert seen(woken_ms, NOW_MS) is VerdictKind.HEALTHY
+    last_ms = woken_ms + TIMEOUTS.silence_ms
+    for now_ms in range(woken_ms, last_ms, TIMEOUTS.tick_interval_ms):
+        assert seen(now_ms, NOW_MS) is VerdictKind.HEALTHY
+    assert seen(last_ms, NOW_MS) is VerdictKind.UNREACHABLE
 
 
 def test_who_follows_and_does_not_stream_is_started_again_then_cloned() -> None:

@@ -150,7 +150,7 @@ def _refused(case: Case) -> str | None:
 def _silence(case: Case) -> str | None:
     s = case.sight
     heard_ms = s.now_ms - s.replication_age_ms if s.replication_age_ms is not None else 0
-    signs_ms = (s.agent.answered_ms, s.sql.answered_ms, s.sql.held_ms, heard_ms, s.since_ms)
+    signs_ms = (s.agent.answered_ms, s.sql.answered_ms, s.sql.held_ms, heard_ms, s.since_ms, s.awake_since_ms)
     silent_ms = s.now_ms - max(ms or 0 for ms in signs_ms)
     return f"no answer on any path for {silent_ms} ms" if silent_ms >= case.timeouts.silence_ms else None
 
@@ -203,7 +203,8 @@ def _no_commit(case: Case) -> str | None:
 
 
 def _no_session_ms(case: Case) -> int:
-    return case.sight.now_ms - max(case.sight.sql.answered_ms or 0, case.sight.since_ms)
+    s = case.sight
+    return s.now_ms - max(s.sql.answered_ms or 0, s.since_ms, s.awake_since_ms)
 
 
 def _commits_go_on(case: Case) -> bool:

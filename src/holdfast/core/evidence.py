@@ -49,6 +49,8 @@ class Sight:
     proxies: tuple[ProxySight, ...] = ()
     room_elsewhere: bool = False
     is_candidate: bool = False
+    awake_since_ms: int = 0
+    """When the observer last went on after a sleep in which it could hear nobody; 0 if it never slept."""
 
     @property
     def agent_age_ms(self) -> int | None:

@@ -68,6 +68,8 @@ class Observer:
     _started_for_stream: bool = False
     _stopped_ms: int | None = None
     _silent_since_ms: int | None = None
+    _looked_ms: int | None = None
+    _awake_since_ms: int = 0
     _phase: tuple[int, Phase] | None = None
     _phase_since_ms: int = 0
     _progress_ms: int = 0
@@ -96,6 +98,7 @@ class Observer:
 
     def observe(self, look: Look) -> Observation:
         """One look, with everything remembered brought up to date."""
+        self._remember_sleep(look.now_ms)
         self._remember_server(look)
         self._remember_phase(look)
         self._remember_streaming(look)
@@ -139,6 +142,12 @@ class Observer:
             pledged_until_ms=look.pledged_until_ms,
         )
         return self._with_onsets(o)
+
+    def _remember_sleep(self, now_ms: int) -> None:
+        """A frozen process, or a suspended machine, has heard nobody meanwhile; that says nothing of the others."""
+        if self._looked_ms is not None and now_ms - self._looked_ms >= self.timeouts.silence_ms:
+            self._awake_since_ms = now_ms
+        self._looked_ms = now_ms
 
     def _member(self, look: Look) -> Member | None:
         if look.promise is None or look.promise.incarnation is None or look.server.status is ServerStatus.ABSENT:
@@ -224,6 +233,7 @@ class Observer:
             proxies=tuple(p for p in look.proxies if (p.node, p.epoch) == (about.node, epoch)),
             room_elsewhere=self._room_elsewhere(look, about),
             is_candidate=look.register.phase is Phase.PROMOTING,
+            awake_since_ms=self._awake_since_ms,
         )
         if about.node == self.node:
             status = look.server.status if member == about else ServerStatus.ABSENT
