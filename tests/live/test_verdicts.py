@@ -24,6 +24,7 @@ from holdfast.model.event import Event
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
 from tests.live.conftest import WHOLE_S, connect, the_leader, the_register, watch_register
+from tests.live.test_processes import kill_process
 
 pytestmark = pytest.mark.live
 
@@ -109,6 +110,25 @@ async def test_standbys_that_confirm_nothing_are_at_fault_and_nobody_fails_over(
             await writing
     await wait_until_held(cluster, VerdictKind.HEALTHY, 3)
     assert (await the_register(cluster)).epoch == before.epoch
+
+
+async def test_a_full_disk_that_all_share_is_an_alarm_and_no_failover(cluster: LocalCluster) -> None:
+    """Every node of this cluster is on one file system; here it counts as full whatever is left."""
+    before, leader = await the_register(cluster), await the_leader(cluster)
+    plain = {node: cluster.layout.node_config(node).read_text() for node in cluster.nodes}
+    try:
+        for node in cluster.nodes:
+            cluster.layout.node_config(node).write_text(f"{plain[node]}\n[thresholds]\ndisk_full_bytes = {10**18}\n")
+            await kill_process(cluster, node)
+        await wait_until_held(cluster, VerdictKind.DISK_FULL, 3)
+        assert not any(r.verdict.calls_for_failover for r in (await cluster.reports()).values() if r and r.verdict)
+        troubles = (await read_status(cluster)).troubles
+        assert any(t.startswith(f"ALARM {leader}: disk full: ") for t in troubles)
+        assert (await the_register(cluster)).epoch == before.epoch
+    finally:
+        for node in cluster.nodes:
+            cluster.layout.node_config(node).write_text(plain[node])
+            await kill_process(cluster, node)
 
 
 # ---- one node on a disk of its own that can be made to stall and to fill up --------------------------------------
