@@ -19,7 +19,15 @@ from holdfast.drill.faults.machines import (
     WaitUntilWhole,
     Which,
 )
-from holdfast.drill.faults.network import Cut, Flap, Mend, Slow, WaitUntilCaughtUp
+from holdfast.drill.faults.network import (
+    Cut,
+    CutStandbys,
+    Flap,
+    Mend,
+    MendStandbys,
+    Slow,
+    WaitUntilCaughtUp,
+)
 from holdfast.drill.faults.planned import (
     AskInVain,
     LeaveTransactionOpen,
@@ -427,10 +435,10 @@ SESSIONS = (
 POLICY = (
     Drill(
         "asynchronous-crash",
-        "The primary of an asynchronous cluster loses its power",
+        "The primary of an asynchronous cluster loses its power while its standbys are behind",
         "what was acknowledged and not yet shipped is lost, is the last of the log, and is counted; nothing else is",
         prepare=(Step(SetDurability(Durability.ASYNCHRONOUS)),),
-        steps=(Step(PowerOff(Role.PRIMARY)),),
+        steps=(Step(CutStandbys()), Step(PowerOff(Role.PRIMARY)), Step(MendStandbys())),
         heal=(Step(PowerOn()),),
         # A lease is the fence, and has to end first.
         expect=Expectation(failover=True, stall_ms=15_000, worst_stall_ms=30_000, may_lose=True),

@@ -188,7 +188,7 @@ class Judge:
     def _account_for_losses(self, verdict: Verdict) -> None:
         """What an asynchronous cluster loses must be the end of its log: acknowledged last, and before the fault."""
         if not verdict.lost:
-            self._evidence.append("nothing acknowledged was lost")
+            self._problems.append("nothing was lost, so that it was not seen whether losses are counted")
             return
         missing = set(verdict.lost)
         ends_ms = sorted(a.end_ms for a in self._workload.history if (a.writer, a.sequence) in missing)

@@ -72,6 +72,56 @@ class Mend(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class CutStandbys(Action):
+    """Every standby is cut off: what the primary writes from now on is nowhere else."""
+
+    @property
+    def words(self) -> str:
+        """See `Action`."""
+        return "every standby is cut off"
+
+    async def perform(self, scene: Scene) -> None:
+        """See `Action`."""
+        hosts = [scene.hosted.hosts[node] for node in scene.standbys]
+
+        async def mend() -> None:
+            for host in hosts:
+                await asyncio.to_thread(host.mend)
+
+        scene.undo.append(mend)
+        for host in hosts:
+            await asyncio.to_thread(host.cut)
+        scene.keep("writes before", scene.workload.history.acknowledged)
+
+    async def proof(self, scene: Scene) -> str:
+        """See `Action`."""
+        before = scene.kept["writes before"]
+        assert isinstance(before, int)
+
+        async def some() -> bool:
+            return scene.workload.history.acknowledged >= before + 20
+
+        if not await until(some, 1.0, every_s=0.01):
+            raise NotInjected("the primary acknowledges nothing without its standbys")
+        return f"{scene.workload.history.acknowledged - before} writes were acknowledged that no standby can have"
+
+
+@dataclass(frozen=True, slots=True)
+class MendStandbys(Action):
+    """They are reachable again."""
+
+    @property
+    def words(self) -> str:
+        """See `Action`."""
+        return "the standbys can be reached again"
+
+    async def perform(self, scene: Scene) -> None:
+        """See `Action`."""
+        for node in scene.standbys:
+            await asyncio.to_thread(scene.hosted.hosts[node].mend)
+
+
+@dataclass(frozen=True, slots=True)
 class Flap(Action):
     """The cable of a host goes and comes, again and again."""
 
