@@ -176,6 +176,22 @@ def test_a_stale_read_convicts() -> None:
     assert (verdict.lost, len(verdict.stale_reads), verdict.clean) == ((), 1, False)
 
 
+def test_what_an_asynchronous_cluster_forgot_need_not_be_shown_and_all_else_must() -> None:
+    history = History([*ACKNOWLEDGED, attempt(4, at_ms=2990)])
+    saw_the_lost_one = FreshRead(31, 32, 0, 3)
+    honest, stale = FreshRead(40, 41, 0, 2), FreshRead(42, 43, 0, 1)
+    history.fresh_reads += [saw_the_lost_one, honest, stale]
+    rows = [row(n) for n in (1, 2, 4)]
+
+    def stale_if(may_lose: bool) -> tuple[FreshRead, ...]:
+        verdict = check(history, rows, fault_at_ms=FAULT_MS, stopped_at_ms=STOPPED_MS, may_lose=may_lose)
+        assert verdict.lost == ((0, 3),)
+        return verdict.stale_reads
+
+    assert stale_if(True) == (stale,)
+    assert stale_if(False) == (honest, stale)
+
+
 # -- two leaders ----------------------------------------------------------------------------------------------------
 
 OLD, NEW, OTHER = Server("10.77.1.1:5432", 1), Server("10.77.1.2:5432", 2), Server("10.77.1.3:5432", 2)

@@ -75,11 +75,13 @@ def check(
     injection_ms: float = 0.0,
     payload_of: Callable[[int, int], str] | None = None,
     lowered_from: int | None = None,
+    may_lose: bool = False,
 ) -> Verdict:
     """Judge a run; raises ValueError if the history itself is no evidence (an id tried twice, time running back).
 
     ``fault_at_ms`` is when the injection began, ``injection_ms`` how long it took. Writers from ``lowered_from`` on
-    asked for less than the cluster's durability: what they lose is counted apart.
+    asked for less than the cluster's durability: what they lose is counted apart. With ``may_lose`` a read need not
+    show what is lost.
     """
     attempts = _by_id(history)
     copies: Counter[Id] = Counter()
@@ -117,22 +119,24 @@ def check(
         rto_ms=rto_ms,
         availability=availability(acknowledged_at_ms, stopped_at_ms),
         recovered=recovered,
-        stale_reads=stale_reads(history),
+        stale_reads=stale_reads(history, forgotten=frozenset(missing if may_lose else ())),
         two_leaders=two_leaders(a for a in attempts.values() if lowered_from is None or a.writer < lowered_from),
     )
 
 
-def stale_reads(history: History) -> tuple[FreshRead, ...]:
+def stale_reads(history: History, forgotten: frozenset[Id] = frozenset()) -> tuple[FreshRead, ...]:
     """Reads on the writable port that went back in time.
 
-    Each must show at least what was acknowledged, and what another such read was answered, before it was asked.
+    Each must show at least what was acknowledged, and what another such read was answered, before it was asked; but
+    for what an asynchronous cluster has ``forgotten``.
     """
     known: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
     for attempt in history:
-        if attempt.outcome is Outcome.ACKNOWLEDGED:
+        if attempt.outcome is Outcome.ACKNOWLEDGED and (attempt.writer, attempt.sequence) not in forgotten:
             known[attempt.writer].append((attempt.end_ms, attempt.sequence))
     for read in history.fresh_reads:
-        known[read.writer].append((read.end_ms, read.sequence))
+        if (read.writer, read.sequence) not in forgotten:
+            known[read.writer].append((read.end_ms, read.sequence))
     times: dict[int, list[float]] = {}
     newest: dict[int, list[int]] = {}
     for writer, facts in known.items():
@@ -141,7 +145,7 @@ def stale_reads(history: History) -> tuple[FreshRead, ...]:
         newest[writer] = list(itertools.accumulate((sequence for _, sequence in facts), max))
     stale = []
     for read in history.fresh_reads:
-        before = bisect.bisect_left(times[read.writer], read.start_ms)
+        before = bisect.bisect_left(times.get(read.writer, ()), read.start_ms)
         if before and newest[read.writer][before - 1] > read.sequence:
             stale.append(read)
     return tuple(stale)

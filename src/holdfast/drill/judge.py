@@ -144,6 +144,7 @@ class Judge:
             stopped_at_ms=self._now_ms() if stopped_at_ms is None else stopped_at_ms,
             injection_ms=self._injection_ms,
             payload_of=self._workload.payload_of,
+            may_lose=self._drill.expect.may_lose,
             lowered_from=LOWERED_WRITER if self._drill.load.lowered else None,
         )
 
