@@ -167,3 +167,14 @@ def test_the_journal_in_words(kind: str, detail: dict[str, JsonValue], said: str
 )
 def test_durations_read_well(ms: float, text: str) -> None:
     assert duration(ms) == text
+
+
+def test_a_verdict_is_told_without_all_of_its_readings() -> None:
+    detail: dict[str, JsonValue] = {
+        "about": "n1",
+        "verdict": "dead",
+        "evidence": "it refuses",
+        "readings": [{"age_ms": 3}],
+    }
+    told = sentence(Event(0.0, "n2", "verdict.changed", 1, detail=detail))
+    assert told == "holds n1 for dead: it refuses"

@@ -31,6 +31,7 @@ def amount(count: int) -> str:
 
 
 _SENTENCES = {
+    "verdict.changed": "holds {about} for {verdict}: {evidence}",
     "epoch.opened": "opened epoch {epoch}: {reason}",
     "recruit.joined": "{node} stopped listening to the old primary",
     "candidate.chosen": "chose {candidate}: {reason}",
@@ -62,7 +63,7 @@ def sentence(event: Event) -> str:
     rest = ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in event.detail.items()
-        if key not in used and key != "node"
+        if key not in used and key not in ("node", "readings")
     )
     said = template.format(**known)
     return f"{said} ({rest})" if rest else said
