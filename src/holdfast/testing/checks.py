@@ -65,6 +65,10 @@ class Checks:
         self._loop = loop
         self.servers: Mapping[str, Postgres] = {}
         self.acknowledged_writes: list[Record] = []
+        self.newest_begun_s = -1.0
+        """When the write that was acknowledged last was begun."""
+        self.acknowledged_alone = 0
+        """Writes acknowledged while policy let commits be local: a failover may lose the last of them."""
         self.register: Register | None = None
         self.is_older = False
         """Whether the store was put back, and nobody has swapped the register since."""
@@ -83,6 +87,10 @@ class Checks:
 
     def acknowledged(self, server: Postgres, record: Record) -> None:
         """A server tells a client that its write is safe."""
+        self.newest_begun_s = record.begun_s
+        if not server.waits_in_force and self.register is not None and self.register.committed.quorum.k == 0:
+            self.acknowledged_alone += 1
+            return  # by policy it may be on this server only
         self.acknowledged_writes.append(record)
         newest = max(self.serving_since_s, default=0)
         if newest > record.timeline and record.begun_s > self.serving_since_s[newest]:

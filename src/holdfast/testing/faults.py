@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from holdfast.testing.loop import Process
 from holdfast.testing.store import HOST as STORE
@@ -209,6 +209,15 @@ def _switchover(world: World, args: tuple[str, ...]) -> None:
         world.loop.spawn(host.process, host.agent.control.switchover(args[0] if args else None))
 
 
+def _policy(world: World, args: tuple[str, ...]) -> None:
+    """``policy durability=asynchronous``: asked of whichever agent runs first."""
+    changes: dict[str, Any] = dict(arg.split("=", 1) for arg in args)
+    for host in world.hosts.values():
+        if host.agent is not None and host.process is not None:
+            world.loop.spawn(host.process, host.agent.control.set_policy(changes))
+            return
+
+
 KINDS: dict[str, Act] = {
     "kill-postgres": _kill_postgres,
     "kill-agent": _kill_agent,
@@ -234,5 +243,6 @@ KINDS: dict[str, Act] = {
     "pause-replay": _pause_replay,
     "slow": _slow,
     "switchover": _switchover,
+    "policy": _policy,
 }
 """Every kind of fault, by the name under which it is written down."""

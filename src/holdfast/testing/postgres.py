@@ -363,6 +363,8 @@ class Postgres:
             return ServerView(status)
         position = directory.position()
         standby = status is ServerStatus.STANDBY
+        if not standby:
+            position = Position(directory.timeline, position.lsn)  # a primary's timeline is new before its log is
         receiver = self.receiver
         return ServerView(
             status=status,

@@ -151,8 +151,7 @@ class _Run:
         register = world.store.register()
         if register is None or register.leader is None:
             return "no primary serves"
-        acknowledged, quiet_s = world.checks.acknowledged_writes, world.quiet_since_s or 0.0
-        if not acknowledged or acknowledged[-1].begun_s < quiet_s:
+        if world.checks.newest_begun_s < (world.quiet_since_s or 0.0):
             return "no write was acknowledged"
         leader = world.servers[register.leader.node]
         members = {m.node: m for m in register.committed.quorum.members}

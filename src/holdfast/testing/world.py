@@ -98,7 +98,7 @@ class World:
             upstream = Upstream(leader.node, leader.node, 5432)
             self.servers[member.node].follow(upstream, member.application_name)
         for host in self.hosts.values():
-            host.start_agent()
+            self.loop.after(self.random.uniform(0, 300), host.start_agent)
 
     def begin_from_nothing(self) -> None:
         """Empty disks, an empty store, and one node that is asked to create the cluster."""
@@ -124,6 +124,7 @@ class World:
 
     def recorded(self, node: str, kind: str, epoch: int, rule: str | None, detail: dict[str, JsonValue]) -> None:
         """An agent writes its journal."""
+        detail.pop("readings", None)  # a page each
         self.note(node, f"{kind} [{epoch}]" + (f" ({rule})" if rule else ""), detail)
 
     def _registered(self, register: Register) -> None:
