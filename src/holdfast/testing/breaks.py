@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.core import choice, coordination, leadership, membership, quorum
 from holdfast.core.observation import Observation, RegisterTrouble
 from holdfast.model.lsn import Lsn, Position
-from holdfast.model.register import Configuration, Member, Quorum, Recruit, Register
+from holdfast.model.register import Member, Quorum, Register
 from holdfast.model.server import Upstream
 from holdfast.model.timeouts import Timeouts
 from holdfast.node import observer
@@ -34,14 +34,17 @@ class Broken(Wiring):
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """See `Wiring.in_force`."""
-        former = [(place, name, getattr(place, name)) for place, name, _ in self.replacements]
+        former = [(place, name, vars(place).get(name)) for place, name, _ in self.replacements]
         for place, name, other in self.replacements:
             setattr(place, name, other)
         try:
             yield
         finally:
             for place, name, real in former:
-                setattr(place, name, real)
+                if real is None:
+                    delattr(place, name)  # a name of Python's own
+                else:
+                    setattr(place, name, real)
 
 
 # ---- safety ---------------------------------------------------------------------------------------------------
@@ -57,7 +60,7 @@ class AnybodySuffices(Broken):
 
 
 class GoesOnStreaming(Broken):
-    """Read the position of a standby first, and make it stop receiving afterwards."""
+    """Report the position of a standby that still receives, and make it stop a moment later."""
 
     def server(self, postgres: Postgres, timeouts: Timeouts) -> SimulatedServer:
         """See `Wiring.server`."""
@@ -66,22 +69,17 @@ class GoesOnStreaming(Broken):
 
 class _UndetachedServer(SimulatedServer):
     async def detach(self) -> Position:
-        """The position from before, when log still came in."""
+        """The position, while log still comes in."""
         directory = await self._statement()
-        position = directory.position()
-        await self._pause(20, 200)
-        await super().detach()
-        return position
-
-
-def _least_log(recruit: Recruit, committed: Configuration, wishes: choice.Wishes) -> tuple[int, int, Member]:
-    return -recruit.position.timeline, -recruit.position.lsn, recruit.member
+        postgres = self.postgres
+        postgres.soon(postgres.random.uniform(100, 400), postgres.follow, None, "")
+        return directory.position()
 
 
 class AnyLog(Broken):
     """Promote the recruit with the least log instead of the most."""
 
-    replacements = ((choice, "_rank", _least_log),)
+    replacements = ((choice, "max", min),)
 
 
 def _always_covered(members: Quorum, flushed: object, lsn: Lsn) -> bool:

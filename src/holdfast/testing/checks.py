@@ -67,6 +67,8 @@ class Checks:
         self.acknowledged_writes: list[Record] = []
         self.newest_begun_s = -1.0
         """When the write that was acknowledged last was begun."""
+        self.counted_twice = 0
+        """Writes acknowledged because one standby was counted twice, by two connections: a hole that is known."""
         self.acknowledged_alone = 0
         """Writes acknowledged while policy let commits be local: a failover may lose the last of them."""
         self.register: Register | None = None
@@ -78,7 +80,7 @@ class Checks:
         self._recruited: dict[str, int] = {}
         self._promised: dict[str, int] = {}
         self._timelines: dict[int, str] = {}
-        self._gone: set[Member] = set()
+        self._held: dict[Member, set[int]] = {}
         self._able: deque[tuple[float, frozenset[Member]]] = deque()
         self.able_now: Callable[[], frozenset[Member]] = frozenset
         """Who could join an epoch now, in truth: what a pre-vote tries to find out."""
@@ -112,14 +114,14 @@ class Checks:
             return
         leading = self.leading_directory()
         quorum = register.committed.quorum
-        members = [directory for member in sorted(quorum.members) if (directory := self.directory_of(member))]
+        members = [self._writes_of(member) for member in sorted(quorum.members)]
         for record in records:
             if leading is not None and record.write not in leading.writes:
                 about = register.candidate or register.committed.leader
                 raise Violation(
                     LOST, f"{what}, and {about.node}, {register.phase.value} in epoch {register.epoch}, lacks {record}"
                 )
-            lacking = sum(record.write not in directory.writes for directory in members)
+            lacking = sum(record.write not in writes for writes in members)
             if lacking > len(quorum.members) - quorum.k:
                 raise Violation(UNSAFE, f"{what}, and {lacking} members of {quorum} lack {record}")
 
@@ -161,6 +163,16 @@ class Checks:
         if directory is None or not directory.complete or directory.incarnation != member.incarnation:
             return None
         return directory
+
+    def _writes_of(self, member: Member) -> set[int]:
+        """What a member's directory holds, or held when it was lost."""
+        directory = self.directory_of(member)
+        return directory.durable() if directory is not None else self._held.get(member, set())
+
+    def lost_directory(self, host: str, directory: Directory | None) -> None:
+        """A directory goes, or is about to be made over: what it held, others may have been told."""
+        if directory is not None and directory.incarnation is not None:
+            self._held[Member(host, directory.incarnation)] = directory.durable()
 
     def leading_directory(self) -> Directory | None:
         """The directory of the leader or the candidate; None while nobody is, or it is gone."""

@@ -37,7 +37,8 @@ class Directory:
         """How many records survive a loss of power."""
         self.timeline = log[0].timeline
         self.history: History = ()
-        self.writes: set[int] = set()
+        self.writes: dict[int, int] = {}
+        """Which clients' writes the log holds, and how long it is up to each."""
         for record in log:
             self.append(record)
         self.flushed = len(log)
@@ -49,17 +50,21 @@ class Directory:
             self.timeline = record.timeline
         self.log.append(record)
         if record.write:
-            self.writes.add(record.write)
+            self.writes[record.write] = len(self.log)
 
     def truncate(self, count: int) -> None:
         """Keep the first ``count`` records."""
         if count == len(self.log):
             return
         kept = self.log[:count]
-        self.log, self.history, self.timeline, self.writes = [], (), kept[0].timeline, set()
+        self.log, self.history, self.timeline, self.writes = [], (), kept[0].timeline, {}
         for record in kept:
             self.append(record)
         self.flushed = min(self.flushed, count)
+
+    def durable(self) -> set[int]:
+        """The clients' writes that survive a loss of power."""
+        return {write for write, count in self.writes.items() if count <= self.flushed}
 
     def end(self) -> Lsn:
         """Where the written log ends."""

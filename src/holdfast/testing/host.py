@@ -146,12 +146,14 @@ class Host:
         """An empty disk takes the place of the former one."""
         self.power_off()
         self.promise = None
+        self.world.checks.lost_directory(self.name, self.postgres.directory)
         self.postgres.directory = None
         self.world.checks.lost_disk(self.name)
 
     def lose_data(self) -> None:
         """The data directory is removed; the promise is elsewhere."""
         self.postgres.end()
+        self.world.checks.lost_directory(self.name, self.postgres.directory)
         self.postgres.directory = None
 
 

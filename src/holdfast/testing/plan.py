@@ -1,8 +1,8 @@
 """What a seed stands for: how many nodes there are, and which faults hit them when.
 
-Half of the seeds draw single faults at random. The other half follow the shapes that have broken clusters: standbys
-behind when the leader is lost, losses in the middle of a failover, members that come and go, switchovers that meet
-faults, losses one after the other, and machines that are slow for long.
+Many seeds draw single faults at random. The others follow the shapes that have broken clusters: standbys behind when
+the leader is lost, losses in the middle of a failover, members that come and go, switchovers that meet faults, a leader
+that wakes up, losses one after the other, and machines that are slow for long.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Plan:
     faults: tuple[Fault, ...]
     from_nothing: bool = False
     """Whether it begins with empty disks and an empty store."""
+    shape: str = "written"
 
     def without(self, index: int) -> Plan:
         """The same with one fault less."""
@@ -40,7 +41,7 @@ def plan_of(seed: int) -> Plan:
     names = [f"n{number}" for number in range(1, nodes + 1)]
     faults = shape(rng, names, begin_ms)
     from_nothing = shape is _anything and rng.random() < 0.05
-    return Plan(seed, nodes, tuple(sorted(faults, key=lambda fault: fault.at_ms)), from_nothing)
+    return Plan(seed, nodes, tuple(sorted(faults, key=lambda fault: fault.at_ms)), from_nothing, shape.__name__[1:])
 
 
 def _for_ms(rng: random.Random) -> int:
@@ -207,13 +208,59 @@ def _slow_for_long(rng: random.Random, names: list[str], at_ms: int) -> list[Fau
     return faults
 
 
+def _last_member_behind(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """The one standby that has everything goes away, while the others are behind but do not look it."""
+    ahead, *behind = rng.sample(names[1:], len(names) - 1)
+    faults = [Fault(at_ms, "part", ("n1", name), 4200 + rng.randrange(700)) for name in behind]
+    at_ms += rng.randrange(100, 700)
+    kind = rng.choice(("kill-agent", "kill-agent", "isolate", "lose-disk", "lose-data"))
+    faults.append(Fault(at_ms, kind, (ahead,), None if kind == "lose-data" else rng.choice((200, 5000))))
+    if kind == "kill-agent":
+        faults.append(Fault(at_ms + 5, "kill-postgres", (ahead,)))
+    if rng.random() < 0.5:
+        faults.extend(_fault(rng, _chosen(rng, _LOSSES), "n1", names, at_ms + rng.choice((500, 3500, 4500))))
+    return faults
+
+
+def _back_while_the_store_is_away(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """A standby that was dropped comes back while the leader hears nothing, or only half, from the store."""
+    away_ms = 3300 + rng.randrange(900)
+    back = rng.choice(names[1:])
+    faults = [Fault(at_ms, rng.choice(("crash-host", "isolate")), (back,), away_ms)]
+    at_ms += away_ms + rng.randrange(50, 700)
+    trouble = rng.choice(("part", "lose-answers", "late-writes"))
+    faults.append(Fault(at_ms, trouble, ("n1", "store") if trouble == "part" else ("0.7",), 2500))
+    if rng.random() < 0.6:
+        faults.extend(_fault(rng, _chosen(rng, _LOSSES), rng.choice(names), names, at_ms + rng.randrange(100, 1500)))
+    return faults
+
+
+def _alone(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Everybody but the leader is away, and then its server dies."""
+    away_ms = 6000 + rng.randrange(2000)
+    faults = [Fault(at_ms, rng.choice(("crash-host", "isolate")), (name,), away_ms) for name in names[1:]]
+    return [*faults, Fault(at_ms + rng.randrange(4300, 5800), "kill-postgres", ("n1",))]
+
+
+def _wakes_up(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """A frozen leader goes on just as it is being replaced."""
+    faults = [Fault(at_ms, rng.choice(("freeze-host", "isolate")), ("n1",), rng.randrange(1700, 3200))]
+    if rng.random() < 0.5:
+        faults.extend(_fault(rng, _chosen(rng, _LOSSES), rng.choice(names[1:]), names, at_ms + rng.randrange(3500)))
+    return faults
+
+
 _SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
-    _anything: 50,
+    _anything: 38,
     _behind: 14,
     _upon_each_other: 12,
     _coming_and_going: 12,
     _handing_over: 7,
     _one_after_the_other: 3,
     _slow_for_long: 1,
+    _last_member_behind: 4,
+    _back_while_the_store_is_away: 3,
+    _alone: 1,
+    _wakes_up: 4,
 }
 """How often each shape is chosen."""
