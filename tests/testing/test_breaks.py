@@ -11,7 +11,7 @@ from holdfast.testing.plan import plan_of
 from holdfast.testing.run import run
 
 CAUGHT = {
-    "intersect": 616,
+    "intersect": 7539,
     "revoke-first": 44,
     "best-log": 5,
     "barrier": 188,

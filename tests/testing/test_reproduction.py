@@ -54,7 +54,7 @@ def test_a_fault_is_read_as_it_is_written() -> None:
 
 def test_a_failing_run_is_made_smaller() -> None:
     needless = (Fault(1400, "delay", ("5",), 300), Fault(1600, "loss", ("0.05",), 200))
-    broken = plan_of(4)
+    broken = plan_of(11)
     plan = replace(broken, faults=tuple(sorted((*needless, *broken.faults), key=lambda fault: fault.at_ms)))
     wiring = wiring_of("closed-until-serving")
     failed = next(r for seed in range(50) if (r := run(replace(plan, seed=seed), wiring)).violation is not None)
