@@ -1,4 +1,4 @@
-"""3,000 seeds of the product as it is; `holdfast sim run --seeds N` runs as many as one likes."""
+"""1,500 seeds of the product as it is; `holdfast sim run --seeds N` runs as many as one likes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.testing.campaign import run_seeds
 
-SEEDS, CHUNK = 3000, 100
+SEEDS, CHUNK = 1500, 100
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
