@@ -17,7 +17,7 @@ from holdfast.model.policy import Durability, Policy, Promotion
 from holdfast.model.register import Phase, Quorum
 from holdfast.model.report import VerdictKind
 from holdfast.model.server import ServerStatus, ServerView
-from tests.core.builders import N1, N2, N3, NOW_MS, TIMEOUTS, observation, peer, recruit, register, verdict
+from tests.core.builders import N1, N2, N3, NOW_MS, TIMEOUTS, at, observation, peer, recruit, register, verdict
 
 DEAD = verdict(VerdictKind.DEAD)
 
@@ -221,3 +221,15 @@ def test_an_epoch_is_opened_for_local_commits_only_if_somebody_is_near_enough() 
     assert isinstance(rule_and_actions(o)[1][0], a.OpenEpoch)
     far = replace(o, lease=replace(RENEWED, lsn=Lsn(151)))
     assert isinstance(rule_and_actions(far)[1][0], a.Await)
+
+
+def test_one_outside_of_the_quorum_that_followed_the_leader_can_follow_the_next() -> None:
+    """The quorum was narrowed to N2, N1 is lost, and N3 is back: it was never in danger of having too much."""
+    narrowed = register().requorumed(Quorum(frozenset({N2}), 1))
+    gone = {"n1": Peer(asked_ms=NOW_MS), "n3": peer(N3, verdict=DEAD, situation="stopped")}
+    o = replace(suspicious("n3"), register=narrowed, peers=gone)
+    assert isinstance(rule_and_actions(o)[1][0], a.OpenEpoch)
+    elsewhere = {**gone, "n3": peer(N3, verdict=DEAD, situation="stopped", position=at(3, 100))}
+    assert isinstance(rule_and_actions(replace(o, peers=elsewhere))[1][0], a.Await)
+    later = replace(o, peers=elsewhere, now_ms=NOW_MS + 100, verdict=replace(DEAD, evidence="no answer for 1600 ms"))
+    assert rule_and_actions(later) == rule_and_actions(replace(o, peers=elsewhere))

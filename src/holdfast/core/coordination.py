@@ -77,7 +77,15 @@ def willing_members(o: Observation, register: Register, since_ms: int) -> frozen
     }
     if o.member is not None and not o.rebuilding and o.server.status is not ServerStatus.UNRESPONSIVE:
         willing.add(o.member)
-    return frozenset(willing) & (register.committed.quorum.members | {register.committed.leader})
+    counted_on = register.committed.quorum.members | {register.committed.leader}
+    return frozenset(m for m in willing if m in counted_on or _has_log_of_epoch(o, register, m))
+
+
+def _has_log_of_epoch(o: Observation, register: Register, member: Member) -> bool:
+    """Whether a directory that the quorum does not name has followed this leader: it can follow the next one, too."""
+    peer = o.peers.get(member.node)
+    position = o.own_log_end() if member == o.member else peer.report.position if peer and peer.report else None
+    return position is not None and position.timeline == register.committed.epoch
 
 
 def would_join(report: NodeReport, register: Register) -> bool:
@@ -103,30 +111,39 @@ def _is_near(o: Observation, register: Register, member: Member) -> bool:
     return position is not None and within(position, allowance)
 
 
-def _open(o: Observation, register: Register, why: str) -> tuple[Action, ...]:
+def _open(o: Observation, register: Register, why: str, state: str) -> tuple[Action, ...]:
+    """``why`` is for the journal; ``state`` is what people are told while it cannot be done, and does not tick."""
     since_ms = o.suspected_since_ms if o.suspected_since_ms is not None else o.now_ms
     if prevote_passes(o, register, willing_members(o, register, since_ms)):
         return (OpenEpoch(why),)
     asked_ms = [p.asked_ms or 0 for p in o.peers.values()]
     if any(ms < since_ms for ms in asked_ms):
         return (AskPeers(),)
-    return (Await(f"{why}; nobody can take over safely with the nodes that answer now"),)
+    return (Await(f"{state}: nobody can take over safely with the nodes that answer now"),)
+
+
+def _lost(o: Observation, register: Register) -> tuple[str, str]:
+    """Why the one that leads is replaced, for the journal, and in words that do not tick."""
+    about = register.candidate or register.committed.leader
+    if o.verdict is None:
+        return "suspected by the voters", f"{about.node} is suspected"
+    return o.verdict.evidence, f"{about.node} is {o.verdict.kind.value}"
 
 
 def _suspected(o: Observation, register: Register) -> tuple[Action, ...]:
-    why = o.verdict.evidence if o.verdict is not None else "suspected by the voters"
+    why, state = _lost(o, register)
     if o.policy.promotion is Promotion.APPROVED and o.approved_epoch != register.epoch:
-        lost = register.committed.leader.node
-        return (Await(f"{lost} is lost ({why}): a failover waits for `holdfast approve`, as the policy asks"),)
-    return _open(o, register, why)
+        return (Await(f"{state}: a failover waits for `holdfast approve`, as the policy asks"),)
+    return _open(o, register, why, state)
 
 
 def _replace_lost(o: Observation, register: Register) -> tuple[Action, ...]:
-    return _open(o, register, o.verdict.evidence if o.verdict is not None else "suspected by the voters")
+    return _open(o, register, *_lost(o, register))
 
 
 def _stalled(o: Observation, register: Register) -> tuple[Action, ...]:
-    return _open(o, register, f"{register.phase.value} did not advance")
+    words = f"{register.phase.value} did not advance"
+    return _open(o, register, words, words)
 
 
 def best_choice(o: Observation, register: Register) -> Choice | None:

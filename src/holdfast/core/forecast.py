@@ -110,7 +110,8 @@ def _without_primary(now: Standing, gone: frozenset[str]) -> Takeover:
     obstacles = [words for name, report in left.items() for words in _objections(name, report, now)]
     obstacles += _waits(now, left)
     recruits = [r for report in left.values() if (r := _as_recruit(report, register)) is not None]
-    willing = frozenset(r.member for r in recruits) & (committed.quorum.members | {committed.leader})
+    counted_on = committed.quorum.members | {committed.leader}
+    willing = frozenset(r.member for r in recruits if r.member in counted_on or r.position.timeline == committed.epoch)
     lead = now.reports.get(committed.leader.node)
     end = lead.position if lead is not None else None
     allowance = (
