@@ -44,14 +44,18 @@ async def test_the_forecast_comes_true_and_the_story_says_why(cluster: LocalClus
 
 
 async def test_status_says_what_each_voter_thinks(cluster: LocalCluster) -> None:
-    found = await told(cluster, "status")
     leader = await the_leader(cluster)
+    evidence = {"agent", "fresh session", "held session"}
+    async with asyncio.timeout(WHOLE_S):
+        while True:  # until each has asked twice: a session is held only after it was fresh
+            found = await told(cluster, "status")
+            seen = {v["name"]: {r["source"] for r in v["readings"]} for v in found["voters"]}
+            if all(evidence <= seen[name] for name in set(cluster.nodes) - {leader}):
+                break
     assert (found["votes_needed"], [v["name"] for v in found["voters"]]) == (2, list(cluster.nodes))
     assert {v["verdict"] for v in found["voters"]} == {"healthy"}
     by_name = {v["name"]: v for v in found["voters"]}
     assert by_name[leader]["rule"] == "verdict.runs"
-    for name in set(cluster.nodes) - {leader}:
-        assert {"agent", "fresh session", "held session"} <= {r["source"] for r in by_name[name]["readings"]}
     done = await asyncio.to_thread(holdfast, "status", "--dir", cluster.layout.root)
     assert "0 of 3 voters hold the primary for lost; 2 must agree" in done.stdout
 
