@@ -10,7 +10,7 @@ import time
 
 from holdfast.drill import hosts
 from holdfast.drill.hosts import Direction, Host
-from holdfast.drill.probes import connects, state_of
+from holdfast.drill.probes import connects, must_be_stopped, state_of
 from holdfast.drill.wire import Wires
 
 PORT = 5000
@@ -58,6 +58,7 @@ async def trial() -> dict[str, object]:
         host.mend()
     met["mended again"] = await no_longer_silent(host)
     frozen = host.freeze()
+    await must_be_stopped(frozen.processes)  # a signal takes a moment to arrive
     found["frozen"] = [state_of(process) for process in frozen.processes]
     frozen.thaw()
     found["killed"] = host.kill()

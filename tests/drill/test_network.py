@@ -37,7 +37,7 @@ def test_hosts_and_cables() -> None:
         "booted": "connected",
     }
     assert found["killed"] == len(found["frozen"]) == 1
-    assert set(found["frozen"]) <= set("TtS")  # a signal takes a moment to arrive
+    assert set(found["frozen"]) <= set("Tt")
     delays_ms = found["round_trips_ms"]
     assert statistics.median(found["quick_ms"]) < statistics.median(delays_ms)
     assert 5 < statistics.median(delays_ms) < 200
