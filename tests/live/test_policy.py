@@ -62,9 +62,10 @@ async def until_reported(cluster: LocalCluster, node: str, holds: Callable[[Node
 
 @contextlib.asynccontextmanager
 async def frozen(*processes: psutil.Process) -> AsyncIterator[None]:
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
     try:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a session that has ended since it was listed
+                process.send_signal(signal.SIGSTOP)
         yield
     finally:
         for process in processes:

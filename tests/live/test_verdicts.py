@@ -46,9 +46,10 @@ def walreceiver(cluster: LocalCluster, node: str) -> psutil.Process:
 
 @contextlib.contextmanager
 def frozen(*processes: psutil.Process) -> Iterator[None]:
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
     try:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a session that has ended since it was listed
+                process.send_signal(signal.SIGSTOP)
         yield
     finally:
         for process in processes:
