@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
+import pytest
 
 from holdfast.node.commands import run_command
 
@@ -20,10 +24,35 @@ async def test_one_that_cannot_be_run_says_why() -> None:
     assert (outcome.ok, outcome.words) == (False, "cannot be run: No such file or directory")
 
 
-async def test_one_that_does_not_end_is_killed_with_all_it_started(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    script = f"sleep 600 & echo $! $$ > {pids}; wait"
-    outcome = await run_command(["sh", "-c", script], {}, 0.5)
-    assert outcome.words.startswith("killed after 0.5 s without an end")
-    for pid in map(int, pids.read_text().split()):
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+class Life:
+    """A FIFO that a script and all it starts hold open: it ends with the last of them."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    async def read(self) -> bytes:
+        """What they say next; nothing once they have ended (or before the first has begun)."""
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return os.read(self._descriptor, 4096)
+                await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Iterator[Life]:
+    made = Life(tmp_path / "life")
+    yield made
+    made.close()
+
+
+async def test_one_that_does_not_end_is_killed_with_all_it_started(life: Life, tmp_path: Path) -> None:
+    script = f"exec 9> {tmp_path}/life; sleep 600 & echo begun >&9; wait"
+    outcome = await run_command(["sh", "-c", script], {}, 3)
+    assert outcome.words.startswith("killed after 3 s without an end")
+    assert await life.read() == b"begun\n"
+    assert await life.read() == b""
