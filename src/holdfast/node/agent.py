@@ -91,8 +91,8 @@ class Agent:
         self._appointment = Appointment(
             parts.store, self._registry, keys, timeouts, self.control, parts.journal, self.serves_writes
         )
-        self._hooks = Hooks(settings.hooks, settings.cluster.name, name, parts.journal)
-        self._fencing = Fencing(settings.fencing, settings.cluster.name, name, parts.journal)
+        self._hooks = Hooks(settings.hooks, settings.cluster.name, name, parts.journal, timeouts.kill_ms)
+        self._fencing = Fencing(settings.fencing, settings.cluster.name, name, parts.journal, timeouts.kill_ms)
         self._watchdog = Watchdog(settings.fencing, lambda: self._guards_primary)
         self._guards_primary = False
         self._pledged_until_ms = monotonic_ms() + timeouts.lease_ms  # a former life may have given its word

@@ -20,8 +20,13 @@ class CommandOutcome:
     words: str
 
 
-async def run_command(command: Sequence[str], variables: Mapping[str, str], timeout_s: float) -> CommandOutcome:
-    """Run ``command`` with our environment and these variables; never raises for a command that fails."""
+async def run_command(
+    command: Sequence[str], variables: Mapping[str, str], timeout_s: float, kill_ms: int
+) -> CommandOutcome:
+    """Run ``command`` with our environment and these variables; never raises for a command that fails.
+
+    One that is killed is gone before this returns, or its outcome says that something of it was left after ``kill_ms``.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -39,13 +44,25 @@ async def run_command(command: Sequence[str], variables: Mapping[str, str], time
             await _read(process, said)
             status = await process.wait()
     except TimeoutError:
-        return CommandOutcome(False, f"killed after {timeout_s:g} s without an end{_last_line(said)}")
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        left = "" if await _kill(process, kill_ms) else f"; some of it was still there {kill_ms / 1000:g} s later"
+        return CommandOutcome(False, f"killed after {timeout_s:g} s without an end{left}{_last_line(said)}")
+    except asyncio.CancelledError:
+        await _kill(process, kill_ms)
+        raise
     return CommandOutcome(status == 0, f"exit status {status}{_last_line(said)}")
+
+
+async def _kill(process: asyncio.subprocess.Process, kill_ms: int) -> bool:
+    """Kill it with its session, also what is left of that without it; whether all that held its output is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        async with asyncio.timeout(kill_ms / 1000):
+            await _read(process, bytearray())
+            await process.wait()
+    except TimeoutError:
+        return False  # in uninterruptible sleep, in a session of its own, or another user's
+    return True
 
 
 async def _read(process: asyncio.subprocess.Process, said: bytearray) -> None:

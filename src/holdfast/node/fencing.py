@@ -14,11 +14,12 @@ from holdfast.node.journal import Journal
 class Fencing:
     """Writes need it not (the quorum fences); reads of a cut-off primary, and people who want to be sure, do."""
 
-    def __init__(self, settings: FencingSettings, cluster: str, node: str, journal: Journal) -> None:
+    def __init__(self, settings: FencingSettings, cluster: str, node: str, journal: Journal, kill_ms: int) -> None:
         self._settings = settings
         self._cluster = cluster
         self._node = node
         self._journal = journal
+        self._kill_ms = kill_ms
         self._running: set[asyncio.Task[None]] = set()
 
     def epoch_opened(self, o: Observation) -> None:
@@ -50,7 +51,8 @@ class Fencing:
             "HOLDFAST_NODE": self._node,
             "HOLDFAST_EPOCH": str(epoch),
         }
-        outcome = await run_command(self._settings.command, variables, self._settings.command_timeout_s)
+        settings = self._settings
+        outcome = await run_command(settings.command, variables, settings.command_timeout_s, self._kill_ms)
         took_ms = monotonic_ms() - began_ms
         self._journal.record(
             "fence.done", epoch, None, node=lost, ok=outcome.ok, outcome=outcome.words, took_ms=took_ms

@@ -71,12 +71,14 @@ class Hooks:
         cluster: str,
         node: str,
         journal: Journal,
+        kill_ms: int,
         wall_ms: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
         self._node = node
         self._journal = journal
+        self._kill_ms = kill_ms
         self._wall_ms = wall_ms
         self._role: str | None = None
         self._waiting: asyncio.Queue[RoleChange] = asyncio.Queue(WAITING_MAX)
@@ -96,7 +98,7 @@ class Hooks:
             change = await self._waiting.get()
             if self._settings.on_role_change:
                 command = self._settings.on_role_change
-                outcome = await run_command(command, change.variables(), self._settings.timeout_s)
+                outcome = await run_command(command, change.variables(), self._settings.timeout_s, self._kill_ms)
                 self._note(change, command[0], outcome.ok, outcome.words)
             for webhook in self._settings.webhooks:
                 await self._post(webhook, change)

@@ -55,7 +55,7 @@ class Witness:
         self._journal = journal
         self._publisher = Publisher(store, keys, timeouts)
         self._hands = Coordinator(store, self._registry, self._peers, keys, journal)
-        self._fencing = Fencing(settings.fencing, settings.cluster.name, name, journal)
+        self._fencing = Fencing(settings.fencing, settings.cluster.name, name, journal, timeouts.kill_ms)
         self._verdicts = VerdictNotes(journal)
         self.control = Control(self, store, self._registry, keys, journal, lambda: self._last)
         self._last: Observation | None = None
