@@ -28,14 +28,7 @@ async def run_command(
     One that is killed is gone before this returns, or its outcome says that something of it was left after ``kill_ms``.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **variables},
-            start_new_session=True,
-        )
+        process = await _start(command, variables, kill_ms)
     except OSError as error:
         return CommandOutcome(False, f"cannot be run: {error.strerror or error}")
     said = bytearray()
@@ -50,6 +43,26 @@ async def run_command(
         await _kill(process, kill_ms)
         raise
     return CommandOutcome(status == 0, f"exit status {status}{_last_line(said)}")
+
+
+async def _start(command: Sequence[str], variables: Mapping[str, str], kill_ms: int) -> asyncio.subprocess.Process:
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # It runs before it counts as started; asyncio itself would kill it then without what it has started.
+        with contextlib.suppress(OSError):
+            await _kill(await starting, kill_ms)
+        raise
 
 
 async def _kill(process: asyncio.subprocess.Process, kill_ms: int) -> bool:
