@@ -35,7 +35,7 @@ async def read(store: MemoryStore, key: str) -> NodeRecord | None:
 
 async def until_written(store: MemoryStore, key: str, record: NodeRecord) -> None:
     changes = cast("AsyncGenerator[Change, None]", store.watch(key))
-    async with asyncio.timeout(5), contextlib.aclosing(changes):
+    async with asyncio.timeout(60), contextlib.aclosing(changes):
         async for change in changes:
             entries = change.snapshot.entries if isinstance(change, Resync) else ()
             if isinstance(change, Put):
@@ -106,7 +106,7 @@ async def test_a_new_address_moves_a_node_that_is_known(store: MemoryStore) -> N
     watching = asyncio.create_task(registry.run())
     await registry.synced.wait()
     await store.put(KEYS.address("n2"), moved.to_json())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while registry.nodes["n2"].postgres_port != 2:
             await news.wait()
             news.clear()

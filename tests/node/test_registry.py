@@ -50,7 +50,7 @@ class Changes:
         self._happened.set()
 
     async def next(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self._happened.wait()
         self._happened.clear()
 
@@ -196,7 +196,7 @@ async def test_the_journal_waits_for_the_store_and_keeps_its_order(store: Memory
     backend.set_fault(Fault.NONE)
     written = 0
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(60),
         contextlib.aclosing(cast("AsyncGenerator[Change, None]", store.watch(KEYS.journal))) as watch,
     ):
         async for change in watch:

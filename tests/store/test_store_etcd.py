@@ -89,7 +89,7 @@ async def test_a_silent_endpoint_is_left(
     shared_etcd: EtcdProcess, keys: Keys, etcd_store: MakeStore, watching: Watching
 ) -> None:
     async with listener(never) as silent:
-        store = etcd_store(StoreSettings(endpoints=(silent, shared_etcd.url)), Timeouts(store_request_ms=300))
+        store = etcd_store(StoreSettings(endpoints=(silent, shared_etcd.url)))
         assert await store.put(keys.register, b"1") > 0
         watcher = watching(store.watch(keys.prefix))
         await watcher.until(lambda w: w.now == {keys.register: b"1"})
@@ -121,6 +121,7 @@ async def test_a_swap_whose_answer_is_lost_is_not_repeated(
         assert entry is not None
         with pytest.raises(StoreUnavailable, match="no answer"):
             await store.compare_and_swap(keys.register, b"2", entry.revision)
+        gateway._timeouts = Timeouts()
         assert await store.get(keys.register) == entry
         assert await store.compare_and_swap(keys.register, b"2", entry.revision) is not None
 
@@ -129,12 +130,13 @@ async def test_a_swap_is_not_given_to_an_endpoint_that_fell_silent(
     shared_etcd: EtcdProcess, keys: Keys, etcd_store: MakeStore
 ) -> None:
     async with listener(never) as silent:
-        store = etcd_store(StoreSettings(endpoints=(silent, shared_etcd.url)), Timeouts(store_patience_ms=50))
+        patient = Timeouts(store_patience_ms=50, store_request_ms=60_000)
+        store = etcd_store(StoreSettings(endpoints=(silent, shared_etcd.url)), patient)
         store._gateway._versions[silent] = "3.5.1"
         began_at = asyncio.get_running_loop().time()
         assert await store.compare_and_swap(keys.register, b"1", 0) is not None
         assert await store.get(keys.register) is not None
-        assert asyncio.get_running_loop().time() - began_at < Timeouts().store_request_ms / 1000
+        assert asyncio.get_running_loop().time() - began_at < patient.store_request_ms / 1000
 
 
 async def test_a_frozen_etcd_is_noticed_and_taken_up_again(
@@ -158,13 +160,13 @@ async def test_a_quiet_watch_stays_live(
     shared_etcd: EtcdProcess, keys: Keys, etcd_store: MakeStore, watching: Watching
 ) -> None:
     """Without any change, progress is asked for and answered: a prefix where nothing happens is not silence."""
-    store = etcd_store(shared_etcd.settings(), Timeouts(store_silence_ms=600))
+    store = etcd_store(shared_etcd.settings(), Timeouts())
     watcher = watching(store.watch(keys.prefix))
     await watcher.until_live()
     asked: list[object] = []
     with structlog.testing.capture_logs() as logs:
         loop = asyncio.get_running_loop()
-        end = loop.time() + 1.5
+        end = loop.time() + 2.5 * Timeouts().store_silence_ms / 1000
         while loop.time() < end:
             asked.append(await store.get(keys.register))
     assert not [entry for entry in logs if entry["event"] == "store_watch_broken"]
