@@ -25,7 +25,7 @@ from holdfast.postgres.config import BARRIER, REPLICATION_ROLE, Runtime
 from holdfast.postgres.programs import identity, run_program
 from holdfast.postgres.server import Server
 from holdfast.postgres.timelines import timelines_on_disk, write_placeholders
-from tests.postgres.lab import PASSWORD, Lab, new_incarnation
+from tests.postgres.lab import DEADLINE_S, PASSWORD, Lab, new_incarnation
 
 pytestmark = pytest.mark.live
 
@@ -121,7 +121,7 @@ async def test_a_restart_with_placeholders(lab: Lab) -> None:
         Runtime(BARRIER, lab.upstream("a"), member.application_name, quick_replay=False), exited, standby=True
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while "unexpected timeline ID 1" not in lab.server_log("b"):
                 assert not exited.is_set(), lab.server_log("b")[-2000:]
                 await asyncio.sleep(0.02)
@@ -144,6 +144,7 @@ async def test_a_revoked_standby_whose_replay_is_paused(lab: Lab) -> None:
     await lab.until_equal(primary, standby)
     await primary.set_quorum(Quorum(frozenset({member}), 1))
     await lab.execute("b", "SELECT pg_wal_replay_pause()")
+    await lab.until_rows("b", "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'")
     await standby._instance.apply(Runtime(BARRIER, None, None, quick_replay=True))
     assert (await standby.view()).upstream_host is None
     await lab.execute("a", "INSERT INTO t VALUES (1)")
