@@ -97,11 +97,13 @@ class Server:
                 assert self.process.poll() is None, (self.home / f"{self.name}.log").read_text()[-2000:]
                 time.sleep(0.02)
 
-    def query(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+    def session(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
         """As superuser, by the Unix socket."""
-        with psycopg.connect(
-            host=str(self.home), port=self.port, user="postgres", dbname=database, autocommit=True
-        ) as connection:
+        return psycopg.connect(host=str(self.home), port=self.port, user="postgres", dbname=database, autocommit=True)
+
+    def query(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """As superuser, in a session of its own."""
+        with self.session(database) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -115,24 +117,37 @@ class Server:
             assert time.monotonic() < deadline, sql
             time.sleep(0.02)
 
+    def set_standby_names(self, names: str | None) -> None:
+        """Which standbys confirm commits; returns when every commit that begins asks for them."""
+        verb = "reset synchronous_standby_names" if names is None else f"set synchronous_standby_names = '{names}'"
+        self.query(f"alter system {verb}")
+        self.query("select pg_reload_conf()")
+        self.wait_for(f"select current_setting('synchronous_standby_names') = '{names or ''}'")
+        # The checkpointer, told before any session is forked with the new names, tells all others; it looks for such
+        # news before it takes up a checkpoint, but the first may be under way.
+        self.query("checkpoint")
+        self.query("checkpoint")
+
     def stop(self) -> None:
         """A fast shutdown."""
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(30)
+        self.process.wait(60)
         self.process = None
 
     def kill(self) -> None:
         """Kill the postmaster and every backend, as a crash of the host's memory would."""
         if self.process is None:
             return
-        if self.process.poll() is None:
+        postmaster = Process.of(self.process.pid) if self.process.poll() is None else None
+        if postmaster is not None:
+            postmaster.send(signal.SIGSTOP)  # it forks nobody meanwhile
             family = [
                 p for p in map(Process.of, (self.process.pid, *descendants_of(self.process.pid))) if p is not None
             ]
             for process in family:
                 process.send(signal.SIGKILL)
             for process in family:
-                process.wait(30)  # the end is enough: whoever adopts the orphans may be slow to reap them
+                process.wait(60)  # the end is enough: whoever adopts the orphans may be slow to reap them
         self.process.wait()
         self.process = None

@@ -57,7 +57,7 @@ async def test_held_before_the_register_moves(pair: Pair) -> None:
 
 async def test_hold_ends(cluster: Cluster, lasting: Server) -> None:
     await cluster.serve(lasting, 1)
-    await cluster.start(hold_max_ms=400)
+    await cluster.start(hold_max_ms=1500)  # a login is held no longer than that, too
     async with await cluster.connect() as connection:
         await cluster.open_epoch()
         for _ in range(2):

@@ -153,9 +153,7 @@ async def test_cancelled_wait_for_standbys_is_no_success(pair: Pair) -> None:
     """PostgreSQL answers INSERT 0 1 with a warning; the row exists on the primary only."""
     async with await pair.cluster.connect() as connection, await pair.cluster.connect() as extended:
         await connection.execute("create table t (n int)")
-        for sql in ("alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"):
-            await asyncio.to_thread(pair.n1.query, sql)
-        await asyncio.to_thread(pair.n1.wait_for, "select current_setting('synchronous_standby_names') = 'nobody'")
+        await asyncio.to_thread(pair.n1.set_standby_names, "nobody")
         waiting = "select count(*) = 1 from pg_stat_activity where wait_event = 'SyncRep'"
         for victim, values in ((connection, None), (extended, [])):
             running = asyncio.create_task(victim.execute("insert into t values (1)", values, prepare=values == []))
@@ -171,9 +169,7 @@ async def test_cancelled_wait_for_standbys_is_no_success(pair: Pair) -> None:
 async def test_waiting_commit_is_not_cancelled(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection:
         await connection.execute("create table t (n int)")
-        for sql in ("alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"):
-            await asyncio.to_thread(pair.n1.query, sql)
-        await asyncio.to_thread(pair.n1.wait_for, "select current_setting('synchronous_standby_names') = 'nobody'")
+        await asyncio.to_thread(pair.n1.set_standby_names, "nobody")
         await connection.execute("begin")
         await connection.execute("insert into t values (1)")
         running = asyncio.create_task(connection.execute("commit"))
@@ -182,16 +178,14 @@ async def test_waiting_commit_is_not_cancelled(pair: Pair) -> None:
         )
         await connection.cancel_safe()
         assert not running.done()
-        for sql in ("alter system reset synchronous_standby_names", "select pg_reload_conf()"):
-            await asyncio.to_thread(pair.n1.query, sql)
+        await asyncio.to_thread(pair.n1.set_standby_names, None)
         cursor = await running
         assert cursor.statusmessage == "COMMIT"
 
 
 async def test_writers_under_load(pair: Pair) -> None:
     """Every acknowledged row is on the new primary, every refused one is not, and no client is lost."""
-    await asyncio.to_thread(pair.n1.query, "alter system set synchronous_standby_names = 'n2'")
-    await asyncio.to_thread(pair.n1.query, "select pg_reload_conf()")
+    await asyncio.to_thread(pair.n1.set_standby_names, "n2")
     await asyncio.to_thread(pair.n1.wait_for, "select sync_state = 'sync' from pg_stat_replication")
     outcome: dict[int, str] = {}
     goal = asyncio.Event()

@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.store.contract import Deleted, Put
 from holdfast.store.memory import Fault
-from tests.proxy.cluster import KEYS, Cluster, Pair, fetch, until
+from tests.proxy.cluster import KEYS, Cluster, Pair, fetch, until, wait_until_active
 from tests.proxy.servers import Server
 
 pytestmark = pytest.mark.live
@@ -69,11 +69,17 @@ async def test_without_the_store_and_the_primarys_word_statements_wait(cluster: 
 
 
 async def test_an_answer_that_comes_too_late_is_kept_back(cluster: Cluster, lasting: Server) -> None:
-    proxy, connection = await cut_off(cluster, lasting)
-    async with connection:
-        asked = asyncio.create_task(fetch(connection, "select pg_sleep(1.2), 3"))
-        await until(lambda: not proxy._obedience.is_fresh())
-        idle = "select exists (select from pg_stat_activity where state = 'idle' and query like '%pg_sleep(1.2)%')"
+    query = "select pg_advisory_xact_lock(7), 3"
+    await cluster.serve(lasting, 1)
+    proxy = await cluster.start(proxy_lease_s=1)
+    async with await cluster.connect() as connection:
+        with lasting.session("app") as holder:
+            holder.execute("select pg_advisory_lock(7)")
+            asked = asyncio.create_task(fetch(connection, query))
+            await wait_until_active(lasting, query)
+            cluster.store.set_fault(Fault.REFUSED)
+            await until(lambda: not proxy._obedience.is_fresh())
+        idle = f"select exists (select from pg_stat_activity where state = 'idle' and query = '{query}')"
         await asyncio.to_thread(lasting.wait_for, idle)
         done, _ = await asyncio.wait((asked,), timeout=0.2)
         assert not done
