@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import subprocess
@@ -12,10 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import psycopg
 
 from holdfast.local.machine import server_user
+from holdfast.local.processes import Process, descendants_of
 from holdfast.model.event import Event
 from holdfast.model.register import (
     Configuration,
@@ -90,15 +89,21 @@ class Server:
         at_ms = time.time() * 1000
         if self.process is None or self.process.poll() is not None:
             return at_ms
-        with suppress(psutil.NoSuchProcess):
-            postmaster = psutil.Process(self.process.pid)
-            tree = [postmaster, *postmaster.children(recursive=True)]
-            at_ms = time.time() * 1000
-            for process in tree:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+        self.process.send_signal(signal.SIGSTOP)  # it forks nobody meanwhile
+        tree = [p for p in map(Process.of, (self.process.pid, *descendants_of(self.process.pid))) if p is not None]
+        at_ms = time.time() * 1000
+        for process in tree:
+            process.send(signal.SIGKILL)
+        for process in tree:
+            process.wait(60)  # a new server does not start beside what is left of the last one
         self.process.wait()
         return at_ms
+
+    async def until(self, query: str) -> None:
+        """Ask until the query has rows."""
+        async with asyncio.timeout(60):
+            while not await self.sql(query):  # noqa: ASYNC110 - a table tells nobody
+                await asyncio.sleep(0.02)
 
     async def sql(self, query: str) -> list[tuple[object, ...]]:
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
@@ -147,6 +152,10 @@ class HandMadeCluster:
         if self.durable:
             await first.sql(f"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({second.name})'")
             await first.sql("SELECT pg_reload_conf()")
+            await first.until("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'quorum'")
+            # As the checkpointer has it, all have it; it looks for such news before it takes up a checkpoint.
+            await first.sql("CHECKPOINT")
+            await first.sql("CHECKPOINT")
         self.postgresql_version = str((await first.sql("SHOW server_version"))[0][0]).split()[0]
 
     async def stop(self) -> None:
@@ -185,12 +194,20 @@ class HandMadeCluster:
         if not self.durable:
             await standby.sql("ALTER SYSTEM SET primary_conninfo = ''")
             await standby.sql("SELECT pg_reload_conf()")
-            await asyncio.sleep(0.5)  # the loss itself: writes that only the primary has
+            await self._until_written_alone(self.servers[node])
         self._rejoined = False
         at_ms = self.servers[node].kill()
         task = asyncio.create_task(self._fail_over(self.servers[node], standby))
         self._tasks.add(task)
         return at_ms
+
+    async def _until_written_alone(self, primary: Server) -> None:
+        """The loss itself: until the primary alone has more rows than clients that have not heard of theirs yet."""
+        await primary.until("SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_stat_replication)")
+        ((schema,),) = await primary.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'drill%'")
+        rows = f"SELECT count(*) FROM {schema}.writes"
+        ((before,),) = await primary.sql(rows)
+        await primary.until(f"{rows} HAVING count(*) > {before} + 50")
 
     async def direct_dsn(self, node: str) -> str:
         return self.servers[node].dsn
