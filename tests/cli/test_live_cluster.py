@@ -43,8 +43,14 @@ class Running:
         return found
 
     def wait_until_healthy(self) -> dict[str, Any]:
-        until(lambda: bool(self.status()["healthy"]), "the cluster is healthy", deadline_s=120)
-        return self.status()
+        found: list[dict[str, Any]] = []
+
+        def healthy() -> bool:
+            found.append(self.status())
+            return bool(found[-1]["healthy"])
+
+        until(healthy, "the cluster is healthy", deadline_s=120)
+        return found[-1]
 
     def process(self, name: str) -> Process:
         process = self.cluster.state().processes[name].process
@@ -116,7 +122,7 @@ def test_a_killed_agent_leaves_postgresql_serving_and_comes_back_to_it(running: 
     agent = running.process(primary)
     agent.send(signal.SIGKILL)
     running.write("while its agent is dead")
-    until(lambda: running.cluster.state().processes[primary].is_alive, "the agent is started again")
+    until(lambda: running.cluster.state().processes[primary].process not in (None, agent), "the agent is started again")
     after = running.wait_until_healthy()
     assert postmaster_of(running.cluster.layout.data_dir(primary)) == postmaster
     assert after["primary"] == primary
@@ -257,9 +263,10 @@ def test_everything_killed_at_once_is_whole_after_up(running: Running) -> None:
     running.wait_until_healthy()
     # etcd is spared: some versions lose their data when they are killed.
     spared = running.process("etcd")
-    for process in processes_below(running.root):
-        if process != spared:
-            process.send(signal.SIGKILL)
+    victims = [process for process in processes_below(running.root) if process != spared]
+    for process in victims:
+        process.send(signal.SIGKILL)
+    assert all(process.wait(DEADLINE_S) for process in victims)
     assert answer("up", "--dir", running.root)["started"] is True
     running.wait_until_healthy()
     assert "before the crash" in running.read()

@@ -11,7 +11,7 @@ from pathlib import Path
 from holdfast.local.plan import Plan, ProcessSpec, RunFiles, SupervisorState
 from holdfast.local.processes import Process
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 OBEDIENT = """
 import signal, sys
