@@ -1,23 +1,27 @@
 """Ports for the servers of the tests.
 
 Every process that runs tests has a slot of ports to itself, so that two of them, or two suites on one machine, never
-draw the same one. The clusters that tests make take theirs from it, too.
+draw the same one. The clusters that tests make take theirs from it, too, each from a window of its own: what one of
+them keeps is free while a process is killed and started again, and must not be drawn then.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import socket
 from collections.abc import Iterator
 
-from holdfast.local.ports import PORTS_VARIABLE, free_ports
+from holdfast.local.ports import PORTS_VARIABLE, is_free
 
 _FIRST, _SIZE, _COUNT = 20_000, 400, 30
+_WINDOW = 60
+"""For one cluster; four of these are the second part of a slot, single ports come from the first."""
 
 
-def _claim_slot() -> socket.socket | None:
-    """A free slot in the environment; it is ours until the socket closes, also if we are killed."""
+def _claim_slot() -> tuple[socket.socket | None, range]:
+    """A free slot; it is ours until the socket closes, also if we are killed."""
     numbers = list(range(_COUNT))
     secrets.SystemRandom().shuffle(numbers)
     for number in numbers:
@@ -28,22 +32,31 @@ def _claim_slot() -> socket.socket | None:
             lock.close()
             continue
         first = _FIRST + number * _SIZE
-        os.environ[PORTS_VARIABLE] = f"{first}-{first + _SIZE - 1}"
-        return lock
-    return None
+        return lock, range(first, first + _SIZE)
+    first = _FIRST + numbers[0] * _SIZE
+    return None, range(first, first + _SIZE)
 
 
-def _endless() -> Iterator[int]:
+def _windows(ports: range) -> Iterator[range]:
     while True:
-        ports = free_ports(secrets.randbits(32))
-        for _ in range(_SIZE // 2):
-            yield next(ports)
+        for first in range(ports[0], ports[-1] - _WINDOW + 2, _WINDOW):
+            yield range(first, first + _WINDOW)
 
 
-_slot = _claim_slot()
-_ports = _endless()
+_lock, _slot = _claim_slot()
+_single = itertools.cycle(secrets.SystemRandom().sample(_slot[: -4 * _WINDOW], _SIZE - 4 * _WINDOW))
+_of_clusters = _windows(_slot[-4 * _WINDOW :])
 
 
 def free_port() -> int:
     """A free port, which comes again only after many others; none that an outgoing connection could take meanwhile."""
-    return next(_ports)
+    return next(filter(is_free, _single))
+
+
+def next_window() -> None:
+    """The cluster that is made next, and its processes, draw from another window than the last three."""
+    window = next(_of_clusters)
+    os.environ[PORTS_VARIABLE] = f"{window[0]}-{window[-1]}"
+
+
+next_window()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -13,13 +13,15 @@ import pytest
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.layout import remove
 from holdfast.local.machine import server_user, temporary_root
+from holdfast.model.event import Event
 from holdfast.model.keys import Keys
 from holdfast.model.register import Register
 from holdfast.postgres.installation import Installation
 from holdfast.store.contract import Change, Put, Resync
 from tests.installations import oldest_and_newest, readable, version_id
+from tests.ports import next_window
 
-WHOLE_S = 60.0
+WHOLE_S = 120.0
 
 
 @pytest.fixture(scope="module", params=oldest_and_newest(), ids=version_id)
@@ -30,6 +32,7 @@ def installation(request: pytest.FixtureRequest) -> Installation:
 @pytest.fixture(scope="module")
 def running(installation: Installation) -> Iterator[Path]:
     """The directory of a cluster of three that serves."""
+    next_window()
     os.environ["HOLDFAST_PG_BINDIR"] = str(installation.bin_dir)
     try:
         cluster = LocalCluster.create(temporary_root(3, server_user()), nodes=3, temporary=True)
@@ -57,6 +60,14 @@ async def cluster(running: Path) -> AsyncIterator[LocalCluster]:
         yield opened
     finally:
         await opened.close()
+
+
+async def noted_by_all(cluster: LocalCluster, wanted: Callable[[tuple[Event, ...]], bool]) -> tuple[Event, ...]:
+    """The journal, once it has what is wanted: each agent writes its own entries a little after what they tell of."""
+    async with asyncio.timeout(WHOLE_S):
+        while not wanted(events := await cluster.events()):  # noqa: ASYNC110 - the journal is read, not watched
+            await asyncio.sleep(0.05)
+    return events
 
 
 async def the_register(cluster: LocalCluster) -> Register:

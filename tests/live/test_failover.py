@@ -14,14 +14,16 @@ from holdfast.drill.primary_crash import run_primary_crash
 from holdfast.drill.runner import DrillOptions
 from holdfast.drill.scenario import Load
 from holdfast.local.cluster import LocalCluster
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch_register
+from tests.live.conftest import WHOLE_S, another, connect, noted_by_all, the_leader, the_register, watch_register
 
 pytestmark = pytest.mark.live
 
 
 async def serving_since_ms(cluster: LocalCluster, epoch: int) -> float:
     """When the register began to say that an epoch serves (Unix milliseconds)."""
-    return next(e.at_ms for e in await cluster.events() if (e.kind, e.epoch) == ("epoch.serving", epoch))
+    wanted = ("epoch.serving", epoch)
+    events = await noted_by_all(cluster, lambda seen: any((e.kind, e.epoch) == wanted for e in seen))
+    return next(e.at_ms for e in events if (e.kind, e.epoch) == wanted)
 
 
 async def wait_until_epoch_serves(cluster: LocalCluster, epoch: int) -> None:
@@ -158,5 +160,6 @@ async def test_a_switchover_loses_nobody(cluster: LocalCluster) -> None:
         assert await cursor.fetchone() == (written,)
         await idle.execute("SELECT 1")
     assert await cluster.wait_until_whole(WHOLE_S)
-    handed_over_ms = max(e.at_ms for e in await cluster.events() if e.kind == "handover.begun")
-    assert not [e for e in await cluster.events() if e.kind == "rewind.begun" and e.at_ms > handed_over_ms]
+    events = await noted_by_all(cluster, lambda seen: any(e.kind == "handover.begun" for e in seen))
+    handed_over_ms = max(e.at_ms for e in events if e.kind == "handover.begun")
+    assert not [e for e in events if e.kind == "rewind.begun" and e.at_ms > handed_over_ms]

@@ -22,7 +22,7 @@ from tests.live.test_switchover import noted
 from tests.live.test_verdicts import frozen, postmaster
 from tests.node.test_watchdog import Machine
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 SECRET = "between us"
 

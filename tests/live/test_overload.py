@@ -17,6 +17,7 @@ from holdfast.model.report import VerdictKind
 from holdfast.model.timeouts import Timeouts
 from tests.live.conftest import WHOLE_S, connect, the_leader, the_register
 from tests.live.test_verdicts import wait_until_held
+from tests.ports import next_window
 
 pytestmark = pytest.mark.live
 
@@ -27,6 +28,7 @@ CONNECTIONS = 40
 def small() -> Iterator[Path]:
     """A cluster whose servers take few sessions."""
     parameters = {"max_connections": str(CONNECTIONS)}
+    next_window()
     cluster = LocalCluster.create(temporary_root(3, server_user()), nodes=3, temporary=True, parameters=parameters)
 
     async def serve() -> None:

@@ -19,7 +19,7 @@ from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_regis
 from tests.live.test_failover import wait_until_epoch_serves
 from tests.live.test_processes import kill_process
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 
 async def wait_until_alarmed(cluster: LocalCluster) -> None:

@@ -23,8 +23,9 @@ from holdfast.local.status import read_status
 from holdfast.model.event import Event
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
-from tests.live.conftest import WHOLE_S, connect, the_leader, the_register, watch_register
+from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register, watch_register
 from tests.live.test_processes import kill_process
+from tests.ports import next_window
 
 pytestmark = pytest.mark.live
 
@@ -75,8 +76,13 @@ async def wait_until_held(cluster: LocalCluster, kind: VerdictKind, voters: int)
             await asyncio.sleep(0.05)  # agents are asked over HTTP: there is nothing to await
 
 
-async def verdicts_since(cluster: LocalCluster, epoch: int) -> list[Event]:
-    return [e for e in await cluster.events() if e.kind == "verdict.changed" and e.epoch >= epoch]
+async def two_against(cluster: LocalCluster, epoch: int, rule: str) -> list[Event]:
+    """What at least two voters noted by this rule since the epoch."""
+
+    def against(events: tuple[Event, ...]) -> list[Event]:
+        return [e for e in events if e.kind == "verdict.changed" and e.epoch >= epoch and e.rule == rule]
+
+    return against(await noted_by_all(cluster, lambda events: len({e.source for e in against(events)}) >= 2))
 
 
 async def test_a_frozen_postmaster_is_hung_although_its_sessions_live(cluster: LocalCluster) -> None:
@@ -86,8 +92,7 @@ async def test_a_frozen_postmaster_is_hung_although_its_sessions_live(cluster: L
         with frozen(postmaster(cluster, leader)):
             await held.execute("SELECT 1")
             await wait_until_led_by_another(cluster, leader)
-    against = [e for e in await verdicts_since(cluster, epoch) if e.rule == "verdict.no-session"]
-    assert len({e.source for e in against}) >= 2
+    against = await two_against(cluster, epoch, "verdict.no-session")
     assert all(e.detail["verdict"] == VerdictKind.HUNG.value for e in against)
     sources = {r["source"] for r in against[0].detail["readings"]}  # type: ignore[union-attr, index, call-overload]
     assert {"agent", "fresh session", "held session", "local commit", "replication"} <= sources
@@ -159,6 +164,7 @@ def sick_directory(installation: Installation) -> Iterator[Path]:
         pytest.skip("only root can mount a small disk")
     if not installation.bin_dir.is_relative_to("/usr/lib"):
         pytest.skip("one PostgreSQL is enough for what its disk does")
+    next_window()
     cluster = LocalCluster.create(temporary_root(3, server_user()), nodes=3, temporary=True)
     disk = cluster.layout.node("n1")
     extra = cluster.layout.root / "programs"
@@ -224,8 +230,7 @@ async def test_a_disk_that_stalls_is_told_and_another_takes_over(sick: LocalClus
                 await writing
     finally:
         stall.unlink()
-    against = [e for e in await verdicts_since(sick, epoch) if e.rule == "verdict.storage-stall"]
-    assert len({e.source for e in against}) >= 2
+    await two_against(sick, epoch, "verdict.storage-stall")
     assert await sick.wait_until_whole(WHOLE_S)
 
 
@@ -240,6 +245,5 @@ async def test_a_full_disk_of_its_own_is_left_for_one_with_room(sick: LocalClust
         await wait_until_led_by_another(sick, "n1")
     finally:
         ballast.unlink()
-    against = [e for e in await verdicts_since(sick, epoch) if e.rule == "verdict.disk-full"]
-    assert len({e.source for e in against}) >= 2
+    await two_against(sick, epoch, "verdict.disk-full")
     assert await sick.wait_until_whole(WHOLE_S)

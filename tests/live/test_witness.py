@@ -17,14 +17,18 @@ from holdfast.local.orders import order
 from holdfast.local.status import read_status
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
-from tests.live.conftest import WHOLE_S, connect, the_leader, the_register
+from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register
 from tests.live.test_verdicts import frozen, postmaster, wait_until_held, wait_until_led_by_another
+from tests.ports import next_window
 
 pytestmark = pytest.mark.live
+
+HEALTHY = dict.fromkeys(("n1", "n2", "w1"), "healthy")
 
 
 @pytest.fixture(scope="module")
 def two_and_a_witness(installation: Installation) -> Iterator[Path]:
+    next_window()
     cluster = LocalCluster.create(temporary_root(2, server_user()), nodes=2, temporary=True, witness=True)
 
     async def serve() -> None:
@@ -48,17 +52,19 @@ async def test_the_survivor_takes_over_with_the_witnesss_vote(two_and_a_witness:
         assert await cluster.wait_until_whole(WHOLE_S)
         register = await the_register(cluster)
         assert (register.voters, register.witnesses, register.data_nodes) == (("n1", "n2", "w1"), ("w1",), ("n1", "n2"))
-        now = await read_status(cluster)
-        assert {v.name: v.verdict for v in now.voters} == dict.fromkeys(("n1", "n2", "w1"), "healthy")
+        async with asyncio.timeout(WHOLE_S):
+            # A machine that has much to do finds its primary slow for a moment.
+            while {v.name: v.verdict for v in (await read_status(cluster)).voters} != HEALTHY:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         leader = await the_leader(cluster)
         async with await connect(cluster.write_dsn) as connection:
             await connection.execute("CREATE TABLE kept AS SELECT 1 AS id")
         await _lose_the_host_of(cluster, leader)
         assert await cluster.wait_until_whole(WHOLE_S)
-        opened = [e for e in await cluster.events() if e.kind == "epoch.opened"][-1]
-        assert opened.source != leader
-        against = {e.source for e in await cluster.events() if e.rule == "verdict.silence"}
-        assert "w1" in against
+        events = await noted_by_all(
+            cluster, lambda seen: any(e.rule == "verdict.silence" and e.source == "w1" for e in seen)
+        )
+        assert [e for e in events if e.kind == "epoch.opened"][-1].source != leader
 
 
 async def _lose_the_host_of(cluster: LocalCluster, node: str) -> None:
