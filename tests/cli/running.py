@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-DEADLINE_S = 150
+DEADLINE_S = 300
 
 
 def holdfast(

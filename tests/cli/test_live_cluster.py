@@ -19,7 +19,7 @@ from tests.cli.running import DEADLINE_S, assert_refused, holdfast
 from tests.local.conftest import processes_below
 from tests.local.supervision import until
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 
 def answer(*arguments: object, status: int = 0) -> Any:
@@ -49,7 +49,7 @@ class Running:
             found.append(self.status())
             return bool(found[-1]["healthy"])
 
-        until(healthy, "the cluster is healthy", deadline_s=120)
+        until(healthy, "the cluster is healthy", deadline_s=DEADLINE_S)
         return found[-1]
 
     def process(self, name: str) -> Process:
@@ -237,7 +237,11 @@ def test_a_node_that_keeps_dying_is_told_and_the_others_serve(running: Running) 
     finally:
         settings.write_text(right)
     running.wait_until_healthy()
-    until(lambda: running.status()["troubles"] == [], "no trouble is told once it has run for a while", deadline_s=60)
+    until(
+        lambda: running.status()["troubles"] == [],
+        "no trouble is told once it has run for a while",
+        deadline_s=DEADLINE_S,
+    )
 
 
 async def test_a_handle_stops_the_supervisor_that_came_after_its_own(running: Running) -> None:

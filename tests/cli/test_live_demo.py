@@ -15,7 +15,7 @@ from tests.cli.running import DEADLINE_S, holdfast
 from tests.local.conftest import processes_below
 from tests.local.supervision import until
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 
 def start_demo(place: Path, *arguments: str) -> subprocess.Popen[bytes]:

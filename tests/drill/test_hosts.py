@@ -31,7 +31,6 @@ def start(report: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.live
-@pytest.mark.timeout(400)
 def test_a_host_is_lost(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     drill = start(tmp_path, "host-loss", "--seed", "3", "--json", str(found))

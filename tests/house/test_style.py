@@ -19,7 +19,7 @@ SOURCES = [top for top in CODE_DIRS if any((ROOT / top).rglob("*.py"))] + ["hold
 
 
 def run_tool(*command: str) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=170)
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=380)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -99,7 +99,7 @@ class Clone:
     def run(self, *words: str, cwd: Path | None = None, **environ: str) -> Outcome:
         """Run ./holdfast with these words to its end."""
         process = self.start(*words, cwd=cwd, **environ)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=380)
         return Outcome(process.pid, process.returncode, output, errors)
 
 

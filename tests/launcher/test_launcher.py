@@ -83,7 +83,7 @@ def test_a_half_made_environment_is_made_again(clone: Clone) -> None:
 
 def test_two_starts_at_once_make_one_environment(clone: Clone) -> None:
     both = [clone.start("status") for _ in range(2)]
-    results = [process.communicate(timeout=120) for process in both]
+    results = [process.communicate(timeout=380) for process in both]
     assert [process.returncode for process in both] == [0, 0], results
     assert sum("making the environment in" in errors for _, errors in results) == 1
     assert len(clone.environments) == 1

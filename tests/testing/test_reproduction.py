@@ -26,7 +26,7 @@ def digest(seed: int, hash_seed: str) -> str:
     """Of a run in a process of its own, where sets are ordered otherwise and addresses are others."""
     done = subprocess.run(
         [sys.executable, "-m", "holdfast.cli", "sim", "run", "--seed", str(seed)],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True, timeout=120,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True, timeout=380,
     )  # fmt: skip
     found = re.search(r"digest ([0-9a-f]{16})", done.stdout)
     assert found, done.stdout
