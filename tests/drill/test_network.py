@@ -40,7 +40,7 @@ def test_hosts_and_cables() -> None:
     assert set(found["frozen"]) <= set("Tt")
     delays_ms = found["round_trips_ms"]
     assert statistics.median(found["quick_ms"]) < statistics.median(delays_ms)
-    assert 5 < statistics.median(delays_ms) < 200
+    assert 5 < statistics.median(delays_ms) < statistics.median(found["quick_ms"]) + 200
     assert max(delays_ms) > 1.2 * min(delays_ms)
 
 

@@ -43,8 +43,8 @@ def running(installation: Installation) -> Iterator[Path]:
         await cluster.wait_until_serving(lambda step: None)
         await cluster.close()
 
-    cluster.start()
     try:
+        cluster.start()
         asyncio.run(serve())
         yield cluster.layout.root
     finally:

@@ -35,8 +35,8 @@ def small() -> Iterator[Path]:
         await cluster.wait_until_serving(lambda step: None)
         await cluster.close()
 
-    cluster.start()
     try:
+        cluster.start()
         asyncio.run(serve())
         yield cluster.layout.root
     finally:

@@ -36,8 +36,8 @@ def two_and_a_witness(installation: Installation) -> Iterator[Path]:
         await order(cluster, "/policy", {"durability": "degrading"})
         await cluster.close()
 
-    cluster.start()
     try:
+        cluster.start()
         asyncio.run(serve())
         yield cluster.layout.root
     finally:

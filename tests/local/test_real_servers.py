@@ -42,12 +42,12 @@ def answers(port: int) -> bool:
 
 def put(port: int, key: str, value: str) -> None:
     body = json.dumps({"key": key, "value": value}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v3/kv/put", body), timeout=5).close()
+    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v3/kv/put", body), timeout=60).close()
 
 
 def get(port: int, key: str) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v3/kv/range", json.dumps({"key": key}).encode())
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return str(json.load(answer)["kvs"][0]["value"])
 
 

@@ -198,7 +198,7 @@ async def test_slow_reader_is_not_buffered(served: Cluster) -> None:
                 paused.set()
 
         relay.client_busy = watched  # type: ignore[method-assign]
-        await asyncio.wait_for(paused.wait(), 30)
+        await asyncio.wait_for(paused.wait(), 120)
         assert relay._client._transport is not None
         assert relay._client._transport.get_write_buffer_size() < 4 * 1024 * 1024
         rows = 0

@@ -90,8 +90,8 @@ async def test_keys_leave_with_their_lease(world: World, keys: Keys, watching: W
     store = world.connect()
     watcher = watching(world.connect().watch(keys.nodes))
     await watcher.until_live()
-    lease = await store.grant_lease(1)
-    assert lease.ttl_s >= 1
+    lease = await store.grant_lease(4)
+    assert lease.ttl_s >= 4
     await store.put(keys.node("n1"), b"1", lease)
     await store.put(keys.node("n2"), b"2", lease)
     await store.put(keys.node("n3"), b"3")
@@ -119,7 +119,7 @@ async def test_a_revoked_lease_ends_at_once(world: World, keys: Keys, watching: 
 
 async def test_a_lease_that_is_kept_alive_stays(world: World, keys: Keys) -> None:
     store = world.connect()
-    kept, left = await store.grant_lease(2), await store.grant_lease(1)
+    kept, left = await store.grant_lease(3), await store.grant_lease(5)  # not kept alive, it would go first
     await store.put(keys.node("kept"), b"", kept)
     await store.put(keys.node("left"), b"", left)
     async with asyncio.timeout(PATIENCE_S):
