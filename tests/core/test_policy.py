@@ -30,6 +30,7 @@ def test_changes_merge_into_what_there_is() -> None:
     assert both.tags("n2") == NodeTags(priority=3, zone="b")
     assert not both.promotable("n3")
     assert both.durability is Durability.DEGRADING
+    assert both.changed({"nodes": {"n2": {"zone": None}}}).tags("n2") == NodeTags(priority=3)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def test_changes_merge_into_what_there_is() -> None:
         ({"colour": "red"}, "policy colour is not known"),
         ({"confirmations": 0}, "policy confirmations: input should be greater than or equal to 1, not 0"),
         ({"nodes": {"n2": {"zone": "Zone A"}}}, "policy nodes.n2.zone"),
+        ({"nodes": {"n2": {"colour": None}}}, "policy nodes.n2.colour is not known"),
         ({"nodes": {"N2": {}}}, "a node's name is 1 to 16"),
     ],
 )

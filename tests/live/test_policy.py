@@ -15,13 +15,15 @@ from holdfast.core.choice import ChoiceReason
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
 from holdfast.model.errors import HoldfastError
+from holdfast.model.keys import Keys
 from holdfast.model.policy import DEFAULT_POLICY, Durability
-from holdfast.model.register import Phase, Register
+from holdfast.model.register import NodeRecord, Phase, Register
 from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus
 from holdfast.model.timeouts import Timeouts
+from holdfast.store.contract import Resync
 from tests.installations import oldest_and_newest, version_id
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch_register
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch, watch_register
 from tests.live.test_processes import kill_process, postmaster_pid
 
 NEWEST = oldest_and_newest()[-1:]
@@ -196,12 +198,26 @@ async def test_a_failover_waits_for_approval_where_the_policy_asks_for_it(ordere
     assert await ordered.wait_until_whole(WHOLE_S)
 
 
+async def clients_notice_no_pause(cluster: LocalCluster) -> None:
+    async with contextlib.aclosing(watch(cluster, Keys(cluster.name).nodes)) as records:
+        change = await anext(records)
+        assert isinstance(change, Resync)
+        told = [NodeRecord.from_json(entry.value) for entry in change.snapshot.entries]
+    assert {r.epoch for r in told} == {(await the_register(cluster)).epoch}
+    async with await connect(cluster.read_dsn) as connection:
+        cursor = await connection.execute("SELECT pg_is_in_recovery()")
+        assert await cursor.fetchone() == (True,)
+    async with await connect(cluster.write_dsn) as connection:
+        await connection.execute("SELECT 1")
+
+
 async def test_a_paused_cluster_is_left_alone(ordered: LocalCluster) -> None:
     leader = await the_leader(ordered)
     standby = another(ordered, leader)
     await order(ordered, "/policy", {"paused": True})
     for node in ordered.nodes:
         await until_reported(ordered, node, lambda r: r.duty == "paused")
+    await clients_notice_no_pause(ordered)
     await ordered.kill_postgres(standby)
     await ordered.kill_postgres(leader)
     for node in (leader, standby):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -23,7 +24,20 @@ NOW = datetime(2026, 11, 21, 21, 30, tzinfo=timezone(timedelta(hours=1)))
     ],
 )
 def test_times_that_people_write(text: str, expected: datetime) -> None:
-    assert parse_time(text, NOW) == expected
+    assert parse_time(text, NOW, NOW.tzinfo) == expected
+
+
+def test_the_clock_of_the_system_changes_to_winter_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        evening = datetime(2026, 10, 24, 20, 0, tzinfo=UTC)  # 22:00 in summer time, whose last night it is
+        assert parse_time("22:30", evening) == datetime(2026, 10, 24, 20, 30, tzinfo=UTC)
+        assert parse_time("6:00", evening) == datetime(2026, 10, 25, 5, 0, tzinfo=UTC)
+        assert parse_time("2026-10-25 06:00", evening) == datetime(2026, 10, 25, 5, 0, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("text", ["25:00", "tonight", "", "2026-11-21T21:00:00+01:00", "2026-11-21"])

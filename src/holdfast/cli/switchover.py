@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +42,7 @@ def switchover(
     if sum((dry_run, when is not None, cancel)) > 1 or (cancel and target is not None):
         raise click.UsageError("--dry-run, --at and --cancel exclude each other, and --cancel takes no --to.")
     configure_quiet_logs()
-    at = switching.parse_time(when, datetime.now().astimezone()) if when is not None else None
+    at = switching.parse_time(when, datetime.now(UTC)) if when is not None else None
     cluster = LocalCluster.open(directory)
     if cancel:
         _tell(as_json, _closing(cluster, switching.cancel(cluster)))

@@ -32,5 +32,6 @@ def _too_many(policy: Policy, confirmations: int, standbys: int) -> list[str]:
             f"node: at most {max(1, standbys - 1)}, or durability = degrading"
         ]
     if policy.durability is Durability.DEGRADING and confirmations > standbys:
-        return [f"policy confirmations: there are only {standbys} standbys to confirm a commit, not {confirmations}"]
+        there_are = "there is only 1 standby" if standbys == 1 else f"there are only {standbys} standbys"
+        return [f"policy confirmations: {there_are} to confirm a commit, not {confirmations}"]
     return []

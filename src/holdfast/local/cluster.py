@@ -32,11 +32,15 @@ from holdfast.model.server import ServerStatus
 from holdfast.model.timeouts import LocalTimeouts, Timeouts
 
 if TYPE_CHECKING:
+    import psycopg
     from aiohttp import ClientSession
 
     from holdfast.store.contract import Store
 
 Progress = Callable[[str], None]
+_BEHIND = """
+SELECT FROM pg_stat_replication WHERE state = 'streaming' AND (replay_lsn IS NULL OR replay_lsn < %s::pg_lsn)
+"""
 
 
 class LocalCluster:
@@ -410,8 +414,20 @@ class LocalCluster:
                 cursor = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (APP_DATABASE,))
                 if not await cursor.fetchone():
                     await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
+                await self._wait_until_shown(connection)
         except psycopg.Error as error:
             raise HoldfastError(f"the application's database could not be made on {primary}: {error}") from error
+
+    async def _wait_until_shown(self, connection: psycopg.AsyncConnection) -> None:
+        """Wait until the standbys show what the primary has, so that readers find it; not for one far behind."""
+        cursor = await connection.execute("SELECT pg_current_wal_lsn()")
+        row = await cursor.fetchone()
+        give_up_at = time.monotonic() + self.timeouts.local_replay_ms / 1000
+        while time.monotonic() < give_up_at:
+            cursor = await connection.execute(_BEHIND, row)
+            if not await cursor.fetchall():
+                return
+            await asyncio.sleep(self.timeouts.local_poll_ms / 1000)
 
     def keep(self) -> None:
         """Let the cluster run on without us."""

@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import time
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 from holdfast.local.cluster import LocalCluster
@@ -51,24 +51,31 @@ async def planned(cluster: LocalCluster) -> PlannedSwitchover | None:
     return PlannedSwitchover.from_json(entry.value) if entry is not None else None
 
 
-def parse_time(text: str, now: datetime) -> datetime:
+def parse_time(text: str, now: datetime, zone: tzinfo | None = None) -> datetime:
     """``--at``: HH:MM, the next time that a clock here shows it, or an ISO 8601 time; raises ConfigurationError.
 
-    ``now`` has a time zone, which is meant where the text names none.
+    ``zone`` is meant where the text names none; the system's, with its summer time, if left out.
     """
     clock = _CLOCK.match(text.strip())
     if clock is not None:
-        at = now.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
-        return at if at > now else at + timedelta(days=1)
+        today = now.astimezone(zone).replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
+        at = _shown(today, zone)
+        return at if at > now else _shown(today + timedelta(days=1), zone)
     try:
         at = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ConfigurationError(f"--at {text}: write HH:MM, or a time such as 2026-11-21T22:00:00+01:00") from None
     if at.tzinfo is None:
-        at = at.replace(tzinfo=now.tzinfo)
+        at = _shown(at, zone)
     if at <= now:
         raise ConfigurationError(f"--at {text}: that is in the past; leave --at out to hand over now")
     return at
+
+
+def _shown(clock: datetime, zone: tzinfo | None) -> datetime:
+    """When a clock of the zone shows this."""
+    naive = clock.replace(tzinfo=None)
+    return naive.astimezone() if zone is None else naive.replace(tzinfo=zone)
 
 
 def _check_target(cluster: LocalCluster, target: str | None) -> None:
@@ -88,6 +95,11 @@ async def _ask(cluster: LocalCluster, register: Register, body: dict[str, Any]) 
     from aiohttp import ClientError, ClientTimeout
 
     leader = register.committed.leader.node
+    if (await cluster.reports())[leader] is None:
+        raise HoldfastError(
+            f"the agent of {leader} does not answer, and without it nobody can hand over: "
+            f"if {leader} is lost, the others replace it without being asked (`holdfast status`)"
+        )
     headers = {"Authorization": f"Bearer {cluster.layout.read_secret('api-token')}"}
     limit = ClientTimeout(total=cluster.timeouts.local_start_ms / 1000)
     url = f"{cluster.api_url(leader)}/switchover"
@@ -95,7 +107,8 @@ async def _ask(cluster: LocalCluster, register: Register, body: dict[str, Any]) 
         async with cluster.http().post(url, json=body, headers=headers, timeout=limit) as answer:
             said = await answer.json(content_type=None)
     except (ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
-        raise HoldfastError(f"the agent of {leader} did not answer: {error}") from error
+        why = error if str(error) else f"nothing for {cluster.timeouts.local_start_ms} ms"
+        raise HoldfastError(f"the agent of {leader} did not answer: {why}") from error
     if not isinstance(said, dict) or not said.get("ok"):
         raise HoldfastError(f"{leader} refused: {said.get('message') if isinstance(said, dict) else said}")
     return str(said.get("message"))

@@ -102,16 +102,16 @@ class Policy(BaseModel):
     def changed(self, changes: dict[str, Any]) -> Policy:
         """This policy with other values; raises ConfigurationError that names every wrong one.
 
-        ``nodes`` merges: tags of nodes that are not mentioned, and tags not mentioned of a node that is, stay.
+        ``nodes`` merges: tags of nodes that are not mentioned, and tags not mentioned of a node that is, stay. A tag
+        of None has its default again.
         """
         merged = self.model_dump()
         for name, value in changes.items():
             if name == "nodes" and isinstance(value, dict):
                 for node, tags in value.items():
-                    merged["nodes"][node] = {
-                        **merged["nodes"].get(node, {}),
-                        **(tags if isinstance(tags, dict) else {}),
-                    }
+                    now = {**merged["nodes"].get(node, {}), **(tags if isinstance(tags, dict) else {})}
+                    known = NodeTags.model_fields
+                    merged["nodes"][node] = {tag: v for tag, v in now.items() if v is not None or tag not in known}
             else:
                 merged[name] = value
         try:

@@ -264,6 +264,9 @@ class LocalTimeouts(BaseModel):
     local_stagger_ms: int = Field(700, ge=0, le=60_000)
     """In a new local cluster the first agent loads alone for this long: all others wait for its data directory."""
 
+    local_replay_ms: int = Field(2000, ge=0, le=60_000)
+    """For standbys to show a role and a database that were just made: readers come as soon as ``up`` ends."""
+
     local_poll_ms: int = Field(50, ge=5, le=5000)
     """Between two looks at a local cluster that is starting: below what a person notices."""
 

@@ -436,12 +436,14 @@ class Agent:
 
     def serves_writes(self) -> bool:
         """Whether this node is the primary and acknowledges."""
-        return self._is(Situation.OPEN, Duty.LEAD)
+        return self._is(Situation.OPEN, Duty.LEAD) or self._is_paused_as(Situation.OPEN, leads=True)
 
     def serves_reads(self) -> bool:
         """Whether this node is a standby that streams from the primary."""
         streaming = self._last is not None and self._last.server.streaming
-        return streaming and self._is(Situation.ATTACHED, Duty.FOLLOW)
+        return streaming and (
+            self._is(Situation.ATTACHED, Duty.FOLLOW) or self._is_paused_as(Situation.ATTACHED, leads=False)
+        )
 
     def fresh_for_ms(self) -> int:
         """For how long the primary here is surely the only one: by its quorum's last word, or by its lease."""
@@ -459,6 +461,13 @@ class Agent:
         """Whether PostgreSQL answers its agent."""
         status = self._last.server.status if self._last is not None else ServerStatus.ABSENT
         return status in (ServerStatus.PRIMARY, ServerStatus.STANDBY) and self._performer.alarm is None
+
+    def _is_paused_as(self, situation: Situation, *, leads: bool) -> bool:
+        """Whether this node, in a paused cluster, is what the register calls it: clients notice no pause."""
+        o = self._last
+        if o is None or o.register is None or o.register.phase is not Phase.SERVING:
+            return False
+        return self._is(situation, Duty.PAUSED) and o.led_by is not None and (o.led_by == o.member) is leads
 
     def _is(self, situation: Situation, duty: Duty) -> bool:
         return self._decision is not None and (self._decision.situation, self._decision.duty) == (situation, duty)

@@ -121,7 +121,7 @@ class Control:
         if wrong:
             return False, "; ".join(wrong)
         if after == before:
-            return True, "the policy is like that already"
+            return True, _said("already", changes) or "the policy is like that already"
         try:
             swapped = await self._store.compare_and_swap(self._keys.policy, after.to_json(), revision)
         except StoreUnavailable as error:
@@ -130,7 +130,7 @@ class Control:
             return False, CHANGED_MEANWHILE
         self._registry.policy_is_now(Entry(self._keys.policy, after.to_json(), swapped))
         self._journal.record("policy.changed", register.epoch, None, changes=changes)
-        return True, "the policy is changed"
+        return True, _said("now", changes) or "the policy is changed"
 
     async def approve(self) -> tuple[bool, str]:
         """Approve the failover that waits for a person."""
@@ -149,3 +149,12 @@ class Control:
             return False, str(error)
         self._journal.record("failover.approved", register.epoch, None)
         return True, f"the end of epoch {register.epoch} is approved: {lost} is being replaced"
+
+
+def _said(since: str, changes: dict[str, Any]) -> str | None:
+    """How people call a change of ``paused`` alone."""
+    if set(changes) != {"paused"}:
+        return None
+    if changes["paused"]:
+        return f"the cluster is {since} paused: agents look on and touch nothing until `holdfast resume`"
+    return f"the agents {'act already' if since == 'already' else 'act again'}: the cluster is not paused"
