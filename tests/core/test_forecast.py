@@ -7,10 +7,10 @@ from dataclasses import replace
 from holdfast.core.forecast import Estimate, Forecast, Standing, forecast
 from holdfast.model.policy import DEFAULT_POLICY, Durability, NodeTags, Policy, Promotion
 from holdfast.model.register import Configuration, Phase, Quorum, Register
-from holdfast.model.report import NodeReport
+from holdfast.model.report import NodeReport, VerdictKind
 from holdfast.model.server import ServerStatus
 from holdfast.model.vitals import Space, Vitals
-from tests.core.builders import BOTH, N1, N2, N3, at, register, report
+from tests.core.builders import BOTH, N1, N2, N3, at, register, report, verdict
 
 LAST = Estimate(700, "the last failover")
 LEADING = report(N1, status=ServerStatus.PRIMARY, streaming=False, position=at(1, 500))
@@ -94,6 +94,21 @@ def test_five_nodes_survive_a_standby_and_then_the_primary() -> None:
     )
     reports: dict[str, NodeReport | None] = {"n1": LEADING, **{m.node: report(m, position=at(1, 500)) for m in others}}
     assert all(loss.then_primary.candidate is not None for loss in look(reports, five).if_standby_died)
+
+
+def test_while_the_primary_is_lost_it_is_told_who_can_take_over() -> None:
+    lost = verdict(VerdictKind.UNREACHABLE)
+    alone: dict[str, NodeReport | None] = {
+        "n1": None,
+        "n2": report(N2, position=at(1, 480), streaming=False, verdict=lost),
+        "n3": report(N3, position=at(1, 500), streaming=False),
+    }
+    assert look(alone).primary_lost is None  # one of three voters
+    assert "n2: does not stream (standby)" in look(alone).if_primary_died.obstacles
+    agreed = {**alone, "n3": replace(alone["n3"] or LEADING, verdict=lost)}
+    found = look(agreed, policy=Policy(promotion=Promotion.APPROVED))
+    assert (found.primary_lost, found.if_primary_died.candidate, found.if_standby_died) == ("unreachable", "n3", ())
+    assert found.if_primary_died.obstacles == ("the policy asks for approval: a failover waits for `holdfast approve`",)
 
 
 def test_while_nobody_serves_there_is_nothing_to_foretell() -> None:

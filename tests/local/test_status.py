@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.core.forecast import Forecast, Takeover
 from holdfast.core.quorum import Tolerance
-from holdfast.local.status import durability_in_words, in_words, without_register
+from holdfast.local.status import durability_in_words, in_words, while_lost, without_register
 from holdfast.model.policy import Durability, Policy
 from holdfast.model.register import Member, Quorum
 
@@ -29,6 +30,17 @@ def test_in_words_when_something_is_missing() -> None:
     assert in_words(nothing, None, serving=False) == "no primary serves at the moment: writes wait"
     assert in_words(nothing, None, serving=True, running=False) == "nothing runs"
     assert "nobody can be promoted" in in_words(Tolerance(True, 1), None, serving=True, store=False)
+
+
+def test_a_lost_primary_in_words() -> None:
+    found = Takeover("n3", "most log", 0, None, ())
+    assert while_lost(Forecast("n1", found, ())) is None
+    assert while_lost(Forecast("n1", found, (), "dead")) == "the primary n1 is lost (dead); n3 can take over"
+    nobody = Takeover(None, "nobody would be left", None, None, ())
+    assert while_lost(Forecast("n1", nobody, (), "dead")) == (
+        "the primary n1 is lost (dead); nobody can take over: nobody would be left"
+    )
+    assert while_lost(None) is None
 
 
 def test_a_primary_that_goes_on_without_a_register_in_words() -> None:

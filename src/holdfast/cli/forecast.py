@@ -72,6 +72,8 @@ def _by_drills(cluster: LocalCluster, report_dir: Path) -> Estimate | None:
 def _lines(found: Forecast) -> list[str]:
     if found.primary is None:
         return [found.if_primary_died.because, *(f"  {o}" for o in found.if_primary_died.obstacles)]
+    if found.primary_lost is not None:
+        return [f"The primary {found.primary} is lost ({found.primary_lost}):", *_takeover(found.if_primary_died, "  ")]
     lines = [f"If the primary {found.primary} died now:", *_takeover(found.if_primary_died, "  ")]
     for standby in found.if_standby_died:
         writes = "writes would go on" if standby.writes_go_on else "writes would wait until a standby is back"

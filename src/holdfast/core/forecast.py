@@ -63,6 +63,9 @@ class Forecast:
     primary: str | None
     if_primary_died: Takeover
     if_standby_died: tuple[StandbyLoss, ...]
+    """Empty while the primary is lost."""
+    primary_lost: str | None = None
+    """As what enough voters for a failover hold the primary for lost; None while they do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,19 @@ def forecast(now: Standing) -> Forecast:
         nobody = Takeover(None, "no primary serves now", None, None, (f"epoch {register.epoch} is {register.phase}",))
         return Forecast(None, nobody, ())
     leader = register.committed.leader
+    lost = _held_for_lost(now)
+    if lost is not None:
+        return Forecast(leader.node, _without_primary(now, frozenset({leader.node})), (), lost)
     lost_standbys = [_without_standby(now, name) for name in register.data_nodes if name != leader.node]
     return Forecast(leader.node, _without_primary(now, frozenset({leader.node})), tuple(lost_standbys))
+
+
+def _held_for_lost(now: Standing) -> str | None:
+    """What a majority of the voters says of a leader that is to be replaced."""
+    leader, voters = now.register.committed.leader.node, now.register.voters
+    verdicts = [r.verdict for name, r in now.reports.items() if r is not None and name in voters]
+    against = [v.kind.value for v in verdicts if v is not None and v.about.node == leader and v.calls_for_failover]
+    return max(sorted(against), key=against.count) if len(against) > len(voters) // 2 else None
 
 
 def _without_standby(now: Standing, lost: str) -> StandbyLoss:
@@ -203,7 +217,7 @@ def _objections(name: str, report: NodeReport | None, now: Standing) -> list[str
         return found
     if report.progress is not None:
         found.append(f"{name}: {report.progress}")
-    elif not report.streaming and name != leader:
+    elif not report.streaming and name != leader and _held_for_lost(now) is None:
         found.append(f"{name}: does not stream ({report.status.value})")
     elif name not in members and name != leader and now.policy.promotable(name):
         found.append(f"{name}: is not a member of the quorum yet")

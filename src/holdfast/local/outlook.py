@@ -56,9 +56,9 @@ async def read_forecast(cluster: LocalCluster, by_drills: Estimate | None = None
 
 
 def estimate(story: Story | None) -> Estimate | None:
-    """How long a takeover takes, by the last one that was none on purpose."""
-    if story is None or story.switchover or story.serving_ms is None:
+    """How long a takeover takes, by the last one that was none on purpose; it may have waited for approval before."""
+    if story is None or story.switchover or story.serving_ms is None or story.opened_ms is None:
         return None
     silence_ms, last = Timeouts().silence_ms, f"by the last failover ({story.old} to {story.new})"
     noticed = f"once it is noticed: at once if its process ends, after {silence_ms} ms if its host falls silent"
-    return Estimate(story.serving_ms, f"{last}, {noticed}")
+    return Estimate(story.serving_ms - story.opened_ms, f"{last}, {noticed}")

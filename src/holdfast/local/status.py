@@ -133,7 +133,8 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         tolerates_standbys=tolerated.standbys,
         tolerates=_in_words_without_register(tolerated, reports, store=reachable)
         if register is None and running
-        else in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
+        else while_lost(outlook)
+        or in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
         write_address=f"127.0.0.1:{ports.write}",
         read_address=f"127.0.0.1:{ports.read}",
         healthy=supervised
@@ -203,6 +204,15 @@ def _in_words_without_register(tolerated: Tolerance, reports: dict[str, NodeRepo
     if goes_on is None:
         return in_words(tolerated, None, serving=False)
     return without_register(tolerated, goes_on, store=store)
+
+
+def while_lost(outlook: Forecast | None) -> str | None:
+    """What can come of a primary that is lost now."""
+    if outlook is None or outlook.primary_lost is None:
+        return None
+    candidate = outlook.if_primary_died.candidate
+    comes = f"{candidate} can take over" if candidate else f"nobody can take over: {outlook.if_primary_died.because}"
+    return f"the primary {outlook.primary} is lost ({outlook.primary_lost}); {comes}"
 
 
 def without_register(tolerated: Tolerance, primary: str, *, store: bool) -> str:
