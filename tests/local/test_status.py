@@ -60,4 +60,6 @@ def test_local_commits_in_words() -> None:
     degrading = Policy(durability=Durability.DEGRADING)
     assert durability_in_words(degrading, local).endswith("on the primary only until a standby is back")
     words = in_words(Tolerance(primary=False, standbys=2), 1024, serving=True)
-    assert words == "if the primary is lost, up to 1,024 bytes of its log are; 2 standbys may be lost"
+    assert words == "if the primary is lost, up to 1,024 bytes of its log are; writes go on without standbys"
+    alone = in_words(Tolerance(primary=False, standbys=0), 1024, serving=True, successor=False)
+    assert alone == "the primary may not be lost: nobody could take over; writes go on without standbys"

@@ -131,10 +131,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         waiting=next((r.waiting for r in reports.values() if r is not None and r.waiting is not None), None),
         tolerates_primary=tolerated.primary,
         tolerates_standbys=tolerated.standbys,
-        tolerates=_in_words_without_register(tolerated, reports, store=reachable)
-        if register is None and running
-        else while_lost(outlook)
-        or in_words(tolerated, may_lose, serving=leader is not None, running=running, store=reachable),
+        tolerates=_tolerates(register, outlook, tolerated, may_lose, reports, running, reachable),
         write_address=f"127.0.0.1:{ports.write}",
         read_address=f"127.0.0.1:{ports.read}",
         healthy=supervised
@@ -199,6 +196,27 @@ def durability_in_words(policy: Policy, quorum: Quorum) -> str:
     return f"{policy.durability.value}, but commits are on the primary only until a standby is back"
 
 
+def _tolerates(
+    register: Register | None,
+    outlook: Forecast | None,
+    tolerated: Tolerance,
+    may_lose_bytes: int | None,
+    reports: dict[str, NodeReport | None],
+    running: bool,
+    store: bool,
+) -> str:
+    if register is None and running:
+        return _in_words_without_register(tolerated, reports, store=store)
+    return while_lost(outlook) or in_words(
+        tolerated,
+        may_lose_bytes,
+        serving=register is not None and register.leader is not None,
+        running=running,
+        store=store,
+        successor=outlook is not None and outlook.if_primary_died.candidate is not None,
+    )
+
+
 def _in_words_without_register(tolerated: Tolerance, reports: dict[str, NodeReport | None], *, store: bool) -> str:
     goes_on = next((r.node for r in reports.values() if r is not None and r.status is ServerStatus.PRIMARY), None)
     if goes_on is None:
@@ -223,7 +241,13 @@ def without_register(tolerated: Tolerance, primary: str, *, store: bool) -> str:
 
 
 def in_words(
-    tolerated: Tolerance, may_lose_bytes: int | None, *, serving: bool, running: bool = True, store: bool = True
+    tolerated: Tolerance,
+    may_lose_bytes: int | None,
+    *,
+    serving: bool,
+    running: bool = True,
+    store: bool = True,
+    successor: bool = True,
 ) -> str:
     """Which losses the cluster survives now, as a sentence; ``may_lose_bytes`` while commits are local."""
     if not running:
@@ -237,7 +261,9 @@ def in_words(
     if not store:
         return f"the store does not answer, so nobody can be promoted; {standbys}"
     if may_lose_bytes is not None:
-        return f"if the primary is lost, up to {may_lose_bytes:,} bytes of its log are; {standbys}"
+        if not successor:
+            return "the primary may not be lost: nobody could take over; writes go on without standbys"
+        return f"if the primary is lost, up to {may_lose_bytes:,} bytes of its log are; writes go on without standbys"
     if tolerated.primary and tolerated.standbys >= 1:
         return f"the primary or {standbys.removesuffix(' may be lost')} may be lost"
     if tolerated.primary:
