@@ -25,6 +25,7 @@ CAUGHT = {
     "pre-vote": 123,
     "back-off": 14449,
     "drop-silent": 644,
+    "say-why": 2,
 }
 
 

@@ -19,6 +19,7 @@ from holdfast.core.choice import Choice, Wishes, choose, within
 from holdfast.core.durability import Allowance, allowance_of, is_local, is_revoked
 from holdfast.core.leadership import Situation
 from holdfast.core.observation import Observation
+from holdfast.core.obstacle import Obstacle, obstacle
 from holdfast.core.quorum import recruits_suffice
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.policy import Promotion
@@ -119,7 +120,19 @@ def _open(o: Observation, register: Register, why: str, state: str) -> tuple[Act
     asked_ms = [p.asked_ms or 0 for p in o.peers.values()]
     if any(ms < since_ms for ms in asked_ms):
         return (AskPeers(),)
-    return (Await(f"{state}: nobody can take over safely with the nodes that answer now"),)
+    return (Await(f"{state}: nobody can take over safely: {_obstacle(o, register, since_ms)}"),)
+
+
+def _obstacle(o: Observation, register: Register, since_ms: int) -> Obstacle:
+    answering: dict[str, Member | None] = {
+        name: p.report.member
+        for name, p in o.peers.items()
+        if p.report is not None and p.answered_ms is not None and p.answered_ms >= since_ms
+        and name in register.data_nodes
+    }  # fmt: skip
+    if o.node in register.data_nodes:
+        answering[o.node] = o.member
+    return obstacle(register.committed, willing_members(o, register, since_ms), answering, o.policy)
 
 
 def _lost(o: Observation, register: Register) -> tuple[str, str]:

@@ -79,6 +79,8 @@ class Standing:
     """How long a takeover took before."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    lease: LeaseRecord | None = None
+    """The lease in the store; without it, what the leader says of itself is where its log ended."""
 
 
 def forecast(now: Standing) -> Forecast:
@@ -123,9 +125,8 @@ def _without_primary(now: Standing, gone: frozenset[str]) -> Takeover:
     left = {name: report for name, report in now.reports.items() if name not in gone and name in register.voters}
     obstacles = [words for name, report in left.items() for words in _objections(name, report, now)]
     obstacles += _waits(now, left)
-    recruits = [r for report in left.values() if (r := _as_recruit(report, register)) is not None]
-    counted_on = committed.quorum.members | {committed.leader}
-    willing = frozenset(r.member for r in recruits if r.member in counted_on or r.position.timeline == committed.epoch)
+    recruits = _recruits_of(now, left)
+    willing = _willing(now, recruits)
     lead = now.reports.get(committed.leader.node)
     end = lead.position if lead is not None else None
     allowance = (
@@ -138,6 +139,23 @@ def _without_primary(now: Standing, gone: frozenset[str]) -> Takeover:
     rpo_bytes = 0 if committed.quorum.k > 0 else _lag_bytes(now.reports, committed.leader, candidate)
     local = is_local(committed.quorum)
     return Takeover(candidate.node, choice.reason.value, rpo_bytes, now.rto, tuple(obstacles), local)
+
+
+def willing_by_reports(now: Standing, more: frozenset[Member]) -> tuple[frozenset[Member], bool]:
+    """The directories that would join an epoch opened now, ``more`` included, and whether the pre-vote would pass."""
+    left = {name: report for name, report in now.reports.items() if name in now.register.voters}
+    willing = _willing(now, _recruits_of(now, left)) | more
+    return willing, prevote_passes(_as_seen_by_nobody(now, left), now.register, willing)
+
+
+def _recruits_of(now: Standing, left: Reports) -> list[Recruit]:
+    return [r for report in left.values() if (r := _as_recruit(report, now.register)) is not None]
+
+
+def _willing(now: Standing, recruits: list[Recruit]) -> frozenset[Member]:
+    committed = now.register.committed
+    counted_on = committed.quorum.members | {committed.leader}
+    return frozenset(r.member for r in recruits if r.member in counted_on or r.position.timeline == committed.epoch)
 
 
 def _as_seen_by_nobody(now: Standing, left: Reports) -> Observation:
@@ -156,7 +174,7 @@ def _as_seen_by_nobody(now: Standing, left: Reports) -> Observation:
         register=now.register,
         peers={name: Peer(report, answered_ms=0) for name, report in left.items() if report is not None},
         policy=now.policy,
-        lease=LeaseRecord(committed.leader, committed.epoch, lsn),
+        lease=now.lease or LeaseRecord(committed.leader, committed.epoch, lsn),
     )
 
 

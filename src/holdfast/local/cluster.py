@@ -25,6 +25,7 @@ from holdfast.local.troubles import InTrouble, Patience, last_words, processes_i
 from holdfast.model.errors import EnvironmentFault, HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
+from holdfast.model.lease import LeaseRecord
 from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
 from holdfast.model.register import NodeRecord, NodeState, Phase, Register
 from holdfast.model.report import NodeReport
@@ -161,6 +162,11 @@ class LocalCluster:
         """The policy in the store; raises StoreUnavailable, and RegisterError if it cannot be read."""
         entry = await self.store().get(Keys(self.name).policy)
         return DEFAULT_POLICY if entry is None else Policy.from_json(entry.value)
+
+    async def lease(self) -> LeaseRecord | None:
+        """The lease in the store; raises StoreUnavailable, and RegisterError if it cannot be read."""
+        entry = await self.store().get(self._keys.lease)
+        return None if entry is None else LeaseRecord.from_json(entry.value)
 
     async def node_records(self) -> dict[str, NodeRecord]:
         """What each node says of itself in the store; raises StoreUnavailable."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from holdfast.core.durability import is_local
 from holdfast.core.forecast import Forecast, Standing, forecast
+from holdfast.core.impasse import impasse, uncreated
 from holdfast.core.membership import in_effect
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
@@ -69,7 +70,7 @@ class ClusterStatus:
     quorum: str | None
     paused: bool
     waiting: str | None
-    """What a failover waits for."""
+    """Why writes wait, or what a failover waits for, and what people can do about it."""
     tolerates_primary: bool
     tolerates_standbys: int
     tolerates: str
@@ -94,7 +95,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     """Ask the store and every agent; never raises because one of them does not answer."""
     register: Register | None = None
     records: dict[str, NodeRecord] = {}
-    policy, plan = DEFAULT_POLICY, None
+    policy, plan, lease = DEFAULT_POLICY, None, None
     reachable = True
     supervised = cluster.state().is_alive
     running = supervised or cluster.has_leftovers()
@@ -103,6 +104,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
             register = await cluster.register()
             records = await cluster.node_records()
             policy, plan = await cluster.policy(), await planned(cluster)
+            lease = await cluster.lease()
     except StoreUnavailable:
         reachable = False
     reports = await cluster.voter_reports()
@@ -113,7 +115,8 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     )
     leader = register.leader if register else None
     voters = register.voters if register else cluster.nodes
-    outlook = forecast(Standing(register, reports, policy)) if register else None
+    standing = Standing(register, reports, policy, lease=lease) if register else None
+    outlook = forecast(standing) if standing else None
     tolerated = _tolerance(register, reports, outlook)
     may_lose = policy.maximum_lag_bytes if register and is_local(register.committed.quorum) else None
     whole = leader is not None and all(n.streaming or n.name == leader.node for n in nodes)
@@ -128,7 +131,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         durability=durability_in_words(policy, register.committed.quorum) if register else None,
         quorum=str(register.committed.quorum) if register else None,
         paused=policy.paused,
-        waiting=next((r.waiting for r in reports.values() if r is not None and r.waiting is not None), None),
+        waiting=_waiting(standing, reports, store=reachable) if running else None,
         tolerates_primary=tolerated.primary,
         tolerates_standbys=tolerated.standbys,
         tolerates=_tolerates(register, outlook, tolerated, may_lose, reports, running, reachable),
@@ -147,6 +150,14 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
         troubles=(*map(str, await troubles_of(cluster, reports)), *_sickness(reports)) if running else (),
     )
+
+
+def _waiting(standing: Standing | None, reports: dict[str, NodeReport | None], *, store: bool) -> str | None:
+    """Why writes wait, or what a failover waits for."""
+    found = impasse(standing) if standing is not None else uncreated(reports) if store else None
+    if found is not None:
+        return str(found)
+    return next((r.waiting for r in reports.values() if r is not None and r.waiting is not None), None)
 
 
 def _sickness(reports: dict[str, NodeReport | None]) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from holdfast.core import choice, coordination, leadership, membership, quorum
+from holdfast.core.forecast import Standing
 from holdfast.core.observation import Observation, RegisterTrouble
 from holdfast.model.lsn import Lsn, Position
 from holdfast.model.register import Member, Quorum, Register
@@ -17,6 +18,7 @@ from holdfast.model.server import Upstream
 from holdfast.model.timeouts import Timeouts
 from holdfast.node import observer
 from holdfast.node.promise import Names
+from holdfast.testing import ending
 from holdfast.testing.directory import Directory, Record
 from holdfast.testing.host import CountedNames
 from holdfast.testing.postgres import NOBODY, Postgres
@@ -214,6 +216,16 @@ class KeepsTheSilent(Broken):
     replacements = ((membership, "_is_leaving", _only_replaced),)
 
 
+def _nothing_to_say(now: Standing) -> None:
+    return None
+
+
+class SaysNothing(Broken):
+    """Status does not say why writes wait."""
+
+    replacements = ((ending, "impasse", _nothing_to_say),)
+
+
 VARIANTS: dict[str, Callable[[], Broken]] = {
     "intersect": AnybodySuffices,
     "revoke-first": GoesOnStreaming,
@@ -227,6 +239,7 @@ VARIANTS: dict[str, Callable[[], Broken]] = {
     "pre-vote": NoPreVote,
     "back-off": NoBackOff,
     "drop-silent": KeepsTheSilent,
+    "say-why": SaysNothing,
 }
 """What can be left out, by name; the safety rules have the names that the protocol's model gives them."""
 

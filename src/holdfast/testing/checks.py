@@ -39,7 +39,7 @@ PROPERTIES = {
     STALE_READ: "a read through a proxy sees what was acknowledged before it began",
     HASTY: "an epoch is opened only if it could have been recruited a moment ago",
     LIVENESS: "once faults end, the cluster serves and everybody is back within a bound, if what is left suffices",
-    SILENT: "a cluster that cannot go on says why",
+    SILENT: "a cluster that cannot go on says why: who is missing for it, no more and no less, and what to do",
     SPINS: "time passes",
     BUG: "no agent ends of a bug",
 }

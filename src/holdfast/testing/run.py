@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from holdfast.core.quorum import recruits_suffice
-from holdfast.model.register import Register
-from holdfast.model.server import ServerStatus
 from holdfast.model.timeouts import Timeouts
-from holdfast.testing.checks import LIVENESS, SPINS, Violation
+from holdfast.testing.checks import LIVENESS, SILENT, SPINS, Violation
 from holdfast.testing.clients import DirectClient, Proxy
+from holdfast.testing.ending import Ending
 from holdfast.testing.faults import KINDS, Fault, Undo
 from holdfast.testing.loop import Spinning
 from holdfast.testing.plan import Plan
@@ -20,6 +18,9 @@ from holdfast.testing.world import Note, World
 
 LIVENESS_BOUND_MS = 90_000
 """How long after the last fault everybody must be back: several replaced epochs with doubled time-outs fit in it."""
+
+SAYING_BOUND_MS = 30_000
+"""How long after the last fault a cluster that cannot go on must say why: longer than any phase lasts."""
 
 _HOPELESS_MS = 4000
 """How long a cluster that has lost too much is watched: it must do no harm either."""
@@ -63,7 +64,7 @@ class _Run:
         self._world = world = World(plan.seed, plan.nodes, timeouts, wiring)
         world.checks.able_now = world.able_now
         world.proxies["p1"] = Proxy("p1", world)
-        self._undone = 0
+        self._ending = Ending(world, from_nothing=plan.from_nothing)
         self._recovered = False
         self._violation: Violation | None = None
 
@@ -133,58 +134,20 @@ class _Run:
         world = self._world
         assert world.quiet_since_s is not None
         quiet_ms = (world.loop.time() - world.quiet_since_s) * 1000
-        missing = self._missing()
+        missing = self._ending.missing()
         if missing is None:
             self._recovered = True
             world.note("checks", "everybody is back")
             world.loop.stopping = True
-        elif not self._is_tolerable():
-            if quiet_ms >= _HOPELESS_MS:
+        elif not self._ending.is_tolerable():
+            unsaid = self._ending.unsaid() if quiet_ms >= _HOPELESS_MS else "it is too early to say"
+            if unsaid is None:
                 world.note("checks", "too much was lost to go on, and nothing was harmed", {"missing": missing})
+                world.note("status", self._ending.why() or "nothing: nobody is left to ask")
                 world.loop.stopping = True
+            elif quiet_ms >= SAYING_BOUND_MS:
+                raise Violation(SILENT, f"{unsaid}, {SAYING_BOUND_MS // 1000} s after the last fault")
         elif quiet_ms >= LIVENESS_BOUND_MS:
             raise Violation(LIVENESS, f"{missing}, {LIVENESS_BOUND_MS // 1000} s after the last fault")
         if not world.loop.stopping:
             world.loop.after(_LOOK_MS, self._look)
-
-    def _missing(self) -> str | None:
-        """What is missing until everything is as it should be; None if nothing is."""
-        world = self._world
-        register = world.store.register()
-        if register is None or register.leader is None:
-            return "no primary serves"
-        if world.checks.newest_begun_s < (world.quiet_since_s or 0.0):
-            return "no write was acknowledged"
-        leader = world.servers[register.leader.node]
-        members = {m.node: m for m in register.committed.quorum.members}
-        streaming = {s.name for s in leader.senders if s.caught_up}
-        for name, host in world.hosts.items():
-            if host.lost or name == register.leader.node:
-                continue
-            member = members.get(name)
-            if member is None:
-                return f"{name} is no member"
-            if member.application_name not in streaming:
-                return f"{name} does not stream"
-        if leader.status is not ServerStatus.PRIMARY:
-            return "the leader is no primary"
-        return None
-
-    def _is_tolerable(self) -> bool:
-        """Whether what is left suffices: enough of those who may hold acknowledged writes, and two nodes at all."""
-        world = self._world
-        register: Register | None = world.checks.register
-        alive = [host for host in world.hosts.values() if not host.lost]
-        if register is None:
-            return self._plan.from_nothing and not world.hosts["n1"].lost and len(alive) >= 2
-        if world.checks.restored:
-            return False
-        there = {member for host in alive if (member := host.member()) is not None}
-        if register.epoch == 1 and register.candidate is not None:
-            return register.candidate in there and len(alive) >= 2
-        fit = there & (register.committed.quorum.members | {register.committed.leader})
-        if register.leader in fit:
-            return len(alive) >= 2
-        if len(alive) <= len(register.voters) // 2:
-            return False  # no majority can find that the leader is lost
-        return recruits_suffice(register.committed, fit) and len(fit) >= 2

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
+from holdfast.model.lease import LeaseRecord
+from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import Register
 from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Change, Connected, Disconnected, Entry, Lease, Snapshot
@@ -105,6 +107,16 @@ class StoreService:
         """The register as it is."""
         entry = at_once(self.inner.get(self.keys.register))
         return None if entry is None else Register.from_json(entry.value)
+
+    def policy(self) -> Policy:
+        """The policy as it is."""
+        entry = at_once(self.inner.get(self.keys.policy))
+        return DEFAULT_POLICY if entry is None else Policy.from_json(entry.value)
+
+    def lease(self) -> LeaseRecord | None:
+        """The lease as it is."""
+        entry = at_once(self.inner.get(self.keys.lease))
+        return None if entry is None else LeaseRecord.from_json(entry.value)
 
     def apply(self, operation: Callable[[], T]) -> T:
         """Let a request take effect, and tell who watches."""

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Configuration, Member, Phase, Quorum, Register
+from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus, Upstream
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.promise import Promise
@@ -115,6 +116,18 @@ class World:
             and not self.network.is_apart(host.name, STORE)
             and (member := host.member()) is not None
         )
+
+    def reports(self) -> dict[str, NodeReport | None]:
+        """What ``holdfast status`` hears from the agents; None from those that do not answer."""
+        return {
+            name: host.agent.report()
+            if host.agent is not None
+            and host.process is not None
+            and not host.process.frozen
+            and host.agent.has_looked()
+            else None
+            for name, host in self.hosts.items()
+        }
 
     # ---- what happens -----------------------------------------------------------------------------------------
 
