@@ -103,8 +103,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         if running:
             register = await cluster.register()
             records = await cluster.node_records()
-            policy, plan = await cluster.policy(), await planned(cluster)
-            lease = await cluster.lease()
+            policy, plan, lease = await cluster.policy(), await planned(cluster), await cluster.lease()
     except StoreUnavailable:
         reachable = False
     reports = await cluster.voter_reports()
