@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from holdfast.local.machine import server_user
-from holdfast.local.processes import Process, descendants_of
+from holdfast.local.processes import Process, descendants_of, remove_shared_memory, shared_memory_of
 from holdfast.model.event import Event
 from holdfast.model.register import (
     Configuration,
@@ -91,11 +91,13 @@ class Server:
             return at_ms
         self.process.send_signal(signal.SIGSTOP)  # it forks nobody meanwhile
         tree = [p for p in map(Process.of, (self.process.pid, *descendants_of(self.process.pid))) if p is not None]
+        shared = shared_memory_of(*(process.pid for process in tree))
         at_ms = time.time() * 1000
         for process in tree:
             process.send(signal.SIGKILL)
         for process in tree:
             process.wait(60)  # a new server does not start beside what is left of the last one
+        remove_shared_memory(shared)
         self.process.wait()
         return at_ms
 

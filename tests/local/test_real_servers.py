@@ -17,7 +17,14 @@ from holdfast.local import machine
 from holdfast.local.layout import Layout, Program
 from holdfast.local.plan import Plan
 from holdfast.local.ports import free_ports, is_free
-from holdfast.local.processes import Process, descendants_of, kill_postgres, postmaster_of
+from holdfast.local.processes import (
+    Process,
+    descendants_of,
+    kill_postgres,
+    postmaster_of,
+    remove_shared_memory,
+    shared_memory_of,
+)
 from holdfast.local.servers import find_servers, make_plan
 from holdfast.model.timeouts import LocalTimeouts
 from tests.local.conftest import processes_below
@@ -104,9 +111,11 @@ class Postgres:
 def postgres(place: Path, servers: tuple[Program, Program]) -> Iterator[Postgres]:
     server = Postgres(place, servers[0].path)
     yield server
+    shared = shared_memory_of(server.child.pid, *descendants_of(server.child.pid))
     if postmaster_of(server.data_dir):
         kill_postgres(server.data_dir)
     server.child.wait(DEADLINE_S)
+    remove_shared_memory(shared)
 
 
 def test_kill_takes_the_postmaster_and_every_child(place: Path, postgres: Postgres) -> None:
@@ -138,12 +147,15 @@ def test_a_stale_number_in_the_lock_file_is_not_believed(place: Path) -> None:
 def test_a_postgresql_whose_agent_died_is_stopped_too(place: Path, postgres: Postgres, remove: bool) -> None:
     agent = replace(stand_in(place, "n1"), data_dir=str(postgres.data_dir))
     supervised = Supervised(place, agent)
+    shared = shared_memory_of(postgres.child.pid, *descendants_of(postgres.child.pid))
+    assert shared
     supervisor = supervised.start(*(["--tied", "--remove"] if remove else []))
     supervisor.terminate()
     assert supervisor.wait(DEADLINE_S) == 0
     # Removed: killed. Otherwise: a fast shutdown, so that its control file says that it ended cleanly.
     assert postgres.child.wait(DEADLINE_S) == (-signal.SIGKILL if remove else 0)
     assert processes_below(place) == []
+    assert not any(file.exists() for file in shared)
 
 
 def test_the_plan_is_read_as_it_was_written(place: Path, servers: tuple[Program, Program]) -> None:

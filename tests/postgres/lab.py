@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from holdfast.local.processes import remove_shared_memory, shared_memory_of
 from holdfast.model.register import NO_QUORUM, Member, Quorum
 from holdfast.model.server import ServerStatus, ServerView, Upstream
 from holdfast.model.settings import PostgresSettings
@@ -167,9 +168,12 @@ class Lab:
         return "\n".join(p.read_text() for p in [side / "startup.log", *sorted(side.glob("log/*.log"))] if p.exists())
 
     async def close(self) -> None:
+        running = [p.pid for settings in self.settings.values() for p in processes_in(settings.data_dir)]
+        shared = shared_memory_of(*running)
         for server in self.servers:
             await server.kill()
             await server.close()
+        remove_shared_memory(shared)
         for connection in self._connections:
             await connection.close()
         for settings in self.settings.values():

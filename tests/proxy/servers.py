@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from holdfast.local.machine import server_user
-from holdfast.local.processes import Process, descendants_of
+from holdfast.local.processes import Process, descendants_of, remove_shared_memory, shared_memory_of
 from tests.ports import free_port
 
 USER = "app"
@@ -145,9 +145,11 @@ class Server:
             family = [
                 p for p in map(Process.of, (self.process.pid, *descendants_of(self.process.pid))) if p is not None
             ]
+            shared = shared_memory_of(*(process.pid for process in family))
             for process in family:
                 process.send(signal.SIGKILL)
             for process in family:
                 process.wait(60)  # the end is enough: whoever adopts the orphans may be slow to reap them
+            remove_shared_memory(shared)
         self.process.wait()
         self.process = None

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from holdfast.local.plan import STEADY_S, WRONG_INPUT, Plan, ProcessSpec, ProcessState, RunFiles, SupervisorState
-from holdfast.local.processes import Process, descendants_of, kill_postgres, postmaster_of
+from holdfast.local.processes import (
+    Process,
+    descendants_of,
+    kill_postgres,
+    postmaster_of,
+    remove_shared_memory,
+    shared_memory_of,
+)
 
 
 class AlreadySupervised(Exception):
@@ -248,12 +255,15 @@ async def stop_at_once(plan: Plan, state: SupervisorState, log: Callable[..., An
     # Also initdb, pg_basebackup and the like, which an agent that is killed leaves behind.
     helpers = map(Process.of, descendants_of(*(process.pid for process in running)))
     victims = running | {helper for helper in helpers if helper is not None}
+    servers = {p.pid for spec in plan.processes if spec.data_dir and (p := postmaster_of(Path(spec.data_dir)))}
+    shared = shared_memory_of(*servers, *descendants_of(*servers))
     for process in victims:
         process.send(signal.SIGKILL)
     await asyncio.gather(*(wait_until_ended(process) for process in victims))
     for spec in plan.processes:
         if spec.data_dir:
             await _kill_postgres(Path(spec.data_dir), log)
+    remove_shared_memory(shared)
 
 
 def _running(plan: Plan, state: SupervisorState) -> dict[str, Process]:
