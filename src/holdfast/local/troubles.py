@@ -29,7 +29,8 @@ LASTING_S = 25.0
 """Trouble that has not passed by then is for a person to mend; a clone may heal it after 20 s."""
 LOOK_INTERVAL_S = 0.5
 _RECENT_S = 15.0
-"""Agents try again after 10 s at most, a walreceiver after 0.1 s: older words are of the past."""
+"""Agents try again after 10 s at most, a walreceiver after 0.1 s: older words are of the past, and so are those from
+before the cluster was last started."""
 _EVENTS = 100
 _TAIL_BYTES = 16_384
 _RECENT_LINES = 50
@@ -108,7 +109,7 @@ def _waits(report: NodeReport) -> bool:
 
 
 def _of_agent(cluster: LocalCluster, name: str, events: Iterable[Event]) -> Trouble | None:
-    since_ms = (time.time() - _RECENT_S) * 1000
+    since_ms = (time.time() - _recent_s(cluster)) * 1000
     failed = [e for e in events if (e.source, e.kind) == (name, "action.failed") and e.at_ms > since_ms]
     if not failed:
         return None
@@ -118,8 +119,13 @@ def _of_agent(cluster: LocalCluster, name: str, events: Iterable[Event]) -> Trou
 
 def _of_postgres(cluster: LocalCluster, name: str) -> Trouble | None:
     server = ServerLayout(cluster.layout.data_dir(name), cluster.layout.socket_dir(cluster.file, name), None)
-    complaint = last_complaint(server, _RECENT_S)
+    complaint = last_complaint(server, _recent_s(cluster))
     return None if complaint is None else Trouble(name, f"PostgreSQL: {complaint[0]}", complaint[1])
+
+
+def _recent_s(cluster: LocalCluster) -> float:
+    supervisor = cluster.state().supervisor
+    return _RECENT_S if supervisor is None else min(_RECENT_S, supervisor.age_s())
 
 
 def last_words(log: Path) -> str:
