@@ -24,7 +24,7 @@ from holdfast.core.quorum import recruits_suffice
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.policy import Promotion
 from holdfast.model.register import Member, Phase, Register
-from holdfast.model.report import NodeReport, VerdictKind
+from holdfast.model.report import NodeReport, Verdict, VerdictKind
 from holdfast.model.server import ServerStatus
 
 
@@ -254,27 +254,26 @@ def suspected(o: Observation, register: Register) -> bool:
         return True  # its own agent knows best
     if o.last_failover_ms is not None and o.now_ms - o.last_failover_ms < o.timeouts.cool_down_ms:
         return False
-    fresh_ms = 2 * o.timeouts.heartbeat_interval_ms + o.timeouts.peer_timeout_ms
-    verdicts = {
-        name: peer.report.verdict
-        for name, peer in o.peers.items()
-        if peer.report is not None and peer.answered_ms is not None and o.now_ms - peer.answered_ms <= fresh_ms
-    }
-    verdicts[o.node] = verdict
-    against = [
-        name
-        for name, v in verdicts.items()
-        if name in register.voters
-        and v is not None
-        and (v.about, v.epoch) == (about, register.epoch)
-        and v.calls_for_failover
-    ]
-    return len(against) > len(register.voters) // 2
+    oldest_ms = o.now_ms - 2 * o.timeouts.heartbeat_interval_ms - o.timeouts.peer_timeout_ms
+    against = 0
+    for name in register.voters:
+        if name == o.node:
+            against += _is_against(verdict, about, register)
+            continue
+        peer = o.peers.get(name)
+        if peer is not None and peer.report is not None and (peer.answered_ms or 0) >= oldest_ms:
+            against += _is_against(peer.report.verdict, about, register)
+    return against > len(register.voters) // 2
+
+
+def _is_against(verdict: Verdict | None, about: Member, register: Register) -> bool:
+    if verdict is None or not verdict.calls_for_failover:
+        return False
+    return verdict.about == about and verdict.epoch == register.epoch
 
 
 def signal_of(o: Observation, register: Register) -> Signal:
     """What calls for coordination now."""
-    stalled = o.now_ms - o.progress_ms >= phase_timeout_ms(o, register)
     match register.phase:
         case Phase.SERVING:
             if suspected(o, register):
@@ -286,13 +285,17 @@ def signal_of(o: Observation, register: Register) -> Signal:
                 return Signal.ENOUGH
             if is_local(register.committed.quorum) and not is_revoked(o, register):
                 return Signal.LEASED
-            return Signal.STALLED if stalled else Signal.QUIET
+            return _stands(o, register)
         case Phase.PROMOTING:
             if register.epoch == 1:
                 return Signal.QUIET  # a new cluster: there is nobody else to promote
             if o.led_by != o.member and suspected(o, register):
                 return Signal.SUSPECTED
-            return Signal.STALLED if stalled else Signal.QUIET
+            return _stands(o, register)
+
+
+def _stands(o: Observation, register: Register) -> Signal:
+    return Signal.STALLED if o.now_ms - o.progress_ms >= phase_timeout_ms(o, register) else Signal.QUIET
 
 
 def coordinate(o: Observation) -> Coordination | None:

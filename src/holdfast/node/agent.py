@@ -103,6 +103,7 @@ class Agent:
         self._pauses: dict[type[a.Action], Pause] = {}
         self._ever_started = False
         self._streamed: Member | None = None
+        self._exit_watch: asyncio.Task[None] | None = None
         self._slots = SlotKeeper(parts.server, timeouts, self._peers, lambda: self._last)
 
     # ---- life -------------------------------------------------------------------------------------------------
@@ -144,6 +145,8 @@ class Agent:
             finally:
                 for helper in helpers:
                     helper.cancel()
+                if self._exit_watch is not None:
+                    self._exit_watch.cancel()
                 await self._peers.close()
                 await self._probe.close()
         await self._leave()
@@ -372,13 +375,21 @@ class Agent:
     async def _rest(self) -> None:
         """Until something happens, the server's end included; at most a tick."""
         tick_ms = self._timeouts.busy_tick_interval_ms if self._is_busy() else self._timeouts.tick_interval_ms
-        waits = [asyncio.ensure_future(self._wake.wait())]
-        if self._last is not None and self._last.server.status not in (ServerStatus.STOPPED, ServerStatus.ABSENT):
-            waits.append(asyncio.ensure_future(self._server.exited.wait()))
-        await asyncio.wait(waits, timeout=tick_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        running = self._last is not None and self._last.server.status not in (ServerStatus.STOPPED, ServerStatus.ABSENT)
+        if running and (self._exit_watch is None or self._exit_watch.done()):
+            self._exit_watch = asyncio.create_task(self._wake_at_exit())
+        timer = asyncio.get_running_loop().call_later(tick_ms / 1000, self._wake.set)
+        try:
+            if self._wake.is_set():
+                await asyncio.sleep(0)  # others get their turn all the same
+            await self._wake.wait()
+        finally:
+            timer.cancel()
         self._wake.clear()
+
+    async def _wake_at_exit(self) -> None:
+        await self._server.exited.wait()
+        self._wake.set()
 
     def _is_busy(self) -> bool:
         """Whether every tick is part of somebody's stall."""

@@ -259,6 +259,8 @@ class Observer:
                 self._suspected_since_ms = None
             if o.register.phase is Phase.RECRUITING and best_choice(o, o.register) is not None:
                 self._enough_since_ms = self._enough_since_ms or o.now_ms
+        if self._enough_since_ms is None and self._suspected_since_ms is None:
+            return o
         return replace(o, enough_since_ms=self._enough_since_ms, suspected_since_ms=self._suspected_since_ms)
 
     def _stands_still(self, o: Observation) -> bool:

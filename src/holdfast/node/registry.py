@@ -56,7 +56,7 @@ class Registry:
 
     def recruits(self) -> tuple[Recruit, ...]:
         """Who has joined the register's epoch."""
-        if self.register is None:
+        if self.register is None or not self._recruits:
             return ()
         prefix = self._keys.recruits(self.register.epoch)
         return tuple(r for key, r in sorted(self._recruits.items()) if key.startswith(prefix))

@@ -12,7 +12,7 @@ from holdfast.proxy.routing import Routing, Target
 from holdfast.store.contract import Put
 from holdfast.testing.checks import STALE_READ, Violation
 from holdfast.testing.host import CLUSTER, Host
-from holdfast.testing.loop import Process
+from holdfast.testing.loop import Process, within
 from holdfast.testing.postgres import Commit, Outcome, Postgres
 from holdfast.testing.store import DistantStore
 
@@ -67,8 +67,7 @@ class Proxy:
             answer: asyncio.Future[Outcome] = world.loop.create_future()
             self._send(target, self._served_write, world.writes, answer)
             try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await answer
+                await within(answer, PATIENCE_S)
             except (TimeoutError, ConnectionError):
                 continue
 
@@ -89,8 +88,7 @@ class Proxy:
             answer: asyncio.Future[bool] = world.loop.create_future()
             self._send(target, self._served_read, newest, answer)
             try:
-                async with asyncio.timeout(PATIENCE_S):
-                    found = await answer
+                found = await within(answer, PATIENCE_S)
             except (TimeoutError, ConnectionError):
                 continue
             shown = self.routing.epoch <= target.epoch and self._obedience.is_fresh()
@@ -166,8 +164,7 @@ class SimulatedObedience(Obedience):
         answer: asyncio.Future[tuple[int, int]] = world.loop.create_future()
         world.network.send("p1", host.name, self._asked, host, answer)
         try:
-            async with asyncio.timeout(self._timeouts.peer_timeout_ms / 1000):
-                epoch, fresh_for_ms = await answer
+            epoch, fresh_for_ms = await within(answer, self._timeouts.peer_timeout_ms / 1000)
         except TimeoutError:
             return
         if epoch == primary.epoch and self._routing.epoch == primary.epoch:

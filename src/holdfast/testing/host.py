@@ -28,7 +28,7 @@ from holdfast.node.journal import Journal
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, Promise, PromiseKeeper
 from holdfast.testing.checks import BUG, Violation
-from holdfast.testing.loop import Process
+from holdfast.testing.loop import Process, within
 from holdfast.testing.postgres import Postgres
 from holdfast.testing.store import DistantStore
 
@@ -227,8 +227,7 @@ class PeersAtDistance:
         target = world.hosts[api_url.removeprefix("http://").partition(":")[0]]
         answer: asyncio.Future[NodeReport] = world.loop.create_future()
         world.network.send(self._host.name, target.name, self._arrived, target, answer)
-        async with asyncio.timeout(self._deadline_s):
-            return await answer
+        return await within(answer, self._deadline_s)
 
     def _arrived(self, target: Host, answer: asyncio.Future[NodeReport]) -> None:
         if not target.up:
@@ -252,8 +251,7 @@ class PeersAtDistance:
         answer: asyncio.Future[bool] = world.loop.create_future()
         world.network.send(self._host.name, target.name, self._pledge_asked, target, leader, epoch, answer)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await answer
+            return await within(answer, self._deadline_s)
         except TimeoutError:
             return False
 

@@ -60,6 +60,20 @@ class Spinning(Exception):
     """Time no longer passes."""
 
 
+async def within(answer: asyncio.Future[T], limit_s: float) -> T:
+    """The answer, or TimeoutError: `asyncio.timeout` for one future, at a fraction of what that costs."""
+    timer = answer.get_loop().call_later(limit_s, _expire, answer)
+    try:
+        return await answer
+    finally:
+        timer.cancel()
+
+
+def _expire(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
 class SimulatedLoop(asyncio.AbstractEventLoop):
     """Runs as many processes as there are; nothing here depends on real time, on addresses or on the order of sets."""
 

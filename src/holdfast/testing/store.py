@@ -18,7 +18,7 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Change, Connected, Disconnected, Entry, Lease, Snapshot
 from holdfast.store.memory import Backup, MemoryBackend, MemoryStore
 from holdfast.testing.checks import Checks
-from holdfast.testing.loop import SimulatedLoop
+from holdfast.testing.loop import SimulatedLoop, within
 from holdfast.testing.network import Channel, Network
 
 T = TypeVar("T")
@@ -254,8 +254,7 @@ class DistantStore:
         answer: asyncio.Future[T] = service.loop.create_future()
         service.network.send(self._host, HOST, self._arrived, operation, answer, writes)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await answer
+            return await within(answer, self._deadline_s)
         except TimeoutError:
             raise StoreUnavailable("the store does not answer") from None
 
