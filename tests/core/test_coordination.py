@@ -72,6 +72,23 @@ def test_nobody_asks_for_an_epoch_on_stale_answers() -> None:
     assert rule_and_actions(o) == ("epoch.suspect", (a.AskPeers(),))
 
 
+def test_who_does_not_hear_the_store_joins_no_epoch_and_is_waited_for_while_it_may_reconnect() -> None:
+    """N3 watched the store through the host that was lost; N1 is gone."""
+    deaf = {"n3": peer(N3, verdict=DEAD, store_connected=False), "n1": Peer(asked_ms=NOW_MS)}
+    o = replace(suspicious("n3"), peers=deaf)
+    assert rule_and_actions(o) == ("epoch.suspect", ())
+    tick_ms = NOW_MS + TIMEOUTS.busy_tick_interval_ms
+    assert rule_and_actions(replace(o, now_ms=tick_ms - 1)) == ("epoch.suspect", ())
+    assert rule_and_actions(replace(o, now_ms=tick_ms)) == ("epoch.suspect", (a.AskPeers(),))
+    back = {**deaf, "n3": peer(N3, answered_ms=tick_ms, verdict=DEAD)}
+    assert isinstance(rule_and_actions(replace(o, peers=back, now_ms=tick_ms))[1][0], a.OpenEpoch)
+    late_ms = NOW_MS + TIMEOUTS.store_silence_ms
+    still = {**deaf, "n3": replace(deaf["n3"], answered_ms=late_ms)}
+    assert isinstance(rule_and_actions(replace(o, peers=still, now_ms=late_ms))[1][0], a.Await)
+    unfit = {**deaf, "n3": peer(N3, verdict=DEAD, store_connected=False, situation="rebuilding")}
+    assert isinstance(rule_and_actions(replace(o, peers=unfit))[1][0], a.Await)
+
+
 def test_the_own_agent_opens_at_once_without_a_majority() -> None:
     o = observation(
         N1, server=ServerView(ServerStatus.STOPPED), verdict=DEAD, suspected_since_ms=NOW_MS,
@@ -231,5 +248,8 @@ def test_one_outside_of_the_quorum_that_followed_the_leader_can_follow_the_next(
     assert isinstance(rule_and_actions(o)[1][0], a.OpenEpoch)
     elsewhere = {**gone, "n3": peer(N3, verdict=DEAD, situation="stopped", position=at(3, 100))}
     assert isinstance(rule_and_actions(replace(o, peers=elsewhere))[1][0], a.Await)
+    follows_candidate = replace(narrowed, epoch=3, phase=Phase.PROMOTING, candidate=N1)
+    rule, (opened,) = rule_and_actions(replace(o, peers=elsewhere, register=follows_candidate, progress_ms=0))
+    assert (rule, type(opened)) == ("epoch.replace", a.OpenEpoch)
     later = replace(o, peers=elsewhere, now_ms=NOW_MS + 100, verdict=replace(DEAD, evidence="no answer for 1600 ms"))
     assert rule_and_actions(later) == rule_and_actions(replace(o, peers=elsewhere))

@@ -18,7 +18,7 @@ from holdfast.core.actions import (
 from holdfast.core.choice import Choice, Wishes, choose, within
 from holdfast.core.durability import Allowance, allowance_of, is_local, is_revoked
 from holdfast.core.leadership import Situation
-from holdfast.core.observation import Observation
+from holdfast.core.observation import Observation, Peer
 from holdfast.core.obstacle import Obstacle, obstacle
 from holdfast.core.quorum import recruits_suffice
 from holdfast.model.errors import ProtocolViolation
@@ -83,14 +83,21 @@ def willing_members(o: Observation, register: Register, since_ms: int) -> frozen
 
 
 def _has_log_of_epoch(o: Observation, register: Register, member: Member) -> bool:
-    """Whether a directory that the quorum does not name has followed this leader: it can follow the next one, too."""
+    """Whether a directory that the quorum does not name has followed this leader, or this candidate.
+
+    It can follow the next one, too.
+    """
     peer = o.peers.get(member.node)
     position = o.own_log_end() if member == o.member else peer.report.position if peer and peer.report else None
-    return position is not None and position.timeline == register.committed.epoch
+    return position is not None and position.timeline in (register.committed.epoch, register.epoch)
 
 
 def would_join(report: NodeReport, register: Register) -> bool:
-    """Whether a node that says this would join the next epoch."""
+    """Whether a node that says this would join the next epoch: who does not hear the store would not hear of it."""
+    return report.store_connected and _is_fit(report, register)
+
+
+def _is_fit(report: NodeReport, register: Register) -> bool:
     return report.promised <= register.epoch and report.situation not in _UNFIT and report.alarm is None
 
 
@@ -120,6 +127,9 @@ def _open(o: Observation, register: Register, why: str, state: str) -> tuple[Act
     asked_ms = [p.asked_ms or 0 for p in o.peers.values()]
     if any(ms < since_ms for ms in asked_ms):
         return (AskPeers(),)
+    if o.now_ms - since_ms < o.timeouts.store_silence_ms and any(_reconnects(p, register) for p in o.peers.values()):
+        # Who watched through the endpoint beside the lost leader is back within moments: wait for no heartbeat.
+        return (AskPeers(),) if o.now_ms - max(asked_ms) >= o.timeouts.busy_tick_interval_ms else ()
     return (Await(f"{state}: nobody can take over safely: {_obstacle(o, register, since_ms)}"),)
 
 
@@ -133,6 +143,11 @@ def _obstacle(o: Observation, register: Register, since_ms: int) -> Obstacle:
     if o.node in register.data_nodes:
         answering[o.node] = o.member
     return obstacle(register.committed, willing_members(o, register, since_ms), answering, o.policy)
+
+
+def _reconnects(peer: Peer, register: Register) -> bool:
+    """Whether all that a peer lacks to join an epoch is its connection to the store."""
+    return peer.report is not None and not peer.report.store_connected and _is_fit(peer.report, register)
 
 
 def _lost(o: Observation, register: Register) -> tuple[str, str]:
