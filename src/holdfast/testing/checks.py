@@ -79,7 +79,7 @@ class Checks:
         self._newest_epoch = 0
         self._recruited: dict[str, int] = {}
         self._promised: dict[str, int] = {}
-        self._timelines: dict[int, str] = {}
+        self._timelines: dict[int, tuple[str, Record]] = {}
         self._held: dict[Member, set[int]] = {}
         self._able: deque[tuple[float, frozenset[Member]]] = deque()
         self.able_now: Callable[[], frozenset[Member]] = frozenset
@@ -125,12 +125,19 @@ class Checks:
             if lacking > len(quorum.members) - quorum.k:
                 raise Violation(UNSAFE, f"{what}, and {lacking} members of {quorum} lack {record}")
 
-    def promoted(self, server: Postgres, timeline: int) -> None:
-        """A server begins a timeline."""
+    def promoted(self, server: Postgres, timeline: int, first: Record) -> None:
+        """A server begins a timeline with this record."""
         former = self._timelines.get(timeline)
         if former is not None:
-            raise Violation(FORWARD, f"{server.host} begins timeline {timeline}, which {former} has begun before")
-        self._timelines[timeline] = server.host
+            raise Violation(FORWARD, f"{server.host} begins timeline {timeline}, which {former[0]} has begun before")
+        self._timelines[timeline] = server.host, first
+
+    def never_written(self, records: Iterable[Record]) -> None:
+        """A server's end took these before they reached a disk: nobody was sent them, and nobody ever will be."""
+        for record in records:
+            begun = self._timelines.get(record.timeline)
+            if begun is not None and begun[1] is record:
+                del self._timelines[record.timeline]
 
     def connected(self, upstream: Postgres, standby: Postgres, count: int) -> None:
         """A standby, with ``count`` records, begins to stream."""
@@ -150,7 +157,11 @@ class Checks:
         candidate = self.register.candidate if self.register is not None else None
         if candidate is not None and candidate.node == upstream.host:
             return  # its log is the one to follow, whatever it has to do before it leads
-        if leads < promised and records[-1].timeline == leads and self._timelines.get(leads) == upstream.host:
+        if (
+            leads < promised
+            and records[-1].timeline == leads
+            and self._timelines.get(leads, (None,))[0] == upstream.host
+        ):
             raise Violation(
                 PROMISED,
                 f"{standby.host} joined epoch {promised}, and streams from {upstream.host}, which leads {leads}",

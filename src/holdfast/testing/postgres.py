@@ -162,7 +162,9 @@ class Postgres:
         if directory is not None and not clean:
             written = len(directory.log)
             if directory.flushed < written:
-                directory.truncate(directory.flushed if power else self.random.randint(directory.flushed, written))
+                kept = directory.flushed if power else self.random.randint(directory.flushed, written)
+                self.checks.never_written(directory.log[kept:])
+                directory.truncate(kept)
             if not power:
                 directory.flushed = len(directory.log)
         self.life += 1
@@ -357,10 +359,11 @@ class Postgres:
         assert directory is not None
         self.end_receiver()
         self.promoting = False
-        self.checks.promoted(self, timeline)
         directory.flushed = len(directory.log)
         start = directory.end()
-        directory.append(Record(start, Lsn(start + 48), timeline, 0, self.loop.time()))
+        first = Record(start, Lsn(start + 48), timeline, 0, self.loop.time())
+        self.checks.promoted(self, timeline, first)
+        directory.append(first)
         self.status = ServerStatus.PRIMARY
         if self.real_names is not None:
             self.waits_in_force = self.real_names[0] > 0

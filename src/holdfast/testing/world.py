@@ -77,6 +77,7 @@ class World:
     def populate(self) -> None:
         """A cluster that serves: n1 leads epoch 1, and everybody else streams from it."""
         log = [Record(Lsn(0), Lsn(0x1000000), 1, 0, 0.0), Record(Lsn(0x1000000), Lsn(0x1000080), 1, 0, 0.0)]
+        self.checks.promoted(self.servers["n1"], 1, log[0])
         members = {name: Member(name, self.wiring.names(self, name).incarnation()) for name in self.hosts}
         leader, *standbys = members.values()
         quorum = Quorum(frozenset(standbys), (len(standbys) + 1) // 2)
@@ -92,7 +93,6 @@ class World:
             postgres.status = ServerStatus.PRIMARY if name == leader.node else ServerStatus.STANDBY
             if name == leader.node:
                 postgres.names = names_of(quorum)
-        self.checks.promoted(self.servers[leader.node], 1)
         self.store.apply(lambda: at_once(self.store.inner.put(self.store.keys.register, register.to_json())))
         self.checks.registered(register)
         for member in standbys:
