@@ -7,7 +7,8 @@
     python3 protocol_model.py --walks 20000 --writes 4 --elections 4 --faults 5 --changes 5
 
 State is one immutable tuple; `steps` yields every (label, next state). A violation is a client write that was
-acknowledged and is absent from the log of a leader whose configuration is committed. While the committed k is 0 commits
+acknowledged and is absent from the log of a leader whose configuration is committed, or a log that was given up
+although nobody can be recruited without it. While the committed k is 0 commits
 are local, and a candidate may be chosen without the leader: what it lacks at that moment is lost, which is counted and
 no violation; what is acknowledged later is. Time is in the model as one assumption: whoever waits for a lease waits
 until its holder is fenced. Safety only: liveness (pre-vote, time-outs, back-off) is the simulator's work. The last line
@@ -25,6 +26,7 @@ from typing import Iterator, NamedTuple
 NODES = (0, 1, 2)
 NAMES = "ABC"
 DOWN, STANDBY, PRIMARY = "down", "standby", "primary"
+REBUILDING = "rebuilding"             # its directory is half made, and is no recruit until it has been made anew
 BARRIER = 0                           # the value of an epoch's first entry
 
 Member = tuple[int, int]              # (node, incarnation of its data directory)
@@ -66,6 +68,7 @@ class State(NamedTuple):
     elections: int
     faults: int
     changes: int
+    stranded: bool = False            # a log was given up, and without it nobody can be recruited
 
 
 RULES = {
@@ -78,6 +81,7 @@ RULES = {
     "implied": "PostgreSQL's setting always implies the register's: k_pg - |S_pg minus S_reg| >= k_reg",
     "caught-up": "the register tightens only after the log so far is on k of the members it will name",
     "incarnation": "a data directory made anew is a new member, and a new leader",
+    "log-kept": "before an epoch serves, a log that does not fit is given up for nobody but the committed leader",
     "lease": "with k = 0 a candidate without the leader's log waits until the leader's lease is over",
     "lease-first": "nothing turns to k = 0, neither PostgreSQL nor the register, before the leader has the lease",
 }
@@ -133,7 +137,9 @@ def steps(s: State, broken: str | None) -> Iterator[tuple[str, State]]:
     for i in NODES:
         yield from replication_and_clients(s, i, broken)
         yield from faults(s, i, broken)
-        if s.cut != i and s.nodes[i].role != DOWN:
+        if s.cut != i and s.nodes[i].role == REBUILDING:
+            yield from rebuilding(s, i)
+        elif s.cut != i and s.nodes[i].role != DOWN:
             yield from failover(s, i, broken)
             yield from joining(s, i, broken)
             yield from reconfiguration(s, i, broken)
@@ -151,7 +157,7 @@ def replication_and_clients(s: State, i: int, broken: str | None) -> Iterator[tu
                 yield f"{me} acknowledges {e}", s._replace(acked=s.acked | {e})
         for j in NODES:               # a flush report may arrive late, even after its sender was recruited elsewhere
             o = s.nodes[j]
-            if j != i and not apart(s, i, j) and o.role != DOWN:
+            if j != i and not apart(s, i, j) and o.role not in (DOWN, REBUILDING):
                 told = (o.incarnation, common(o.log, n.log))
                 if told[0] > n.reports[j][0] or (told[0] == n.reports[j][0] and told[1] > n.reports[j][1]):
                     yield f"{NAMES[j]} reports {told[1]} to {me}", s._replace(
@@ -164,7 +170,7 @@ def replication_and_clients(s: State, i: int, broken: str | None) -> Iterator[tu
 
 def faults(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
     n, me = s.nodes[i], NAMES[i]
-    if s.faults and n.role != DOWN:
+    if s.faults and n.role not in (DOWN, REBUILDING):  # what is half made stays so
         yield f"{me} crashes", s._replace(nodes=put(s, i, role=DOWN, upstream=None, open=False, leased=False), faults=s.faults - 1)
     if n.leased:
         yield f"{me}'s lease ends, and it is killed", s._replace(
@@ -253,15 +259,26 @@ def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]
 
 
 def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
-    """Follow the current leader, by rewinding if the logs have diverged; keep everything until it serves."""
+    """Follow the current leader, by rewinding if the logs have diverged; keep everything until it serves.
+
+    With one exception, for else two logs that have diverged could wait for each other for ever: a log is given up for a
+    candidate that is the committed leader. That one has every acknowledged write, and is enough of a recruit alone.
+    """
     n, me, r = s.nodes[i], NAMES[i], s.reg
-    lead = r.candidate if r.phase == "promoting" else r.leader[0] if r.phase == "serving" else None
+    lead = led_by(s)
     if lead is not None and lead != i and not apart(s, i, lead):
         p = s.nodes[lead]
         shared = common(n.log, p.log)
         rewinds = shared < len(n.log)
-        if (p.role == PRIMARY and p.epoch == r.epoch and n.upstream != lead
-                and (not rewinds or r.phase == "serving")):
+        leads = p.role == PRIMARY and p.epoch == r.epoch and n.upstream != lead
+        gives_up = r.phase == "promoting" and rewinds
+        if leads and gives_up and (broken == "log-kept" or (lead, p.incarnation) == r.leader):
+            after = s._replace(nodes=put(
+                s, i, role=REBUILDING, open=False, leased=False, upstream=None, promised=r.epoch,
+                incarnation=n.incarnation + (broken != "incarnation")))
+            after = after._replace(stranded=can_recruit(s) and not can_recruit(after))
+            yield f"{me} begins to rewind for {NAMES[lead]} in epoch {r.epoch}", after
+        if leads and not gives_up:
             yield f"{me} joins {NAMES[lead]} in epoch {r.epoch}", s._replace(nodes=put(
                 s, i, role=STANDBY, open=False, leased=False, upstream=lead, promised=r.epoch, log=n.log[:shared],
                 incarnation=n.incarnation + (rewinds and broken != "incarnation")))
@@ -270,6 +287,26 @@ def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]
             p = s.nodes[j]
             if j != i and p.role == PRIMARY and not apart(s, i, j) and p.log[:len(n.log)] == n.log:
                 yield f"{me} streams from {NAMES[j]} again", s._replace(nodes=put(s, i, upstream=j))
+
+
+def rebuilding(s: State, i: int) -> Iterator[tuple[str, State]]:
+    """Whoever leads by now is what a half-made directory is made into."""
+    n, r, lead = s.nodes[i], s.reg, led_by(s)
+    if lead is not None and lead != i and not apart(s, i, lead):
+        p = s.nodes[lead]
+        if p.role == PRIMARY and p.epoch == r.epoch:
+            yield f"{NAMES[i]} is a copy of {NAMES[lead]} in epoch {r.epoch}", s._replace(nodes=put(
+                s, i, role=STANDBY, upstream=lead, promised=r.epoch, log=n.log[:common(n.log, p.log)]))
+
+
+def led_by(s: State) -> int | None:
+    return {"promoting": s.reg.candidate, "serving": s.reg.leader[0]}.get(s.reg.phase)
+
+
+def can_recruit(s: State) -> bool:
+    """Whether the directories that there are suffice for another epoch, once their nodes are back."""
+    there = {(j, n.incarnation) for j, n in enumerate(s.nodes) if n.role != REBUILDING}
+    return s.reg.leader in there or len(s.reg.members & there) >= len(s.reg.members) - s.reg.k + 1
 
 
 def reconfiguration(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
@@ -300,7 +337,7 @@ def violated(s: State) -> bool:
     lead = s.nodes[r.leader[0]]
     serves = (r.phase == "serving" and lead.role == PRIMARY and lead.epoch == r.committed
               and lead.incarnation == r.leader[1])
-    return serves and not s.acked <= set(lead.log)
+    return s.stranded or (serves and not s.acked <= set(lead.log))
 
 
 def report(trace: list[str], how: str) -> int:

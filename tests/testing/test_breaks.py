@@ -22,9 +22,11 @@ CAUGHT = {
     "implied": 118,
     "caught-up": 56,
     "incarnation": 92,
+    "log-kept": 1662,
     "pre-vote": 123,
-    "back-off": 14449,
+    "back-off": 4185,
     "drop-silent": 644,
+    "give-up": 1662,
     "say-why": 2,
 }
 

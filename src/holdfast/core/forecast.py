@@ -155,7 +155,8 @@ def _recruits_of(now: Standing, left: Reports) -> list[Recruit]:
 def _willing(now: Standing, recruits: list[Recruit]) -> frozenset[Member]:
     committed = now.register.committed
     counted_on = committed.quorum.members | {committed.leader}
-    return frozenset(r.member for r in recruits if r.member in counted_on or r.position.timeline == committed.epoch)
+    led = (committed.epoch, now.register.epoch)
+    return frozenset(r.member for r in recruits if r.member in counted_on or r.position.timeline in led)
 
 
 def _as_seen_by_nobody(now: Standing, left: Reports) -> Observation:

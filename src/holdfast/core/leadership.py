@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from holdfast.core.actions import Action
 from holdfast.core.durability import acknowledges_alone, holds_lease
+from holdfast.core.giving_up import gives_up
 from holdfast.core.observation import Observation
 from holdfast.core.quorum import covered
 from holdfast.core.rules import RULES, Rule, expected_quorum
@@ -76,9 +77,9 @@ class Duty(StrEnum):
     EXAMINE = "examine"
     """Another leads (or is the candidate); whether the own log fits cannot be told yet."""
     LEAVE = "leave"
-    """The own log does not fit, and the quorum still names this directory (or nobody serves yet)."""
+    """The own log does not fit, and it may still be needed: the quorum names this directory, or nobody serves yet."""
     REJOIN = "rejoin"
-    """The own log does not fit, and nobody counts on it any more."""
+    """The own log does not fit, and nobody needs it any more."""
     PLEDGED = "pledged"
     """An epoch is recruiting, and this node's word to its leader still binds it."""
     PAUSED = "paused"
@@ -247,8 +248,9 @@ def _following_duty(o: Observation, register: Register, situation: Situation) ->
         return Duty.EXAMINE
     if fits and not (o.condemned or o.stuck):
         return follow
-    counted_on = o.member in register.committed.quorum.members
-    return Duty.LEAVE if counted_on or follow is Duty.SUPPORT else Duty.REJOIN
+    if follow is Duty.SUPPORT:
+        return Duty.REJOIN if not fits and gives_up(o, register) else Duty.LEAVE
+    return Duty.LEAVE if o.member in register.committed.quorum.members else Duty.REJOIN
 
 
 def rule_for(situation: Situation, duty: Duty) -> Rule:

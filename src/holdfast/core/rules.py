@@ -66,18 +66,27 @@ def _promise(o: Observation) -> tuple[Action, ...]:
 
 
 def expected_quorum(o: Observation) -> Quorum | None:
-    """The quorum that this candidate is to commit, or None if too few could confirm a commit.
+    """The quorum that this candidate is to commit, or None if too few could confirm a commit."""
+    streaming = frozenset(r.member for r in o.server.replicas if r.state == "streaming")
+    return None if o.member is None else planned_quorum(o, _register(o), o.member, streaming)
+
+
+def planned_quorum(
+    o: Observation, register: Register, candidate: Member, streaming: frozenset[Member]
+) -> Quorum | None:
+    """What a candidate is to commit, given who streams from it; None if too few could confirm a commit.
 
     Everybody promotable who joined the epoch and can follow, and every such voter that already streams.
     """
-    register, me = _register(o), o.member
     leading = o.leading_log()
     joined = {
-        r.member for r in o.recruits if leading is not None and r.member != me and is_on_history(r.position, *leading)
+        r.member
+        for r in o.recruits
+        if leading is not None and r.member != candidate and is_on_history(r.position, *leading)
     }
-    streaming = {r.member for r in o.server.replicas if r.state == "streaming" and r.member.node in register.voters}
-    by_node = {m.node: m for m in (*joined, *streaming)}  # a directory made anew replaces the one that joined
-    members = frozenset(m for m in by_node.values() if m.node != o.node and o.policy.promotable(m.node))
+    follows = {m for m in streaming if m.node in register.voters}
+    by_node = {m.node: m for m in (*joined, *follows)}  # a directory made anew replaces the one that joined
+    members = frozenset(m for m in by_node.values() if m.node != candidate.node and o.policy.promotable(m.node))
     k = confirmations(o.policy, len(members))
     return None if k is None else Quorum(members, k)
 

@@ -60,6 +60,10 @@ class Timeouts(BaseModel):
     promote_phase_ms: int = Field(5000, ge=500, le=300_000)
     """The same for a promoting epoch. Progress of replay or of the barrier starts it again."""
 
+    give_up_grace_ms: int = Field(3000, ge=0, le=600_000)
+    """When nobody who fits the committed leader's log confirms its barrier for this long, a log that does not fit is
+    given up for it; a restart of those who fit is shorter."""
+
     phase_backoff_max_ms: int = Field(60_000, ge=1000, le=600_000)
     """The longest a phase may wait after doublings."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from holdfast.core import choice, coordination, leadership, membership, quorum
+from holdfast.core import choice, coordination, giving_up, leadership, membership, quorum
 from holdfast.core.forecast import Standing
 from holdfast.core.observation import Observation, RegisterTrouble
 from holdfast.model.lsn import Lsn, Position
@@ -187,6 +187,16 @@ class _CopyingReceiver(Receiver):
             sender.up.send(self._reported, sender, records[-1].end)
 
 
+def _whoever_leads(o: Observation, register: Register) -> bool:
+    return register.candidate is not None and giving_up.leads_now(o, register, register.candidate) is not None
+
+
+class GivesUpForAnybody(Broken):
+    """Give a log that does not fit up as soon as a candidate is promoted, whoever it is."""
+
+    replacements = ((leadership, "gives_up", _whoever_leads),)
+
+
 # ---- liveness -------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +226,12 @@ class KeepsTheSilent(Broken):
     replacements = ((membership, "_is_leaving", _only_replaced),)
 
 
+class NeverGivesUp(Broken):
+    """Keep a log that does not fit until somebody serves, also if that is the last who could confirm it."""
+
+    replacements = ((leadership, "gives_up", lambda o, register: False),)
+
+
 def _nothing_to_say(now: Standing) -> None:
     return None
 
@@ -236,9 +252,11 @@ VARIANTS: dict[str, Callable[[], Broken]] = {
     "implied": NotImplied,
     "caught-up": NotCaughtUp,
     "incarnation": NamesOnly,
+    "log-kept": GivesUpForAnybody,
     "pre-vote": NoPreVote,
     "back-off": NoBackOff,
     "drop-silent": KeepsTheSilent,
+    "give-up": NeverGivesUp,
     "say-why": SaysNothing,
 }
 """What can be left out, by name; the safety rules have the names that the protocol's model gives them."""

@@ -19,6 +19,7 @@ UNSAFE = "acknowledged-write-not-on-its-quorum"
 EXCLUSIVE = "two-configurations-acknowledge"
 EARLY = "acknowledges-before-its-epoch-serves"
 PROMISED = "streams-below-its-promise"
+KEPT = "gives-up-what-is-needed"
 FORWARD = "goes-backward"
 DIVERGED = "logs-diverged"
 STALE_READ = "stale-read"
@@ -34,6 +35,7 @@ PROPERTIES = {
     EXCLUSIVE: "no configuration acknowledges a write that was begun after a later one serves",
     EARLY: "nothing is acknowledged in an epoch that has not been committed",
     PROMISED: "a node that joined an epoch never streams from the leader of a lower one",
+    KEPT: "no node gives up a log without which nobody could be recruited",
     FORWARD: "epochs, timelines, promises and the register only move forward",
     DIVERGED: "a standby's log is a prefix of the log that it streams",
     STALE_READ: "a read through a proxy sees what was acknowledged before it began",
@@ -84,6 +86,8 @@ class Checks:
         self._able: deque[tuple[float, frozenset[Member]]] = deque()
         self.able_now: Callable[[], frozenset[Member]] = frozenset
         """Who could join an epoch now, in truth: what a pre-vote tries to find out."""
+        self.kept_now: Callable[[], frozenset[Member]] = frozenset
+        """The directories that there are, also where nothing runs now."""
 
     # ---- servers ----------------------------------------------------------------------------------------------
 
@@ -184,6 +188,15 @@ class Checks:
         """A directory goes, or is about to be made over: what it held, others may have been told."""
         if directory is not None and directory.incarnation is not None:
             self._held[Member(host, directory.incarnation)] = directory.durable()
+
+    def gives_up(self, host: str, directory: Directory | None) -> None:
+        """A node is about to make its directory over, of its own will."""
+        register = self.register
+        if register is not None and not self.is_older and directory is not None and directory.incarnation is not None:
+            member, kept = Member(host, directory.incarnation), self.kept_now()
+            if recruits_suffice(register.committed, kept) and not recruits_suffice(register.committed, kept - {member}):
+                raise Violation(KEPT, f"{host} gives up {member}, and nobody can be recruited without it")
+        self.lost_directory(host, directory)
 
     def leading_directory(self) -> Directory | None:
         """The directory of the leader or the candidate; None while nobody is, or it is gone."""

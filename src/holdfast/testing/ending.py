@@ -61,8 +61,9 @@ class Ending:
         if register.epoch == 1 and register.candidate is not None:
             return (register.candidate in there or register.candidate.node in back) and len(alive) >= 2
         fit = there & counted_on
-        if register.leader in fit:
-            return len(alive) >= 2
+        again = register.candidate if register.candidate == register.committed.leader else None
+        if register.leader in fit or again in fit:
+            return len(alive) >= 2  # it has everything, and whoever is left can be made over to follow it
         if len(alive) <= len(register.voters) // 2:
             return False  # no majority can find that the leader is lost
         return recruits_suffice(register.committed, fit) and len(fit) >= 2

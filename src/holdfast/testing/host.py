@@ -107,6 +107,8 @@ class Host:
             return
         error = None if task.cancelled() else task.exception()
         told = _first(error)
+        if isinstance(told, Violation):
+            raise told  # what the agent did was looked at while it did it
         if error is not None and not isinstance(told, ConfigurationError | EnvironmentFault):
             raise Violation(BUG, f"the agent of {self.name} ended with {type(told).__name__}: {told}") from error
         self.world.note(self.name, "agent ended", {"because": str(told)})

@@ -63,6 +63,7 @@ class _Run:
         self._plan = plan
         self._world = world = World(plan.seed, plan.nodes, timeouts, wiring)
         world.checks.able_now = world.able_now
+        world.checks.kept_now = world.kept_now
         world.proxies["p1"] = Proxy("p1", world)
         self._ending = Ending(world, from_nothing=plan.from_nothing)
         self._recovered = False

@@ -313,7 +313,7 @@ class SimulatedServer:
             raise PostgresError("the log ends beyond the source's: a clone is needed")
         if is_on_history(own_end, theirs.timeline, found.history_before(theirs.timeline)):
             return
-        postgres.checks.lost_directory(postgres.host, directory)
+        postgres.checks.gives_up(postgres.host, directory)
         directory.complete = False
         await self._pause(*_REWIND_MS)
         found = await self._primary(source)
@@ -331,7 +331,7 @@ class SimulatedServer:
         found = await self._primary(source)
         await self._copy(found, source, member)
         found = await self._primary(source, same=found)
-        self.postgres.checks.lost_directory(self.postgres.host, self.postgres.directory)
+        self.postgres.checks.gives_up(self.postgres.host, self.postgres.directory)
         self.postgres.directory = Directory(found.identifier, found.log[: found.flushed], member.incarnation)
 
     async def _copy(self, found: Directory, source: Upstream, member: Member) -> None:

@@ -16,6 +16,7 @@ SIMULATED = Timeouts(
     leader_restart_grace_ms=1500,
     recruit_phase_ms=2000,
     promote_phase_ms=3000,
+    give_up_grace_ms=1500,
     phase_backoff_max_ms=20_000,
     cool_down_ms=1500,
     member_silent_ms=3000,

@@ -129,6 +129,11 @@ class World:
             for name, host in self.hosts.items()
         }
 
+    def kept_now(self) -> frozenset[Member]:
+        """The complete directories of the hosts that are not lost for good."""
+        there = (host.member() for host in self.hosts.values() if not host.lost)
+        return frozenset(member for member in there if member is not None)
+
     # ---- what happens -----------------------------------------------------------------------------------------
 
     def note(self, source: str, what: str, detail: Mapping[str, JsonValue] | None = None) -> None:

@@ -1,0 +1,49 @@
+"""When a node gives its log up for a candidate whose epoch does not serve yet (docs/protocol.md, "Join")."""
+
+from __future__ import annotations
+
+from holdfast.core.observation import Observation
+from holdfast.core.rules import planned_quorum
+from holdfast.model.register import Member, Register
+from holdfast.model.report import NodeReport
+from holdfast.model.server import ServerStatus
+
+
+def is_enough_alone(register: Register) -> bool:
+    """Whether the candidate can be recruited again with nobody's help: only the committed leader can.
+
+    It has every acknowledged write, so that nobody needs the log that is given up for it, now or in a later epoch.
+    """
+    return register.candidate is not None and register.candidate == register.committed.leader
+
+
+def gives_up(o: Observation, register: Register) -> bool:
+    """Whether this node, whose log does not fit the candidate's, takes it back now instead of after the barrier.
+
+    Else two logs could wait for each other for ever: one of them is the candidate's, and nobody else confirms it. The
+    candidate must lead already, or there would be nothing to rewind to, and those who fit have had their time.
+    """
+    candidate = register.candidate
+    if candidate is None or not is_enough_alone(register):
+        return False
+    if o.now_ms - o.progress_ms < o.timeouts.give_up_grace_ms:
+        return False
+    report = leads_now(o, register, candidate)
+    if report is None:
+        return False
+    streaming = frozenset(r.member for r in report.replicas if r.state == "streaming")
+    quorum = planned_quorum(o, register, candidate, streaming)
+    return quorum is None or len(quorum.members & streaming) < quorum.k
+
+
+def leads_now(o: Observation, register: Register, candidate: Member) -> NodeReport | None:
+    """What the candidate says, if it said lately that it is promoted."""
+    peer = o.peers.get(candidate.node)
+    if peer is None or peer.report is None or peer.answered_ms is None:
+        return None
+    report = peer.report
+    fresh_ms = 2 * o.timeouts.heartbeat_interval_ms + o.timeouts.peer_timeout_ms
+    if o.now_ms - peer.answered_ms > fresh_ms or report.member != candidate:
+        return None
+    promoted = report.position is not None and report.position.timeline == register.epoch
+    return report if report.status is ServerStatus.PRIMARY and promoted else None

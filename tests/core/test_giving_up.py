@@ -1,0 +1,126 @@
+"""A log that does not fit is given up for a candidate that is the committed leader, and for nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from holdfast.core import actions as a
+from holdfast.core.giving_up import gives_up
+from holdfast.core.leadership import Duty, decide, duty_of, situation_of
+from holdfast.core.observation import Observation, Peer
+from holdfast.model.lsn import Lsn, TimelineSwitch
+from holdfast.model.policy import Durability, Policy
+from holdfast.model.register import Member, Phase
+from holdfast.model.server import Replica, ServerStatus, ServerView
+from tests.core.builders import (
+    N1,
+    N2,
+    N3,
+    NOW_MS,
+    TIMEOUTS,
+    at,
+    observation,
+    peer,
+    recruit,
+    register,
+    standby,
+    streaming,
+)
+
+THIRD = register(3, Phase.PROMOTING, N1)
+MADE_ANEW = Member("n1", "ffffffff")
+
+
+def leading(*replicas: Replica, leader: Member = N1, **changes: object) -> dict[str, Peer]:
+    """N1 (or another), promoted in epoch 3 from where its log of epoch 1 ended."""
+    told: dict[str, object] = {
+        "status": ServerStatus.PRIMARY,
+        "position": at(3, 200),
+        "history": (TimelineSwitch(1, Lsn(120)),),
+        "replicas": replicas,
+    }
+    return {leader.node: peer(leader, **(told | changes))}  # type: ignore[arg-type]
+
+
+def waiting(**changes: object) -> Observation:
+    """N2, a candidate of epoch 2 that never served; N1, the committed leader, cannot commit its barrier in epoch 3."""
+    plain = observation(
+        register=THIRD, promised=3, recruits=(recruit(N1, 3, 1, 120), recruit(N2, 3, 2, 150)), peers=leading(),
+        server=ServerView(ServerStatus.STOPPED), own_end=at(2, 150), lead_address="n1:1",
+    )  # fmt: skip
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def duty(o: Observation) -> Duty:
+    return duty_of(o, situation_of(o))
+
+
+def test_two_logs_that_have_diverged_do_not_wait_for_each_other() -> None:
+    decision = decide(waiting())
+    assert (decision.rule.id, decision.actions) == ("rejoin.rewind", (a.Rewind(N1),))
+
+
+def test_those_who_fit_have_their_time_first() -> None:
+    since_ms = NOW_MS - TIMEOUTS.give_up_grace_ms
+    assert duty(waiting(progress_ms=since_ms)) is Duty.REJOIN
+    assert duty(waiting(progress_ms=since_ms + 1)) is Duty.LEAVE
+
+
+def test_a_log_is_kept_from_any_other_candidate() -> None:
+    """N3 has what was acknowledged, but so may nobody else: with this log gone, the next epoch could miss a recruit."""
+    other = register(3, Phase.PROMOTING, N3)
+    joined = (recruit(N3, 3, 1, 120), recruit(N2, 3, 2, 150))
+    assert duty(waiting(register=other, peers=leading(leader=N3), recruits=joined)) is Duty.LEAVE
+    after = replace(THIRD, candidate=MADE_ANEW)
+    anew = leading(leader=MADE_ANEW)
+    assert duty(waiting(register=after, peers=anew, recruits=(recruit(MADE_ANEW, 3, 1, 120),))) is Duty.LEAVE
+
+
+def test_nobody_leads_before_there_is_a_candidate() -> None:
+    recruiting = register(3, Phase.RECRUITING)
+    assert not gives_up(waiting(register=recruiting), recruiting)
+
+
+@pytest.mark.parametrize(
+    "peers",
+    [
+        {},
+        {"n1": Peer(asked_ms=NOW_MS)},
+        {"n1": replace(leading()["n1"], answered_ms=None)},
+        {"n1": replace(leading()["n1"], answered_ms=NOW_MS - 60_000)},
+        leading(leader=MADE_ANEW),
+        leading(status=ServerStatus.STANDBY),
+        leading(status=ServerStatus.STOPPED, position=None),
+        leading(position=at(1, 120), history=()),
+    ],
+    ids=["unknown", "silent", "never asked", "long ago", "made anew", "not promoted", "stopped", "of an older epoch"],
+)
+def test_there_must_be_a_log_to_rewind_to(peers: dict[str, Peer]) -> None:
+    assert duty(waiting(peers=peers)) is Duty.LEAVE
+
+
+def test_a_log_is_kept_while_others_can_confirm() -> None:
+    joined = (*waiting().recruits, recruit(N3, 3, 1, 120))
+    confirmed = waiting(recruits=joined, peers=leading(streaming(N3, 210)))
+    assert duty(confirmed) is Duty.LEAVE
+    catching_up = leading(replace(streaming(N3, 110), state="catchup"))
+    assert duty(waiting(recruits=joined, peers=catching_up)) is Duty.REJOIN
+    stranger = leading(streaming(Member("n9", "00000009"), 210))
+    assert duty(waiting(recruits=joined, peers=stranger)) is Duty.REJOIN
+
+
+def test_who_may_commit_alone_waits_for_nobodys_log() -> None:
+    assert duty(waiting(policy=Policy(durability=Durability.DEGRADING))) is Duty.LEAVE
+
+
+def test_a_directory_that_only_fails_to_stream_is_not_given_up() -> None:
+    fits = waiting(own_end=at(1, 120), stuck=True)
+    assert duty(fits) is Duty.LEAVE
+    assert duty(replace(fits, stuck=False, condemned=True)) is Duty.LEAVE
+
+
+def test_a_standby_of_the_lost_candidate_stops_before_it_is_rewound() -> None:
+    followed = waiting(server=standby(2, 150), own_end=None)
+    assert decide(followed).rule.id == "rejoin.stop"
