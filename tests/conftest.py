@@ -20,7 +20,7 @@ __all__ = ["_ports"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_VERSION = re.compile(r"\[(?:.*-)?(pg\d+\.\d+)\b")
+_PART = re.compile(r"\[(?:.*-)?(pg\d+\.\d+|seeds\d+)\b")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -32,15 +32,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """A file, and a PostgreSQL version in it, goes to one process: its tests share servers."""
+    """A file, and a PostgreSQL version in it, goes to one process: its tests share servers. Seeds share nothing."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFileAndVersion(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    class ByFileAndPart(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
-            version = _VERSION.search(nodeid)
-            return nodeid.split("::", 1)[0] + (version[1] if version else "")
+            part = _PART.search(nodeid)
+            return nodeid.split("::", 1)[0] + (part[1] if part else "")
 
-    return ByFileAndVersion(config, log)
+    return ByFileAndPart(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,6 +76,22 @@ def test_figures_are_written_for_programs(tmp_path: Path) -> None:
     assert "failovers" in figures
 
 
+def test_ranges_of_seeds_can_be_collected(tmp_path: Path) -> None:
+    def steps(*args: str) -> int:
+        file = tmp_path / "figures.json"
+        done = CliRunner().invoke(main, ["sim", "run", *args, "--jobs", "1", "--json", str(file)])
+        assert done.exit_code == 0, done.output
+        figures = json.loads(file.read_text())
+        assert figures["first"] == int(args[-1])
+        return int(figures["steps"])
+
+    assert steps("--seeds", "2", "--first", "7") == steps("--seed", "7") + steps("--seed", "8")
+    for many in ("--seeds", "--first"):
+        refused = CliRunner().invoke(main, ["sim", "run", "--seed", "7", many, "2"])
+        assert refused.exit_code == 2
+        assert "--first" in refused.output
+
+
 def test_rules_can_be_listed_and_unknown_ones_are_refused() -> None:
     listed = json.loads(CliRunner().invoke(main, ["sim", "rules", "--json"]).output)
     assert [entry["rule"] for entry in listed] == list(RULES)

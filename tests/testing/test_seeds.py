@@ -1,4 +1,4 @@
-"""1,500 seeds of the product as it is; `holdfast sim run --seeds N` runs as many as one likes."""
+"""3,000 seeds of the product as it is; `holdfast sim run --seeds N` runs as many as one likes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 
 from holdfast.testing.campaign import run_seeds
 
-SEEDS, CHUNK = 1500, 100
+SEEDS, CHUNK = 3000, 100
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK), ids=lambda first: f"seeds{first}")
 def test_no_property_is_violated(first: int) -> None:
     tally = run_seeds(first, CHUNK)
     assert tally.violations == []

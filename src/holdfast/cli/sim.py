@@ -41,9 +41,8 @@ def list_rules(as_json: bool) -> None:
 
 @sim.command("run")
 @click.option("--seeds", type=click.IntRange(1), default=None, help=f"How many seeds.  [default: {DEFAULT_SEEDS}]")
-@click.option(
-    "--seed", type=click.IntRange(0), default=None, help="The first seed; alone, print the timeline of its run."
-)
+@click.option("--first", type=click.IntRange(0), default=None, help="The first of these seeds.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Run this seed alone, and print its timeline.")
 @click.option("--break", "left_out", default=None, metavar="RULE", help="Leave a rule out (see `holdfast sim rules`).")
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes.  [default: one per processor]")
 @click.option(
@@ -51,7 +50,13 @@ def list_rules(as_json: bool) -> None:
 )
 @click.pass_context
 def run_seeds(
-    ctx: click.Context, seeds: int | None, seed: int | None, left_out: str | None, jobs: int | None, file: Path | None
+    ctx: click.Context,
+    seeds: int | None,
+    first: int | None,
+    seed: int | None,
+    left_out: str | None,
+    jobs: int | None,
+    file: Path | None,
 ) -> None:
     """Run seeds; exit status 1 if a property was violated in one of them."""
     from holdfast.testing.breaks import RULES
@@ -59,10 +64,12 @@ def run_seeds(
 
     if left_out is not None and left_out not in RULES:
         raise click.UsageError(f"--break {left_out}: there is no such rule; known are {', '.join(RULES)}.")
+    if seed is not None and (seeds is not None or first is not None):
+        raise click.UsageError("--seed runs one seed alone; for many give --seeds and --first.")
     hush()
-    if seed is not None and seeds is None:
+    if seed is not None:
         ctx.exit(_show_one(seed, left_out, file))
-    ctx.exit(_run_many(seed or 0, seeds or DEFAULT_SEEDS, left_out, jobs, file))
+    ctx.exit(_run_many(first or 0, seeds or DEFAULT_SEEDS, left_out, jobs, file))
 
 
 def _show_one(seed: int, left_out: str | None, file: Path | None) -> int:
@@ -80,7 +87,7 @@ def _show_one(seed: int, left_out: str | None, file: Path | None) -> int:
     click.echo(f"{verdict}; {result.acknowledged} writes acknowledged, {plural(result.failovers, 'failover')}")
     if result.violation is not None:
         _show_shrunk(seed, left_out)
-    _write(file, tally, left_out)
+    _write(file, seed, tally, left_out)
     return FAILED if result.violation is not None else 0
 
 
@@ -109,7 +116,7 @@ def _run_many(first: int, count: int, left_out: str | None, jobs: int | None, fi
         click.echo(f"  … and {len(tally.violations) - _SHOWN_VIOLATIONS} more")
     if tally.violations:
         _show_shrunk(tally.violations[0].seed, left_out)
-    _write(file, tally, left_out)
+    _write(file, first, tally, left_out)
     return FAILED if tally.violations else 0
 
 
@@ -140,12 +147,13 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def _write(file: Path | None, tally: Tally, left_out: str | None) -> None:
+def _write(file: Path | None, first: int, tally: Tally, left_out: str | None) -> None:
     if file is None:
         return
     import json
 
     figures: dict[str, Any] = {
+        "first": first,
         "seeds": tally.seeds,
         "steps": tally.steps,
         "violations": [asdict(found) for found in tally.violations],
