@@ -13,7 +13,7 @@ import pytest
 from holdfast.model.errors import ConfigurationError, PostgresError
 from holdfast.model.lost import LostLog, Tuples
 from holdfast.model.lsn import Lsn, Position
-from holdfast.model.register import NO_QUORUM, Member
+from holdfast.model.register import BARRIER_NAME, NO_QUORUM, Member
 from holdfast.model.server import ServerStatus
 from holdfast.postgres import rejoin
 from holdfast.postgres.accounting import read_accounts
@@ -34,8 +34,8 @@ async def write(lab: Lab, node: str, stop: asyncio.Event) -> None:
             await session.execute("INSERT INTO filler SELECT i, repeat('x', 700) FROM generate_series(1, 300) i")
 
 
-async def diverged_pair(lab: Lab, epoch: int = 3) -> tuple[Server, Server]:
-    """An old primary, stopped with rows that nobody else has, and the new one."""
+async def diverged_pair(lab: Lab, epoch: int = 3, *, serves: bool = True) -> tuple[Server, Server]:
+    """An old primary, stopped with rows that nobody else has, and the new one, or one at the barrier still."""
     old = await lab.primary("a")
     new, _ = await lab.standby("b")
     await lab.execute("a", "CREATE TABLE t AS SELECT 1 AS i")
@@ -45,7 +45,8 @@ async def diverged_pair(lab: Lab, epoch: int = 3) -> tuple[Server, Server]:
     await old.stop("immediate", 5000)
     await new.promote(epoch)
     await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
-    await new.set_quorum(NO_QUORUM)
+    if serves:
+        await new.set_quorum(NO_QUORUM)
     await new.write_epoch_record(epoch)
     return old, new
 
@@ -73,6 +74,18 @@ async def test_a_diverged_primary_is_rewound_right_after_the_promotion(lab: Lab)
     await lab.until_equal(new, old)
     assert await lab.execute("a", "SELECT i FROM t ORDER BY i") == [(1,), (2,)]
     assert [r.member for r in (await new.view()).replicas] == [member]
+
+
+async def test_a_log_is_given_up_for_a_candidate_that_acknowledges_nothing_yet(lab: Lab) -> None:
+    old, candidate = await diverged_pair(lab, serves=False)
+    assert (await candidate.view()).synchronous_names == f"ANY 1 ({BARRIER_NAME})"
+    await old.rewind(lab.upstream("b"), await old.end_of_log(), nothing)
+    member = Member("a", new_incarnation())
+    await old.set_incarnation(member.incarnation)
+    await lab.join(old, "b", member)
+    record = await candidate.write_epoch_record(3)
+    await lab.until(candidate, lambda v: any(r.flush_lsn is not None and r.flush_lsn >= record for r in v.replicas))
+    assert [r.member for r in (await candidate.view()).replicas] == [member]
 
 
 async def test_a_prefix_needs_no_rewind(lab: Lab) -> None:
