@@ -45,6 +45,7 @@ class Node(NamedTuple):
     reports: tuple[Member, ...]       # per node: (incarnation, flushed length) this primary has been told
     open: bool                        # PostgreSQL may acknowledge (before: it waits for a name nobody has)
     leased: bool                      # its agent holds the lease, and kills PostgreSQL when it ends
+    lingering: tuple[Member, ...] = ((0, 0),) * 3   # the same of a former connection that has not ended here
 
 
 class Register(NamedTuple):
@@ -82,6 +83,7 @@ RULES = {
     "caught-up": "the register tightens only after the log so far is on k of the members it will name",
     "incarnation": "a data directory made anew is a new member, and a new leader",
     "log-kept": "before an epoch serves, a log that does not fit is given up for nobody but the committed leader",
+    "slot": "a member streams through its own slot, so that two connections of it are never counted both",
     "lease": "with k = 0 a candidate without the leader's log waits until the leader's lease is over",
     "lease-first": "nothing turns to k = 0, neither PostgreSQL nor the register, before the leader has the lease",
 }
@@ -92,8 +94,8 @@ def initial(a: argparse.Namespace) -> State:
     members = frozenset(((1, 0), (2, 0)))
     none: frozenset[Member] = frozenset()
     standby = Node(STANDBY, boot, 1, 0, 0, 0, none, 0, ((0, 0),) * 3, False, False)
-    primary = Node(PRIMARY, boot, 1, None, 0, 1, members, 1, ((0, 1),) * 3, True, False)
-    reg = Register(1, "serving", None, (0, 0), 1, members, 1, ())
+    primary = Node(PRIMARY, boot, 1, None, 0, 1, members, a.k, ((0, 1),) * 3, True, False)
+    reg = Register(1, "serving", None, (0, 0), 1, members, a.k, ())
     return State((primary, standby, standby), reg, frozenset(), None, a.writes, a.elections, a.faults, a.changes)
 
 
@@ -114,6 +116,12 @@ def common(a: Log, b: Log) -> int:
 
 def covered(n: Node, members: frozenset[Member], k: int, length: int, by_name: bool) -> bool:
     return sum((by_name or n.reports[m][0] == inc) and n.reports[m][1] >= length for m, inc in members) >= k
+
+
+def acknowledges(n: Node, length: int, by_name: bool) -> bool:
+    """PostgreSQL counts connections: one that lingers counts beside the one that its standby has made since."""
+    lingering = sum((by_name or n.lingering[m][0] == inc) and n.lingering[m][1] >= length for m, inc in n.members)
+    return covered(n, n.members, n.k - lingering, length, by_name)
 
 
 def implies(members: frozenset[Member], k: int, reg_members: frozenset[Member], reg_k: int) -> bool:
@@ -153,7 +161,7 @@ def replication_and_clients(s: State, i: int, broken: str | None) -> Iterator[tu
             yield f"write {v} on {me}", s._replace(nodes=put(s, i, log=n.log + (v,)), writes=s.writes - 1)
         for at, e in enumerate(n.log):
             if (n.open and e[1] != BARRIER and e[0] == n.epoch and e not in s.acked
-                    and covered(n, n.members, n.k, at + 1, by_name)):
+                    and acknowledges(n, at + 1, by_name)):
                 yield f"{me} acknowledges {e}", s._replace(acked=s.acked | {e})
         for j in NODES:               # a flush report may arrive late, even after its sender was recruited elsewhere
             o = s.nodes[j]
@@ -162,6 +170,10 @@ def replication_and_clients(s: State, i: int, broken: str | None) -> Iterator[tu
                 if told[0] > n.reports[j][0] or (told[0] == n.reports[j][0] and told[1] > n.reports[j][1]):
                     yield f"{NAMES[j]} reports {told[1]} to {me}", s._replace(
                         nodes=put(s, i, reports=n.reports[:j] + (told,) + n.reports[j + 1:]))
+                # With the rule it connects again only once the former connection has ended: a report that comes late.
+                if broken == "slot" and n.reports[j][1] and n.lingering[j] != n.reports[j]:
+                    yield f"{NAMES[j]} connects to {me} again, its former connection lingers", s._replace(
+                        nodes=put(s, i, lingering=n.lingering[:j] + (n.reports[j],) + n.lingering[j + 1:]))
     elif n.role == STANDBY and n.upstream is not None and not apart(s, i, n.upstream):
         p = s.nodes[n.upstream]
         if p.role == PRIMARY and len(n.log) < len(p.log) and p.log[:len(n.log)] == n.log:
@@ -239,7 +251,7 @@ def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]
                 log = n.log + ((r.epoch, BARRIER),)
                 reports = tuple((s.nodes[j].incarnation, len(log) if j == i else 0) for j in NODES)
                 kw = dict(role=PRIMARY, epoch=r.epoch, upstream=None, log=log, members=members, k=k, reports=reports,
-                          open=broken == "closed-until-serving")
+                          lingering=((0, 0),) * 3, open=broken == "closed-until-serving")
                 reg = r
                 if broken == "barrier":
                     kw["open"] = True
@@ -390,6 +402,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--break", dest="broken", choices=RULES)
     p.add_argument("--list", action="store_true")
+    p.add_argument("--k", type=int, choices=(1, 2), help="at the beginning: 1, but 2 with --break slot, which needs it")
     p.add_argument("--writes", type=int, default=1)
     p.add_argument("--elections", type=int, default=1)
     p.add_argument("--faults", type=int, default=1)
@@ -399,6 +412,7 @@ def main() -> int:
     p.add_argument("--depth", type=int, default=120)
     p.add_argument("--seed", type=int, default=1)
     a = p.parse_args()
+    a.k = a.k or (2 if a.broken == "slot" else 1)
     if a.list:
         print("\n".join(f"{k:22} {v}" for k, v in RULES.items()))
         return 0
