@@ -287,3 +287,14 @@ def test_what_was_promoted_for_a_replaced_epoch_begins_anew() -> None:
     late = observation(N2, server=primary(2, 100, BARRIER), register=register(3, Phase.PROMOTING, N2), promised=3)
     assert acts(late) == (a.Stop(immediate=True),)
     assert acts(replace(late, server=primary(3, 100, BARRIER))) == (a.WriteMarker(3), a.AskPeers())
+
+
+def test_a_standby_that_streams_through_no_slot_is_attached_anew() -> None:
+    """An agent of an older version let it: a connection of it that lingers could be counted beside the next."""
+    o = observation(peers={"n1": peer(N1, NOW_MS, status=ServerStatus.PRIMARY, position=at(1, 120))})
+    assert acts(o) == ()
+    slotless = replace(o, server=replace(o.server, through_slot=False))
+    assert decide(slotless).duty is Duty.FOLLOW
+    assert any(isinstance(action, a.Follow) for action in acts(slotless))
+    astray = replace(o, server=replace(o.server, upstream_host="n9:1"))
+    assert acts(slotless) == acts(astray)

@@ -111,12 +111,18 @@ class Lab:
         copy = ["cp", "-a", "--reflink=auto", str(self._template), str(target)]
         await asyncio.to_thread(subprocess.run, copy, check=True)
 
-    async def join(self, server: Server, of: str, member: Member) -> None:
+    async def join(self, server: Server, of: str, member: Member, way: Upstream | None = None) -> None:
         """Start a stopped server as a standby of ``of`` and wait until it streams."""
         await server.start(standby=True)
         await self.until(server, lambda view: view.status is ServerStatus.STANDBY)
-        await server.follow(self.upstream(of), member)
+        await self.make_slots(of)
+        await server.follow(way or self.upstream(of), member)
         await self.until(server, lambda view: view.streaming)
+
+    async def make_slots(self, node: str) -> None:
+        """The slots through which everybody else streams from a running server."""
+        running = next(s for s in reversed(self.servers) if s._instance.node == node and s._instance.running)
+        await running.ensure_slots(list(self.settings))
 
     async def until(self, server: Server, wanted: Callable[[ServerView], bool]) -> ServerView:
         """Look until the view is as wanted."""
@@ -140,6 +146,12 @@ class Lab:
         async with connection, asyncio.timeout(DEADLINE_S):
             while bool(await (await connection.execute(query.encode())).fetchall()) is not present:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    async def until_log(self, node: str, words: str) -> None:
+        """Until the server has written these words into its log."""
+        async with asyncio.timeout(DEADLINE_S):
+            while words not in self.server_log(node):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     async def connect(self, node: str, **options: Any) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         """An application's session over TCP."""

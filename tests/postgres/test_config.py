@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from holdfast.model.errors import ConfigurationError
+from holdfast.model.register import NODE_NAME
 from holdfast.model.server import Upstream
 from holdfast.model.settings import PostgresSettings
 from holdfast.postgres.config import (
@@ -17,6 +19,7 @@ from holdfast.postgres.config import (
     Configuration,
     Runtime,
     read_settings,
+    slot_of,
     strip_owned,
     upstream_of,
 )
@@ -81,8 +84,30 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     conf = dict(read_settings(tmp_path / "data" / "holdfast.conf"))
     assert "a:b" not in conf["primary_conninfo"]
     assert upstream_of(conf["primary_conninfo"]) == "10.0.0.2:5433"
+    assert conf["primary_slot_name"] == "holdfast_a"
+    assert "wal_sender_timeout=5s" in conf["primary_conninfo"]
     made.write(replace(runtime, upstream=None))
     assert not (tmp_path / "data.holdfast" / "upstream.pass").exists()
+    assert dict(read_settings(tmp_path / "data" / "holdfast.conf"))["primary_slot_name"] == ""
+
+
+def test_what_streams_through_no_slot_is_written_anew(tmp_path: Path) -> None:
+    """An agent of an older version wrote the names, and no slot: its server counts as one without a name."""
+    made = configuration(tmp_path)
+    runtime = Runtime("ANY 1 (b_0000000b)", Upstream("b", "10.0.0.2", 5433), "a_0000000a")
+    made.write(runtime)
+    conf = tmp_path / "data" / "holdfast.conf"
+    conf.write_text(conf.read_text().replace("primary_slot_name = 'holdfast_a'", "primary_slot_name = ''"))
+    assert made.read_back() == replace(runtime, application_name=None)
+
+
+def test_every_name_of_a_node_makes_a_name_of_a_slot() -> None:
+    """PostgreSQL allows lower-case letters, digits and underscores, 63 bytes of them."""
+    for name in ("a", "a0", "z" * 16):
+        assert NODE_NAME.match(name)
+        assert re.fullmatch(r"[a-z0-9_]{1,63}", slot_of(name))
+    for name in ("z" * 17, "A", "a-b", "a.b", "ä"):
+        assert not NODE_NAME.match(name)
 
 
 def test_the_include_is_last_and_there_once(tmp_path: Path) -> None:

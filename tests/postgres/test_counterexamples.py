@@ -26,6 +26,7 @@ from holdfast.postgres.programs import identity, run_program
 from holdfast.postgres.server import Server
 from holdfast.postgres.timelines import timelines_on_disk, write_placeholders
 from tests.postgres.lab import DEADLINE_S, PASSWORD, Lab, new_incarnation
+from tests.postgres.relay import Relay
 
 pytestmark = pytest.mark.live
 
@@ -53,6 +54,10 @@ WHERE = {
     ),
     "the half-made clone under a listed name": (
         "postgres/test_counterexamples.py::test_a_half_made_copy_under_a_listed_name",
+    ),
+    "one standby counted twice": (
+        "postgres/test_counterexamples.py::test_one_standby_counted_twice",
+        "postgres/test_slots.py::test_the_keeper_ends_what_its_standby_has_given_up",
     ),
     "independent promotions": ("postgres/test_counterexamples.py::test_promotions_that_never_met",),
     "rewind just after promotion": (
@@ -230,6 +235,52 @@ async def test_a_half_made_copy_under_a_listed_name(lab: Lab) -> None:
         assert [(r.member, r.counted) for r in view.replicas] == [(renewed, False)]
         assert not commit.done()
     assert names == {"holdfast_clone"}
+
+
+async def test_one_standby_counted_twice(lab: Lab) -> None:
+    """PostgreSQL counts connections: one that lingers counts beside the one that its standby has made since."""
+    primary = await lab.primary()
+    other, absent = await lab.standby("c")
+    standby, twice = lab.server("b"), Member("b", new_incarnation())
+    await lab.make("b", standby)
+    await standby.set_incarnation(twice.incarnation)
+    senders = f"SELECT 1 FROM pg_stat_replication WHERE application_name = '{twice}' AND state = 'streaming'"
+    async with Relay(lab.upstream("a")).running() as relay:
+        await lab.join(standby, "a", twice, relay.upstream)
+        await lab.execute("a", "CREATE TABLE t (i int)")
+        await primary.set_quorum(Quorum(frozenset({twice, absent}), 2))
+        await other.detach()
+        await lab.execute("b", "ALTER SYSTEM SET primary_slot_name = ''")
+        await lab.execute("b", "SELECT pg_reload_conf()")
+        await lab.until_rows("a", "SELECT 1 FROM pg_replication_slots WHERE active", present=False)
+        await lab.until_rows("a", senders)
+        async with committing(lab, "a", "INSERT INTO t VALUES (1)") as commit:
+            await lab.until_rows("a", WAITING)
+            await lab.until_rows("a", f"{senders} AND flush_lsn = pg_current_wal_flush_lsn()")
+            assert not commit.done()
+            relay.sever()
+            await commit  # it is on one standby
+        assert await lab.execute("a", senders) == [(1,), (1,)]
+
+        await lab.execute("b", "ALTER SYSTEM RESET primary_slot_name")  # the rule: it streams through its own slot
+        await lab.execute("a", "SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        await lab.execute("b", "SELECT pg_reload_conf()")
+        await lab.until_rows("a", f"{senders} AND pid IN (SELECT active_pid FROM pg_replication_slots)")
+        async with committing(lab, "a", "INSERT INTO t VALUES (2)") as commit:
+            await lab.until_rows("a", WAITING)
+            await lab.until_rows("a", f"{senders} AND flush_lsn = pg_current_wal_flush_lsn()")
+            relay.sever()
+            await lab.until_log("b", "is active for PID")
+            assert await lab.execute("a", senders) == [(1,)]
+            for node, sender in (await primary.walsenders()).items():
+                await primary.end_walsender(node, sender)
+            await lab.until(standby, lambda v: v.streaming)
+            await lab.until_rows("a", f"{senders} AND flush_lsn = pg_current_wal_flush_lsn()")
+            assert await lab.execute("a", senders) == [(1,)]
+            assert not commit.done()
+            await lab.make_slots("a")
+            await other.follow(lab.upstream("a"), absent)
+            await commit
 
 
 async def promoted_twice(lab: Lab) -> tuple[Server, Server]:

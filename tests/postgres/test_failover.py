@@ -27,6 +27,7 @@ async def test_timeline_is_the_epoch_and_a_follower_keeps_its_walreceiver(lab: L
     await primary.stop("immediate", 5000)
     await candidate.detach()
     await follower.detach()
+    await lab.make_slots("b")
     await follower.follow(lab.upstream("b"), member)
     await lab.until(follower, lambda v: v.streaming)
     [(receiver,)] = await lab.execute("c", "SELECT pid FROM pg_stat_wal_receiver")
@@ -72,6 +73,7 @@ async def test_log_of_a_later_timeline_survives_a_restart(lab: Lab) -> None:
     follower, member = await lab.standby("c")
     await primary.stop("fast", 10_000)
     await candidate.detach()
+    await lab.make_slots("b")
     await follower.follow(lab.upstream("b"), member)
     await candidate.promote(4)
     await lab.until(candidate, lambda v: v.status is ServerStatus.PRIMARY)
@@ -202,6 +204,7 @@ async def test_the_barrier_holds_sessions_from_before_the_promotion(lab: Lab) ->
     await primary.stop("immediate", 5000)
     await candidate.detach()
     await follower.detach()
+    await lab.make_slots("b")
     await follower.follow(lab.upstream("b"), member)
     await candidate.promote(2)
     view = await lab.until(candidate, lambda v: v.status is ServerStatus.PRIMARY)
@@ -277,31 +280,6 @@ async def test_a_connection_that_is_refused_is_no_stream(lab: Lab) -> None:
         while "identifier differs" not in str(stranger.why_it_ended()):  # noqa: ASYNC110 - its log, a file
             await asyncio.sleep(0.02)
     await lab.until(stranger, lambda v: v.walreceiver)
-
-
-async def test_slots_are_made_advanced_and_dropped(lab: Lab) -> None:
-    primary = await lab.primary()
-    standby, _ = await lab.standby("b")
-    for server in (primary, standby):
-        await server.ensure_slots(["a", "b", "c"])
-        await server.ensure_slots(["a", "b", "c"])
-    names = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary ORDER BY 1"
-    assert await lab.execute("a", names) == [("holdfast_b",), ("holdfast_c",)]
-    assert await lab.execute("b", names) == [("holdfast_a",), ("holdfast_c",)]
-    await lab.execute("a", "CREATE TABLE t AS SELECT generate_series(1, 10000) AS i")
-    await lab.until_equal(primary, standby)
-    flushed = await primary.flushed_lsn()
-    restart = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = 'holdfast_c'"
-    for server, node in ((primary, "a"), (standby, "b")):
-        await server.advance_slots({"c": flushed, "unknown": flushed})
-        assert await lab.execute(node, restart) == [(str(flushed),)]
-        await server.advance_slots({"c": type(flushed)(flushed - 100)})
-        assert await lab.execute(node, restart) == [(str(flushed),)]
-        await server.ensure_slots(["a", "b"])
-        assert await lab.execute(node, restart) == []
-    await primary.heartbeat(1)
-    of_replica = restart.replace("holdfast_c", "holdfast_b")
-    await lab.until_rows("a", f"SELECT 1 FROM ({of_replica}) s (lsn) WHERE lsn::pg_lsn >= '{flushed}'")
 
 
 async def test_what_holdfast_owns_cannot_be_overridden(lab: Lab) -> None:

@@ -23,6 +23,7 @@ CAUGHT = {
     "caught-up": 56,
     "incarnation": 92,
     "log-kept": 1662,
+    "slot": 171,
     "pre-vote": 123,
     "back-off": 4185,
     "drop-silent": 644,

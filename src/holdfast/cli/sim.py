@@ -108,8 +108,6 @@ def _run_many(first: int, count: int, left_out: str | None, jobs: int | None, fi
         f"had lost too much; {tally.simulated_s / 3600:.1f} h simulated in {tally.seconds:.0f} s, "
         f"{tally.seeds_per_s:.0f} seeds/s"
     )
-    if tally.counted_twice:
-        click.echo(f"{tally.counted_twice} writes rested on one standby counted twice (known: docs/simulator.md)")
     for found in tally.violations[:_SHOWN_VIOLATIONS]:
         click.echo(f"  seed {found.seed}: {found.kind}: {found.words}")
     if len(tally.violations) > _SHOWN_VIOLATIONS:
@@ -162,7 +160,6 @@ def _write(file: Path | None, first: int, tally: Tally, left_out: str | None) ->
         "left_out": left_out,
         "writes": tally.writes,
         "acknowledged": tally.acknowledged,
-        "counted_twice": tally.counted_twice,
         "recovered": tally.recovered,
         "simulated_s": round(tally.simulated_s, 1),
         "seconds": round(tally.seconds, 1),

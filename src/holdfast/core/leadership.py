@@ -36,7 +36,7 @@ class Situation(StrEnum):
     ATTACHED = "attached"
     """A standby of the one that the register names."""
     ASTRAY = "astray"
-    """A standby of somebody else."""
+    """A standby of somebody else, or one that streams through no slot."""
     CLOSED = "closed"
     """A primary that waits for the barrier name: it can acknowledge nothing."""
     MARKED = "marked"
@@ -190,7 +190,8 @@ def situation_of(o: Observation) -> Situation:
 def _standby_situation(o: Observation) -> Situation:
     if o.server.upstream_host is None:
         return Situation.ASTRAY if o.server.walreceiver else Situation.DETACHED
-    return Situation.ATTACHED if o.server.upstream_host == o.lead_address else Situation.ASTRAY
+    attached = o.server.upstream_host == o.lead_address and o.server.through_slot
+    return Situation.ATTACHED if attached else Situation.ASTRAY
 
 
 def _primary_situation(o: Observation) -> Situation:

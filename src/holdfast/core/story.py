@@ -173,6 +173,7 @@ _WORDS = {
     "rewind.done": "has rewound its directory, and is the new member {incarnation}",
     "clone.begun": "copies the data of {source}",
     "clone.done": "has a copy of {source}'s data, and is the new member {incarnation}",
+    "walsender.ended": "ended a broken connection of {node}, which kept it from connecting again",
     "node.rejoined": "is back: it streams from {upstream}",
     "fence.done": "ran the fencing command against {node}: {outcome}",
     "hook.done": "ran the hook for {role}: {outcome}",

@@ -49,6 +49,15 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class WalSender:
+    """The process that holds a node's slot on the server that the node streams from, or did."""
+
+    pid: int
+    replied: str | None
+    """When the standby spoke last, by its own clock: good for nothing but to see that it has spoken again."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerView:
     """What one look at the server said. Fields that the status makes meaningless are None or empty.
 
@@ -62,6 +71,8 @@ class ServerView:
     history: History = ()
     upstream_host: str | None = None
     """``host:port`` of the primary_conninfo in effect; None if it is empty."""
+    through_slot: bool = True
+    """Whether a standby streams through a slot, if it streams: an agent of an older version lets it stream without."""
     walreceiver: bool = False
     """Whether a walreceiver *process* exists, streaming or not."""
     streaming: bool = False

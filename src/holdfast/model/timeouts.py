@@ -128,7 +128,11 @@ class Timeouts(BaseModel):
     """For one answer of the session that each observer holds; a fresh one has until `hung_ms`."""
 
     slot_interval_ms: int = Field(2000, ge=100, le=600_000)
-    """Between two moves of the slots that keep log for other members."""
+    """Between two looks at the slots that keep log for other members, and two moves of a standby's."""
+
+    walsender_silent_ms: int = Field(1500, ge=1200, le=60_000)
+    """A walsender that has heard nothing for this long, and whose standby says that it does not stream, is ended: it
+    holds the slot, and nobody else is let in. A walreceiver that lives speaks every second."""
 
     retry_min_ms: int = Field(250, ge=1, le=60_000)
     """After an action failed, before it is tried again; doubled for each failure in a row."""

@@ -104,7 +104,7 @@ class Agent:
         self._ever_started = False
         self._streamed: Member | None = None
         self._exit_watch: asyncio.Task[None] | None = None
-        self._slots = SlotKeeper(parts.server, timeouts, self._peers, lambda: self._last)
+        self._slots = SlotKeeper(parts.server, timeouts, self._peers, parts.journal, lambda: self._last)
 
     # ---- life -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
-from holdfast.model.server import ServerView, Upstream
+from holdfast.model.server import ServerView, Upstream, WalSender
 from holdfast.model.vitals import Room, Survey
 from holdfast.node.journal import Journal
 from holdfast.node.promise import Names, PromiseKeeper
@@ -84,6 +84,10 @@ class LocalServer(Protocol):
     async def ensure_slots(self, nodes: Collection[str]) -> None: ...  # noqa: D102
 
     async def advance_slots(self, flushed: Mapping[str, Lsn]) -> None: ...  # noqa: D102
+
+    async def walsenders(self) -> Mapping[str, WalSender]: ...  # noqa: D102
+
+    async def end_walsender(self, node: str, sender: WalSender) -> None: ...  # noqa: D102
 
     async def rewind(  # noqa: D102
         self, source: Upstream, own_end: Position, progress: Callable[[str, float | None], None]

@@ -21,6 +21,7 @@ from holdfast.postgres.layout import Layout
 CONF_FILE = "holdfast.conf"
 REPLICATION_ROLE = "holdfast_replication"
 BARRIER = f"ANY 1 ({BARRIER_NAME})"
+SLOT_PREFIX = "holdfast_"
 SOCKET_PATH_BYTES_MAX = 107
 """What fits into ``sun_path`` (unix(7)), without the closing zero."""
 
@@ -53,7 +54,6 @@ _FIXED: Mapping[str, str] = {
     "password_encryption": "scram-sha-256",
     "recovery_target_timeline": "latest",
     "restore_command": "",
-    "primary_slot_name": "",
     "wal_receiver_timeout": "5s",
     "wal_receiver_status_interval": "1s",
     "wal_retrieve_retry_interval": "100ms",
@@ -69,9 +69,13 @@ _FIXED: Mapping[str, str] = {
 }
 """What the protocol, or the agent's own reading of the server, stands on."""
 
+_WALSENDER_OPTIONS = "-c wal_sender_timeout=5s -c tcp_user_timeout=5s"
+"""What a standby asks of its own walsender, whatever the upstream's settings: that it gives a broken connection up when
+the walreceiver does (wal_receiver_timeout), for it holds the slot, also while nobody takes its output."""
+
 _COMPUTED = frozenset(
     {"listen_addresses", "port", "unix_socket_directories", "cluster_name", "log_directory"}
-    | {"synchronous_standby_names", "primary_conninfo"}
+    | {"synchronous_standby_names", "primary_conninfo", "primary_slot_name"}
 )
 _FORBIDDEN = frozenset(
     {"data_directory", "config_file", "hba_file", "ident_file", "external_pid_file", "promote_trigger_file"}
@@ -150,6 +154,7 @@ class Configuration:
             "log_directory": str(self._layout.log_dir),
             "synchronous_standby_names": runtime.synchronous_names,
             "primary_conninfo": self._conninfo(runtime),
+            "primary_slot_name": slot_of(self._node) if runtime.upstream is not None else "",
         }
         delays = dict.fromkeys(_DELAYS, "0") if runtime.quick_replay else {}
         wal_level = {"wal_level": "replica"}
@@ -170,7 +175,7 @@ class Configuration:
 
     def read_back(self) -> Runtime:
         """The runtime settings that a former agent wrote."""
-        runtime = Runtime()
+        runtime, slot = Runtime(), ""
         for name, value in read_settings(self._layout.data_dir / CONF_FILE):
             if name == "synchronous_standby_names":
                 runtime = replace(runtime, synchronous_names=value)
@@ -183,13 +188,19 @@ class Configuration:
                 upstream = Upstream(str(found.get("fallback_application_name") or ""), host, port)
                 name_used = member.application_name if member else None
                 runtime = replace(runtime, upstream=upstream, application_name=name_used)
-        return runtime
+            elif name == "primary_slot_name":
+                slot = value
+        # What an older agent wrote streams through no slot: it counts as unnamed, so that it is written anew.
+        return runtime if slot else replace(runtime, application_name=None)
 
     def _conninfo(self, runtime: Runtime) -> str:
         if runtime.upstream is None:
             return ""
         return upstream_conninfo(
-            runtime.upstream, runtime.application_name or f"{self._node}_unnamed", self._layout.passfile
+            runtime.upstream,
+            runtime.application_name or f"{self._node}_unnamed",
+            self._layout.passfile,
+            options=_WALSENDER_OPTIONS,
         )
 
     def _include(self) -> None:
@@ -197,6 +208,11 @@ class Configuration:
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if not _INCLUDE_LINE.match(line)]
         write_if_changed(path, "\n".join([*kept, f"include '{CONF_FILE}'", ""]), self._layout.owner)
+
+
+def slot_of(node: str) -> str:
+    """The physical slot through which a node streams, by the same name on every server."""
+    return f"{SLOT_PREFIX}{node}"
 
 
 def upstream_conninfo(upstream: Upstream, application_name: str, passfile: Path, **extra: str | int) -> str:

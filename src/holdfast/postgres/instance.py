@@ -79,7 +79,6 @@ class Instance:
         self._sessions: dict[str, Session] = {}
         self._changing = asyncio.Lock()
         self._prune_after = 0.0
-        self._slots_after = 0.0
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -215,14 +214,6 @@ class Instance:
         return Session(
             self.layout.socket_dir, self.settings.port, password, self.timeouts.statement_ms, synchronous_commit
         )
-
-    def is_time_for_slots(self) -> bool:
-        """Whether a primary's slots are due; true at most once in an interval."""
-        now = asyncio.get_running_loop().time()
-        due = now >= self._slots_after
-        if due:
-            self._slots_after = now + self.timeouts.slot_interval_ms / 1000
-        return due
 
     async def prune_logs_sometimes(self) -> None:
         """Remove old server logs, at most once in an interval."""

@@ -42,7 +42,8 @@ SELECT standby, startup_waits_for, walreceivers,
        extract(epoch FROM pg_conf_load_time())::text,
        (SELECT json_agg(json_build_array(application_name, state, flush_lsn::text, sync_priority))
           FROM pg_stat_replication WHERE usename = '{REPLICATION_ROLE}'),
-       standby AND pg_is_wal_replay_paused(), standby AND coalesce(replay_blocked, false)
+       standby AND pg_is_wal_replay_paused(), standby AND coalesce(replay_blocked, false),
+       current_setting('primary_slot_name')
   FROM seen
 """
 _WAITS_FOR_WALRECEIVER = "RecoveryWalStream"
@@ -72,6 +73,7 @@ class Look:
     replay_paused: bool
     replay_blocked: bool
     """Whether the startup process waits for a session (a recovery conflict)."""
+    primary_slot_name: str
 
     @property
     def shows_end(self) -> bool:
@@ -116,6 +118,7 @@ async def take_look(session: Session, deadline_ms: int) -> Look:
         replicas=_replicas(row[13] or ()),
         replay_paused=row[14],
         replay_blocked=row[15],
+        primary_slot_name=row[16],
     )
 
 
@@ -141,6 +144,7 @@ def view_of(look: Look, position: Position, history: History) -> ServerView:
         replay_lsn=look.replayed if look.standby else None,
         history=history,
         upstream_host=upstream_of(look.primary_conninfo) if look.standby else None,
+        through_slot=bool(look.primary_slot_name),
         walreceiver=bool(look.walreceivers),
         streaming=look.walreceiver_status == "streaming" and look.heard,
         synchronous_names=look.synchronous_names,

@@ -14,8 +14,8 @@ import structlog
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import Lsn, Position
 from holdfast.model.register import Member, Quorum
-from holdfast.model.server import Upstream
-from holdfast.postgres.config import BARRIER, Runtime
+from holdfast.model.server import Upstream, WalSender
+from holdfast.postgres.config import BARRIER, SLOT_PREFIX, Runtime, slot_of
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import Look, position_of, take_look
 from holdfast.postgres.process import child_titles
@@ -26,7 +26,6 @@ from holdfast.postgres.timelines import read_history, write_placeholders
 _log = structlog.get_logger(__name__)
 _POLL_S = 0.003
 _WALRECEIVER = re.compile(r"\Apostgres: .*\bwalreceiver\b")
-_SLOT_PREFIX = "holdfast_"
 
 _EPOCH_RECORD = """
 INSERT INTO holdfast.epochs (epoch, fork_lsn, next_xid, at)
@@ -47,6 +46,14 @@ SELECT CASE WHEN state = 'active' THEN pg_cancel_backend(pid) ELSE pg_terminate_
 _SLOTS = """
 SELECT slot_name, coalesce(wal_status, 'lost') = 'lost', active FROM pg_replication_slots
  WHERE slot_type = 'physical' AND slot_name LIKE 'holdfast\\_%'
+"""
+_SENDERS = """
+SELECT s.slot_name, s.active_pid, r.reply_time::text
+  FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+ WHERE s.slot_type = 'physical' AND s.slot_name LIKE 'holdfast\\_%'
+"""
+_END_SENDER = """
+SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s AND active_pid = %s
 """
 _ADVANCE = """
 SELECT pg_replication_slot_advance(s.slot_name, w.lsn)
@@ -218,12 +225,8 @@ async def flushed_lsn(instance: Instance) -> Lsn:
 
 
 async def heartbeat(instance: Instance, epoch: int, deadline_ms: float | None) -> None:
-    """Commit the heartbeat row; now and then, let go of log that every replica has flushed."""
-    session = instance.session("heartbeat")
-    await session.fetch(HEARTBEAT, (LOCAL_ROW, epoch), deadline_ms=deadline_ms)
-    if instance.is_time_for_slots():
-        look = await take_look(session, instance.timeouts.statement_ms)
-        await advance_slots(instance, {r.member.node: r.flush_lsn for r in look.replicas if r.flush_lsn is not None})
+    """Commit the heartbeat row."""
+    await instance.session("heartbeat").fetch(HEARTBEAT, (LOCAL_ROW, epoch), deadline_ms=deadline_ms)
 
 
 async def active_transactions(instance: Instance) -> int:
@@ -234,14 +237,14 @@ async def active_transactions(instance: Instance) -> int:
 
 async def ensure_slots(instance: Instance, nodes: Collection[str]) -> None:
     """Make and drop slots. See ``Server.ensure_slots``."""
-    session = instance.session("work")
-    wanted = {f"{_SLOT_PREFIX}{node}" for node in nodes if node != instance.node}
+    session = instance.session("slots")
+    wanted = {slot_of(node) for node in nodes if node != instance.node}
     found = {name: (lost, active) for name, lost, active in await session.fetch(_SLOTS)}
     for name, (lost, active) in found.items():
         if (lost or name not in wanted) and not active:
             await session.fetch("SELECT pg_drop_replication_slot(%s)", (name,))
-    usable = {name for name, (lost, _) in found.items() if not lost}
-    for name in sorted(wanted - usable):
+    kept = {name for name, (lost, active) in found.items() if active or not lost}
+    for name in sorted(wanted - kept):
         await session.fetch("SELECT pg_create_physical_replication_slot(%s, true)", (name,))
 
 
@@ -249,11 +252,22 @@ async def advance_slots(instance: Instance, flushed: Mapping[str, Lsn]) -> None:
     """Move slots forward. See ``Server.advance_slots``."""
     if not flushed:
         return
-    names = [f"{_SLOT_PREFIX}{node}" for node in flushed]
+    names = [slot_of(node) for node in flushed]
     try:
-        await instance.session("work").fetch(_ADVANCE, (names, [str(lsn) for lsn in flushed.values()]))
+        await instance.session("slots").fetch(_ADVANCE, (names, [str(lsn) for lsn in flushed.values()]))
     except PostgresError as error:
         _log.debug("slots were not advanced", reason=str(error), node=instance.node)
+
+
+async def walsenders(instance: Instance) -> dict[str, WalSender]:
+    """Who streams through the slots. See ``Server.walsenders``."""
+    rows = await instance.session("slots").fetch(_SENDERS)
+    return {name.removeprefix(SLOT_PREFIX): WalSender(pid, replied) for name, pid, replied in rows}
+
+
+async def end_walsender(instance: Instance, node: str, sender: WalSender) -> None:
+    """End a walsender. See ``Server.end_walsender``."""
+    await instance.session("slots").fetch(_END_SENDER, (slot_of(node), sender.pid))
 
 
 def _require_standby(look: Look) -> None:

@@ -15,7 +15,7 @@ from holdfast.model.errors import HoldfastError, PostgresError
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
-from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream
+from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream, WalSender
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Room, Survey
@@ -212,7 +212,7 @@ class Server:
         return await replication.write_epoch_record(self._instance, epoch)
 
     async def heartbeat(self, epoch: int, deadline_ms: int | None = None) -> None:
-        """Commit the heartbeat row, locally; every ``slot_interval_ms`` advance the slots too. Raises PostgresError.
+        """Commit the heartbeat row, locally. Raises PostgresError.
 
         Without a deadline it waits for as long as it takes: how long that is, is evidence.
         """
@@ -267,17 +267,30 @@ class Server:
     async def ensure_slots(self, nodes: Collection[str]) -> None:
         """Make the physical slots ``holdfast_<node>``, on a primary or a standby; drop those of nodes not listed.
 
-        The own node needs none. A slot that was invalidated (max_slot_wal_keep_size) is made anew.
+        A node streams through its own slot on its upstream, and cannot without: one connection holds a slot at a time,
+        so that PostgreSQL never counts two of one node. The own node needs none. A slot that was invalidated
+        (max_slot_wal_keep_size) is made anew. Raises PostgresError.
         """
         await replication.ensure_slots(self._instance, nodes)
 
     async def advance_slots(self, flushed: Mapping[str, Lsn]) -> None:
         """Move slots up to what each node has flushed; never backwards, and what cannot be is ignored.
 
-        Nobody streams through the slots, so that a missing one stops no standby. A primary's are advanced by
-        ``heartbeat``; on standbys only this call lets log go.
+        A walsender advances the slot that it holds. On a standby, whose slots nobody holds, only this call lets log go;
+        it holds them for a moment itself.
         """
         await replication.advance_slots(self._instance, flushed)
+
+    async def walsenders(self) -> dict[str, WalSender]:
+        """Who holds the slots of which nodes. Raises PostgresError."""
+        return await replication.walsenders(self._instance)
+
+    async def end_walsender(self, node: str, sender: WalSender) -> None:
+        """End a walsender if it still holds the node's slot. Raises PostgresError.
+
+        One that is stuck in sending its last word to a host that is gone ends when it is told a second time.
+        """
+        await replication.end_walsender(self._instance, node, sender)
 
     # -- rejoin ------------------------------------------------------------------------------------------------------
 

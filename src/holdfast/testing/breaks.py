@@ -197,6 +197,12 @@ class GivesUpForAnybody(Broken):
     replacements = ((leadership, "gives_up", _whoever_leads),)
 
 
+class AnyConnection(Broken):
+    """Members stream through no slot of their own: one that has connected again is counted twice."""
+
+    replacements = ((Postgres, "lets_in", lambda server, host: True),)
+
+
 # ---- liveness -------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +259,7 @@ VARIANTS: dict[str, Callable[[], Broken]] = {
     "caught-up": NotCaughtUp,
     "incarnation": NamesOnly,
     "log-kept": GivesUpForAnybody,
+    "slot": AnyConnection,
     "pre-vote": NoPreVote,
     "back-off": NoBackOff,
     "drop-silent": KeepsTheSilent,

@@ -38,7 +38,6 @@ class Tally:
     failovers: int = 0
     writes: int = 0
     acknowledged: int = 0
-    counted_twice: int = 0
     recovered: int = 0
     simulated_s: float = 0.0
     seconds: float = 0.0
@@ -56,7 +55,6 @@ class Tally:
         self.failovers += other.failovers
         self.writes += other.writes
         self.acknowledged += other.acknowledged
-        self.counted_twice += other.counted_twice
         self.recovered += other.recovered
         self.simulated_s += other.simulated_s
         self.violations.extend(other.violations)
@@ -68,7 +66,6 @@ class Tally:
         self.failovers += result.failovers
         self.writes += result.writes
         self.acknowledged += result.acknowledged
-        self.counted_twice += result.counted_twice
         self.recovered += result.recovered
         self.simulated_s += result.simulated_ms / 1000
         if result.violation is not None:

@@ -69,8 +69,6 @@ class Checks:
         self.acknowledged_writes: list[Record] = []
         self.newest_begun_s = -1.0
         """When the write that was acknowledged last was begun."""
-        self.counted_twice = 0
-        """Writes acknowledged because one standby was counted twice, by two connections: a hole that is known."""
         self.acknowledged_alone = 0
         """Writes acknowledged while policy let commits be local: a failover may lose the last of them."""
         self.register: Register | None = None

@@ -25,7 +25,7 @@ class Record:
 class Directory:
     """What a disk holds of one PostgreSQL. A directory made anew is another object."""
 
-    __slots__ = ("complete", "flushed", "history", "identifier", "incarnation", "log", "timeline", "writes")
+    __slots__ = ("complete", "flushed", "history", "identifier", "incarnation", "log", "slots", "timeline", "writes")
 
     def __init__(self, identifier: str, log: list[Record], incarnation: str | None) -> None:
         self.identifier = identifier
@@ -35,6 +35,8 @@ class Directory:
         self.log: list[Record] = []
         self.flushed = 0
         """How many records survive a loss of power."""
+        self.slots: set[str] = set()
+        """The nodes that have a slot here; a copy has none, nor has what was rewound."""
         self.timeline = log[0].timeline
         self.history: History = ()
         self.writes: dict[int, int] = {}

@@ -185,6 +185,12 @@ def _loss(world: World, args: tuple[str, ...]) -> Undo:
     return undo
 
 
+def _break_stream(world: World, args: tuple[str, ...]) -> None:
+    receiver = world.servers[args[0]].receiver
+    if receiver is not None:
+        receiver.break_off()
+
+
 def _pause_replay(world: World, args: tuple[str, ...]) -> Undo:
     postgres = world.servers[args[0]]
     postgres.pause_replay()
@@ -240,6 +246,7 @@ KINDS: dict[str, Act] = {
     "restore-store": _restore_store,
     "delay": _delay,
     "loss": _loss,
+    "break-stream": _break_stream,
     "pause-replay": _pause_replay,
     "slow": _slow,
     "switchover": _switchover,

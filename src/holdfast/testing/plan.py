@@ -2,7 +2,7 @@
 
 Many seeds draw single faults at random. The others follow the shapes that have broken clusters: standbys behind when
 the leader is lost, losses in the middle of a failover, members that come and go, switchovers that meet faults, a leader
-that wakes up, losses one after the other, and machines that are slow for long.
+that wakes up, connections that linger, losses one after the other, and machines that are slow for long.
 """
 
 from __future__ import annotations
@@ -250,6 +250,18 @@ def _wakes_up(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
     return faults
 
 
+def _connects_again(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """A standby loses its connection and makes another while its walsender lingers, and the others are behind."""
+    again, *behind = rng.sample(names[1:], len(names) - 1)
+    faults = [Fault(at_ms, "part", ("n1", name), rng.randrange(1500, 4500)) for name in behind]
+    for _ in range(rng.randint(1, 3)):
+        at_ms += rng.randrange(50, 900)
+        faults.append(Fault(at_ms, "break-stream", (again,)))
+    if rng.random() < 0.5:
+        faults.extend(_fault(rng, _chosen(rng, _LOSSES), rng.choice(("n1", again)), names, at_ms + _gap_ms(rng)))
+    return faults
+
+
 _SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
     _anything: 38,
     _behind: 14,
@@ -261,6 +273,7 @@ _SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
     _last_member_behind: 4,
     _back_while_the_store_is_away: 3,
     _alone: 1,
-    _wakes_up: 4,
+    _wakes_up: 2,
+    _connects_again: 2,
 }
 """How often each shape is chosen."""

@@ -16,13 +16,16 @@ RETRY_MS = 300.0
 """Between two attempts of a standby to connect (the product sets 100 ms; nothing depends on it)."""
 
 SILENCE_MS = 5000.0
-"""``wal_receiver_timeout`` and ``wal_sender_timeout``: a cut longer than this ends the connection at both ends."""
+"""``wal_receiver_timeout`` and the walsender's: a cut longer than this ends the connection at both ends."""
 
 
 class Sender:
     """A walsender: the upstream's end of a connection."""
 
-    __slots__ = ("caught_up", "down", "flushed", "is_open", "name", "names", "receiver", "sent", "server", "up")
+    __slots__ = (
+        *("caught_up", "down", "flushed", "is_open", "name", "names", "pid", "receiver", "replies", "sent", "server"),
+        "up",
+    )
 
     def __init__(self, server: Postgres, receiver: Receiver, name: str, sent: int) -> None:
         self.server = server
@@ -32,7 +35,10 @@ class Sender:
         self.names: Names = server.real_names if server.real_names is not None else server.names
         self.flushed = Lsn(0)
         self.caught_up = False
+        self.replies = 0
         self.is_open = True
+        server.forks += 1
+        self.pid = server.forks
         loop, network, there = server.loop, server.network, receiver.server.host
         self.down = Channel(network, loop, server.host, there)
         self.up = Channel(network, loop, there, server.host)
@@ -50,6 +56,7 @@ class Sender:
         """The standby's word arrives, maybe long after it follows somebody else."""
         if not self.is_open:
             return
+        self.replies += 1
         self.flushed = max(self.flushed, flushed)
         directory = self.server.directory
         self.caught_up = self.caught_up or (directory is not None and self.sent >= directory.flushed)
@@ -104,7 +111,7 @@ class Receiver:
             return
         if upstream.status not in (ServerStatus.PRIMARY, ServerStatus.STANDBY) or upstream.stopping:
             return
-        if not upstream.accepts(directory.position()):
+        if not upstream.lets_in(self.server.host) or not upstream.accepts(directory.position()):
             return
         count = len(directory.log)
         upstream.checks.connected(upstream, self.server, count)
@@ -162,6 +169,13 @@ class Receiver:
         if self.sender is not None:
             sender = self.sender
             self.server.loop.after(SILENCE_MS if silently else 0.0, sender.up.send, sender.close)
+
+    def break_off(self) -> None:
+        """The connection breaks, and only the standby learns of it; its upstream waits for `SILENCE_MS`."""
+        sender = self.sender
+        if sender is not None:
+            self.lost(sender)
+            self.server.loop.after(SILENCE_MS, sender.close)
 
     def cut_off(self) -> None:
         """Silence for too long: both ends give the connection up, each for itself."""

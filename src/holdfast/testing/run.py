@@ -39,7 +39,6 @@ class Result:
     failovers: int
     writes: int
     acknowledged: int
-    counted_twice: int
     recovered: bool
     """Whether it serves again; otherwise too much was lost, or a property was violated."""
     violation: Violation | None
@@ -93,7 +92,6 @@ class _Run:
             failovers=world.failovers,
             writes=world.writes,
             acknowledged=len(checks.acknowledged_writes),
-            counted_twice=checks.counted_twice,
             recovered=self._recovered,
             violation=self._violation,
             timeline=tuple(world.timeline),

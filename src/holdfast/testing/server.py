@@ -10,7 +10,7 @@ from typing import Literal
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import History, Lsn, Position, is_on_history
 from holdfast.model.register import Member, Quorum
-from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream
+from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream, WalSender
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Room, Survey
 from holdfast.testing.directory import Directory, Record
@@ -296,9 +296,23 @@ class SimulatedServer:
 
     async def ensure_slots(self, nodes: Collection[str]) -> None:
         """See `Server.ensure_slots`."""
+        directory = await self._statement()
+        directory.slots = {node for node in nodes if node != self.postgres.host}
 
     async def advance_slots(self, flushed: Mapping[str, Lsn]) -> None:
         """See `Server.advance_slots`."""
+
+    async def walsenders(self) -> dict[str, WalSender]:
+        """See `Server.walsenders`."""
+        await self._statement()
+        return {s.receiver.server.host: WalSender(s.pid, str(s.replies)) for s in self.postgres.senders}
+
+    async def end_walsender(self, node: str, sender: WalSender) -> None:
+        """See `Server.end_walsender`."""
+        await self._statement()
+        for held in list(self.postgres.senders):
+            if held.pid == sender.pid:
+                held.close()
 
     # ---- rejoin -----------------------------------------------------------------------------------------------
 
@@ -321,6 +335,7 @@ class SimulatedServer:
         for record in found.log[len(directory.log) : found.flushed]:
             directory.append(record)
         directory.flushed = len(directory.log)
+        directory.slots = set()
         directory.incarnation = None
         directory.complete = True
 

@@ -89,6 +89,7 @@ class World:
             host.promise = Promise(CLUSTER, "the-cluster", 1, members[name].incarnation)
             postgres = host.postgres
             postgres.directory = Directory("system-n1", log, members[name].incarnation)
+            postgres.directory.slots = set(self.hosts) - {name}
             postgres.life = 1
             postgres.status = ServerStatus.PRIMARY if name == leader.node else ServerStatus.STANDBY
             if name == leader.node:
