@@ -154,9 +154,11 @@ class Host:
             self._plug()
 
     def close(self) -> None:
-        """End everything on it."""
+        """End everything on it. Its port is gone at once: the kernel removes it some time after the last process."""
         if self._namespace is not None:
             self.kill()
+            if not self._wired:
+                subprocess.run(["ip", "link", "del", self._port], env=_environment(), capture_output=True, check=False)
             os.close(self._namespace)
             self._namespace = None
         if self.cable is not None:
