@@ -89,3 +89,26 @@ def test_holdfasts_own_are_told_apart() -> None:
     assert LostTransaction(7, Lsn(1), "").is_own
     assert not LostTransaction(7, Lsn(1), "", relations={"app.public.t": Tuples(inserted=1)}).is_own
     assert not LostTransaction(7, Lsn(1), "", relations={T: Tuples(inserted=1)}).is_own
+
+
+def running(lsn: str, next_xid: int) -> str:
+    return record("Standby", 0, lsn, f"RUNNING_XACTS nextXid {next_xid} latestCompletedXid 6 oldestRunningXid 7", None)
+
+
+def test_what_may_have_begun_before_all_that_was_read_is_a_clients() -> None:
+    """Its writes may be where nobody looked, so that it must not pass for one that wrote nothing."""
+    early, late = listed(running("0/80", 8), commit(7, "0/120"), commit(8, "0/130"))
+    assert (early.is_partial, early.is_own) == (True, False)
+    assert (late.is_partial, late.is_own) == (False, True)
+    (unknown,) = listed(commit(9, "0/120"))
+    assert (unknown.is_partial, unknown.is_own) == (True, False)
+
+
+def test_what_was_prepared_before_the_fork_may_still_be_open() -> None:
+    insert = record("Heap", 7, "0/80", "INSERT off 2")
+    ended = record("Transaction", 0, "0/130", "COMMIT_PREPARED 7: 2026-11-21 11:06:53.034633 UTC", None)
+    (done,) = listed(insert, prepare(7, "g", "0/90"), ended)
+    assert (done.xid, done.open_as, done.prepared_as) == (7, "g", None)
+    assert done.relations == {T: Tuples(inserted=1)}
+    (within,) = listed(insert, prepare(7, "g", "0/110"), ended)
+    assert within.open_as is None

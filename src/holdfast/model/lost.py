@@ -11,6 +11,10 @@ from holdfast.model.errors import RegisterError
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member
 
+SCRIPT = "lost.sql"
+"""The script that brings the rows back, in the directory of the evidence."""
+UNDECIDED = "-- COMMIT if the transaction was to be committed"
+"""How a transaction ends in the script that was prepared, and that nobody had decided."""
 OWN_SCHEMA = "postgres.holdfast."
 """Relations of Holdfast's own: its heartbeats are lost with every fork, and nobody misses them."""
 
@@ -28,6 +32,8 @@ class Tuples:
 class LostTransaction:
     """One commit (or PREPARE, which can no longer be committed) whose record lies beyond the fork.
 
+    ``open_as``: it was prepared under that name before the fork, so that the new primary may hold it, undecided.
+    ``is_partial``: it may have written more, before what was read of the log.
     ``committed_at`` is UTC as PostgreSQL wrote it. ``relations`` counts what it wrote, its subtransactions included, by
     name (database, schema and relation), or by ``tablespace/database/filenode`` where nobody knew a name.
     """
@@ -38,11 +44,30 @@ class LostTransaction:
     subxids: tuple[int, ...] = ()
     prepared_as: str | None = None
     relations: Mapping[str, Tuples] = field(default_factory=dict)
+    open_as: str | None = None
+    is_partial: bool = False
 
     @property
     def is_own(self) -> bool:
         """Whether it is nothing but Holdfast's own bookkeeping, or wrote no tuple at all."""
+        if not self.relations:
+            return not self.is_partial
         return all(name.startswith(OWN_SCHEMA) for name in self.relations)
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What became of the rows. ``files`` holds the file of each table, below ``evidence_dir``, beside ``SCRIPT``.
+
+    ``is_whole``: every row that the log speaks of was read, as it was before and after; else ``notes`` say what is
+    missing, why, and what to do. ``rows`` counts the changes that were read.
+    """
+
+    is_whole: bool
+    rows: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    took_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +86,10 @@ class LostLog:
     evidence_dir: str
     transactions: tuple[LostTransaction, ...]
     left_out: tuple[str, ...] = ()
+    unread: str = ""
+    """Why the log could not be listed up to its end, if it could not."""
+    salvage: Salvage | None = None
+    """None: no transaction of a client is lost, or the setting says that rows are not to be read."""
 
     @property
     def lost_bytes(self) -> int:

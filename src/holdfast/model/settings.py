@@ -57,6 +57,14 @@ class PostgresSettings(_Section):
         ("host all all 127.0.0.1/32 scram-sha-256", "host all all ::1/128 scram-sha-256"),
         description="lines of pg_hba.conf for applications; those of Holdfast's own roles are added",
     )
+    salvage: bool = Field(
+        True, description="whether the rows of lost transactions are read from a copy of the data directory before an "
+        "old primary is rewound; the transactions are listed in any case"
+    )  # fmt: skip
+    salvage_dir: Path | None = Field(
+        None, description="where that copy is made, for a while; beside the data directory if unset, which takes no "
+        "room where the file system can share blocks (XFS, Btrfs)"
+    )  # fmt: skip
 
 
 class ApiSettings(_Section):

@@ -118,6 +118,10 @@ class Timeouts(BaseModel):
     log_prune_interval_ms: int = Field(60_000, ge=1000, le=3_600_000)
     """Between two removals of old server logs, which are rotated at 20 MB."""
 
+    salvage_ms: int = Field(60_000, ge=1000, le=86_400_000)
+    """For the rows of lost transactions to be read before a rewind, which waits for it: the node is missing meanwhile.
+    Copying the data directory takes most of it where the file system cannot share blocks."""
+
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
     """A rewound node that does not stream by then is cloned afresh."""
 

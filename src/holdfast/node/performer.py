@@ -158,6 +158,12 @@ class Performer(Coordinator):
                 fork=str(lost.fork_lsn),
                 evidence=lost.evidence_dir,
             )
+            if lost.salvage is not None:
+                found = lost.salvage
+                kind = "rows.salvaged" if found.is_whole else "rows.salvaged-in-part"
+                self._journal.record(
+                    kind, epoch, rule, rows=found.rows, took_ms=found.took_ms, missing="; ".join(found.notes)
+                )
 
     async def _clone(self, action: a.Clone, rule: str, o: Observation) -> bool:
         source = self._upstream(action.source)

@@ -1,6 +1,6 @@
 """What the log beyond the fork held, copied and listed before a rewind destroys it (protocol.md, "Forensics").
 
-In this order: copy, list; then the directory may be touched.
+In this order: copy, list, salvage; then the directory may be touched.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from holdfast.postgres.files import write_durably
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import free_bytes
 from holdfast.postgres.programs import environment, identity
+from holdfast.postgres.salvage.run import salvage
 from holdfast.postgres.timelines import read_history
 from holdfast.postgres.waldump import DivergentLog
 
@@ -85,8 +86,8 @@ async def account(
     control = await read_control(instance.installation, instance.layout.data_dir, instance.user)
     left_out = await asyncio.to_thread(_copy, instance, target, fork, control.segment_bytes)
     progress("listing the transactions beyond the fork", None)
-    listed = await _list(instance, fork, own_end.lsn, control.segment_bytes)
-    named = await _named(listed, source_conninfo)
+    log, unread = await _list(instance, fork, own_end.lsn, control.segment_bytes)
+    named = await _named(log.transactions(), source_conninfo)
     lost = LostLog(
         member=Member(instance.node, incarnation),
         epoch=timeline,
@@ -96,9 +97,13 @@ async def account(
         evidence_dir=str(target),
         transactions=named,
         left_out=tuple(left_out),
+        unread=unread,
     )
     await asyncio.to_thread(write_durably, target / ACCOUNT_FILE, lost.to_json(), None)
     await asyncio.to_thread(_prune, target.parent)
+    if lost.of_clients and instance.settings.salvage:
+        lost = await salvage(instance, lost, log, control, progress)
+        await asyncio.to_thread(write_durably, target / ACCOUNT_FILE, lost.to_json(), None)
     return lost
 
 
@@ -143,7 +148,8 @@ def _prune(directory: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-async def _list(instance: Instance, fork: Fork, end: Lsn, segment_bytes: int) -> tuple[LostTransaction, ...]:
+async def _list(instance: Instance, fork: Fork, end: Lsn, segment_bytes: int) -> tuple[DivergentLog, str]:
+    """What was read, and why not all of it was."""
     kept = _segments(instance, fork.timeline, Lsn(0), segment_bytes)
     if not kept:
         raise PostgresError(f"no log of timeline {fork.timeline} is left to list")
@@ -155,7 +161,7 @@ async def _list(instance: Instance, fork: Fork, end: Lsn, segment_bytes: int) ->
     status, words = await _each_line(instance, arguments, log.take)
     if status != 0 and "invalid record length" not in words and "invalid magic number" not in words:
         raise PostgresError(f"pg_waldump could not read the log beyond the fork: {words}")
-    return log.transactions()
+    return log, "" if status == 0 else words
 
 
 async def _each_line(instance: Instance, arguments: list[str], take: Callable[[str], None]) -> tuple[int, str]:

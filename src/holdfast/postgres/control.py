@@ -36,6 +36,7 @@ class ControlFile:
 
     state: str
     timeline: int
+    checkpoint: Lsn
     redo: Lsn
     minimum_timeline: int
     minimum_end: Lsn
@@ -60,6 +61,7 @@ async def read_control(installation: Installation, data_dir: Path, user: OsUser 
         return ControlFile(
             state=said["Database cluster state"].strip(),
             timeline=int(said["Latest checkpoint's TimeLineID"]),
+            checkpoint=Lsn.parse(said["Latest checkpoint location"].strip()),
             redo=Lsn.parse(said["Latest checkpoint's REDO location"].strip()),
             minimum_timeline=int(said["Min recovery ending loc's timeline"]),
             minimum_end=Lsn.parse(said["Minimum recovery ending location"].strip()),

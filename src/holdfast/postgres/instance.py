@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import socket
 from collections.abc import Sequence
@@ -159,6 +160,15 @@ class Instance:
                 f"a server runs in {self.layout.data_dir} (process {found.pid}): adopt or kill it first"
             )
         await kill_everything(self.layout.data_dir, None, self.timeouts.kill_ms, self.disk)
+        if await asyncio.to_thread(self.salvage_dir.exists):  # its agent was killed while it read lost rows
+            await kill_everything(self.salvage_dir / "data", None, self.timeouts.kill_ms, self.disk)
+            await asyncio.to_thread(shutil.rmtree, self.salvage_dir, ignore_errors=True)
+
+    @property
+    def salvage_dir(self) -> Path:
+        """Where the isolated copy is from which lost rows are read."""
+        chosen = self.settings.salvage_dir
+        return self.layout.side_dir / "salvage" if chosen is None else chosen / f"holdfast-salvage-{self.node}"
 
     @property
     def postmaster_pid(self) -> int | None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from holdfast.model.lost import LostTransaction, Tuples
 from holdfast.model.lsn import Lsn
+from holdfast.postgres.rowwrites import RowWrite, tuples_of
+
+WRITES_MAX = 300_000
+"""More tuples than this are counted, but not remembered one by one: about 200 bytes each."""
 
 _RECORD = re.compile(
     r"\Armgr: (?P<rmgr>\w+)\s+len .*?, tx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*?desc: (?P<desc>.*)\Z"
@@ -19,6 +23,8 @@ _RELATION = re.compile(r"blkref #0: rel (\d+/\d+/\d+)")
 _ENDED = re.compile(
     r"\A(?P<kind>COMMIT_PREPARED|COMMIT|PREPARE)(?: (?:(?P<gid>gid \S.*?|\d+): )?)(?P<at>\d{4}-\d\d-\d\d [\d:.]+ \w+)"
 )
+_ABORTED = re.compile(r"\AABORT(?:_PREPARED (?:gid )?(\d+)\b)?")
+_NEXT_XID = re.compile(r"\ARUNNING_XACTS nextXid (\d+)|\bxid \d+:(\d+); oid")
 _SUBXIDS = re.compile(r"subxacts: ([\d ]+)")
 _MANY = re.compile(r"(?:ntuples: )?(\d+)(?: tuples)?")
 _KINDS = {"INSERT": "inserted", "UPDATE": "updated", "HOT_UPDATE": "updated", "DELETE": "deleted"}
@@ -37,23 +43,48 @@ class DivergentLog:
 
     fork: Lsn
     ended: list[LostTransaction] = field(default_factory=list)
+    next_record: dict[Lsn, Lsn] = field(default_factory=dict)
+    """Where the record after each commit in ``ended`` begins; the last one of a log has none."""
+    too_many: bool = False
+    """Whether there were more than WRITES_MAX tuples at a time, so that ``writes_of`` knows nothing."""
+    first_seen_xid: int | None = None
+    """All of the writing of this transaction, and of later ones, was read; None: it is not known of any."""
+    _order: int = 0
+    _remembered: int = 0
+    _writes: dict[int, list[RowWrite]] = field(default_factory=dict)
     _written: dict[int, dict[str, _Written]] = field(default_factory=lambda: defaultdict(dict))
     _prepared: dict[int, LostTransaction] = field(default_factory=dict)
+    _open: dict[int, str] = field(default_factory=dict)
 
     def take(self, line: str) -> None:
         """One line of the output; what is no record is passed over."""
         match = _RECORD.match(line)
         if match is None:
             return
-        xid, desc = int(match["xid"]), match["desc"]
+        xid, desc, lsn = int(match["xid"]), match["desc"], Lsn.parse(match["lsn"])
+        self._order += 1
+        if self.ended and self.ended[-1].lsn not in self.next_record and lsn > self.ended[-1].lsn:
+            self.next_record[self.ended[-1].lsn] = lsn
         if match["rmgr"] in ("Heap", "Heap2"):
             self._wrote(xid, desc)
+        elif self.first_seen_xid is None and (found := _NEXT_XID.search(desc)):
+            self.first_seen_xid = int(found[1] or found[2])
         elif match["rmgr"] == "Transaction":
-            self._ended(xid, Lsn.parse(match["lsn"]), desc)
+            self._ended(xid, lsn, desc)
 
     def transactions(self) -> tuple[LostTransaction, ...]:
         """Commits beyond the fork, in their order, then what was prepared there and is still open."""
-        return (*self.ended, *self._prepared.values())
+        found = (*self.ended, *self._prepared.values())
+        return tuple(replace(t, is_partial=self._may_have_begun_earlier(t)) for t in found)
+
+    def writes_of(self, transaction: LostTransaction) -> list[RowWrite]:
+        """What a listed transaction wrote, its subtransactions included, in the order of the log."""
+        found = [w for xid in (transaction.xid, *transaction.subxids) for w in self._writes.get(xid, ())]
+        return sorted(found, key=lambda write: write.order)
+
+    def _may_have_begun_earlier(self, transaction: LostTransaction) -> bool:
+        """Whether the transaction may have written before what was read of the log."""
+        return self.first_seen_xid is None or transaction.xid < self.first_seen_xid
 
     def _wrote(self, xid: int, desc: str) -> None:
         relation = _RELATION.search(desc)
@@ -65,23 +96,45 @@ class DivergentLog:
             return
         written = self._written[xid].setdefault(relation[1], _Written())
         setattr(written, kind, getattr(written, kind) + (int(many[1]) if many is not None else 1))
+        self._remember(xid, operation, desc)
+
+    def _remember(self, xid: int, operation: str, desc: str) -> None:
+        if self.too_many:
+            return
+        for old, new in tuples_of(operation, desc):
+            self._writes.setdefault(xid, []).append(RowWrite(self._order, xid, old, new))
+            self._remembered += 1
+        if self._remembered > WRITES_MAX:
+            self.too_many = True
+            self._writes.clear()
+
+    def _forget(self, xids: tuple[int, ...]) -> None:
+        for xid in xids:
+            self._written.pop(xid, None)
+            self._remembered -= len(self._writes.pop(xid, ()))
 
     def _ended(self, xid: int, lsn: Lsn, desc: str) -> None:
         match = _ENDED.match(desc)
         if match is None:
-            if desc.startswith("ABORT_PREPARED"):
-                self._prepared.pop(int(re.findall(r"\d+", desc)[0]), None)
+            if aborted := _ABORTED.match(desc):
+                xid = int(aborted[1]) if aborted[1] else xid
+                self._prepared.pop(xid, None)
+                self._forget((xid, *_subxids(desc)))
             return
         gid = match["gid"]
         if match["kind"] == "COMMIT_PREPARED" and gid is not None:
             xid = int(gid)
-        subxids = tuple(int(x) for x in found[1].split()) if (found := _SUBXIDS.search(desc)) else ()
+        subxids = _subxids(desc)
         prepared = self._prepared.pop(xid, None)
-        if lsn < self.fork:
-            return
         name = gid.removeprefix("gid ") if match["kind"] == "PREPARE" and gid is not None else None
+        if lsn < self.fork:
+            if match["kind"] != "PREPARE":
+                self._forget((xid, *subxids))
+            elif name is not None:
+                self._open[xid] = name
+            return
         subxids = subxids or (prepared.subxids if prepared is not None else ())
-        lost = LostTransaction(xid, lsn, match["at"], subxids, name, self._relations(xid, subxids))
+        lost = LostTransaction(xid, lsn, match["at"], subxids, name, self._relations(xid, subxids), self._open.get(xid))
         if match["kind"] == "PREPARE":
             self._prepared[xid] = lost
         else:
@@ -96,3 +149,8 @@ class DivergentLog:
                 sum_.updated += written.updated
                 sum_.deleted += written.deleted
         return {name: Tuples(w.inserted, w.updated, w.deleted) for name, w in sorted(total.items())}
+
+
+def _subxids(desc: str) -> tuple[int, ...]:
+    found = _SUBXIDS.search(desc)
+    return tuple(int(x) for x in found[1].split()) if found else ()
