@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pytest
 
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.processes import Process, postmaster_of
+from holdfast.model.lost import SCRIPT, LostLog, LostTransaction, Salvage, Tuples
+from holdfast.model.lsn import Lsn
+from holdfast.model.register import Member
 from tests.cli.running import DEADLINE_S, assert_refused, holdfast
 from tests.local.conftest import processes_below
 from tests.local.supervision import until
@@ -187,6 +191,56 @@ def test_a_drill_on_a_running_cluster(running: Running) -> None:
     assert found["settings"] == running.cluster.settings_hash
     assert Path(found["report"]).is_file()
     assert running.wait_until_healthy()["primary"] == found["new_primary"]
+
+
+def test_a_quorum_proves_that_nothing_is_lost(running: Running) -> None:
+    assert running.wait_until_healthy()["epoch"] > 1
+    found = answer("lost", "show", "--dir", running.root)
+    assert (found["nothing_lost"], found["doubts"], found["silent"]) == (True, [], [])
+    assert all(account["proved_unacknowledged"] for account in found["accounts"])
+    assert "Nothing that was acknowledged is lost" in holdfast("lost", "show", "--dir", running.root).stdout
+
+
+SALVAGED = Salvage(True, 1, {"app.public.t": "rows/app.public.t.jsonl"}, (), 5)
+LOST = LostTransaction(7, Lsn(0x5000110), "2026-11-26 01:02:03.0 UTC", relations={"app.public.t": Tuples(updated=1)})
+ROW = {
+    "xid": 7, "committed_at": LOST.committed_at, "prepared_as": None, "change": "update", "partition": None,
+    "before": {"id": "1", "note": None}, "after": {"id": "1", "note": "it's new"},
+}  # fmt: skip
+
+
+def test_rows_of_lost_transactions_and_their_script_are_shown(running: Running) -> None:
+    """As an agent finds them on its disk: of a time that the journal does not cover."""
+    running.wait_until_healthy()
+    evidence = running.cluster.layout.node("n2") / "state" / "evidence" / "epoch-901-0000000c"
+    (evidence / "rows").mkdir(parents=True)
+    try:
+        member, salvaged = Member("n2", "0000000c"), replace(SALVAGED, notes=("one row is missing",), is_whole=False)
+        account = LostLog(member, 901, 900, Lsn(0x5000100), Lsn(0x5000200), str(evidence), (LOST,), salvage=salvaged)
+        (evidence / "lost.json").write_bytes(account.to_json())
+        (evidence / SCRIPT).write_text("BEGIN;\n-- as it was written\nCOMMIT;\n")
+        (evidence / "rows" / "app.public.t.jsonl").write_text(json.dumps(ROW) + "\n")
+        where = ("--dir", running.root, "--node", "n2", "--epoch", "901")
+        shown = answer("lost", "show", "--dir", running.root)
+        assert shown["nothing_lost"] is False
+        assert "n2 may have acknowledged 1 transactions that are not in epoch 901" in shown["doubts"]
+        listed = shown["accounts"][-1]
+        assert (listed["node"], listed["proved_unacknowledged"], listed["rows"]["rows"]) == ("n2", False, 1)
+        said = holdfast("lost", "show", "--dir", running.root).stdout
+        assert "rows: 1 changes of 1 tables were read in 0.0 s\n  not whole: one row is missing\n" in said
+        found = answer("lost", "rows", *where)
+        assert (found["is_whole"], found["rows"]) == (False, [{"table": "app.public.t", **ROW}])
+        told = holdfast("lost", "rows", *where, "--table", "app.public.t").stdout
+        assert told == """app.public.t  xid 7  update  (id '1', note NULL) -> (id '1', note "it's new")\n"""
+        assert_refused(holdfast("lost", "rows", *where, "--table", "app.public.u"), "app.public.u", "app.public.t")
+        assert_refused(holdfast("lost", "sql", "--dir", running.root, "--epoch", "7"), "--node n2 --epoch 901")
+        script = holdfast("lost", "sql", *where)
+        assert (script.stdout, script.stderr) == ((evidence / SCRIPT).read_text(), "not whole: one row is missing\n")
+        assert answer("lost", "sql", *where)["sql"] == script.stdout
+        (evidence / SCRIPT).unlink()
+        assert_refused(holdfast("lost", "sql", *where), "cannot be read here", "the host of n2")
+    finally:
+        shutil.rmtree(evidence)
 
 
 def test_down_stops_everything_and_up_brings_it_back(running: Running) -> None:

@@ -141,9 +141,10 @@ class LocalCluster:
 
     async def direct_dsn(self, node: str) -> str:
         """Past the proxy, as the superuser, to the application's database."""
-        return self._node_dsn(node, APP_DATABASE)
+        return self.superuser_dsn(node, APP_DATABASE)
 
-    def _node_dsn(self, node: str, database: str) -> str:
+    def superuser_dsn(self, node: str, database: str) -> str:
+        """Past the proxy, as the superuser, to any database; never log it."""
         port, host = self.file.ports.nodes[node].postgres, self.file.address(node)
         return self.dsn(port, "postgres", "superuser", database, host)
 
@@ -405,7 +406,7 @@ class LocalCluster:
         import psycopg
         from psycopg import sql
 
-        dsn = self._node_dsn(primary, "postgres")
+        dsn = self.superuser_dsn(primary, "postgres")
         try:
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as connection:
                 verifier = connection.pgconn.encrypt_password(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from holdfast.core.losses import Proof, is_unacknowledged, opened_under, proof
 from holdfast.local.cluster import LocalCluster
-from holdfast.model.lost import LostLog
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, StoreUnavailable
+from holdfast.model.lost import SCRIPT, LostLog
 
 _ACCOUNTS = TypeAdapter(tuple[LostLog, ...])
 _DATABASES = "SELECT oid, datname FROM pg_database WHERE datallowconn"
@@ -28,13 +32,67 @@ async def read_lost(cluster: LocalCluster) -> tuple[list[LostLog], list[str]]:
     accounts: list[LostLog] = []
     silent: list[str] = []
     for name in cluster.nodes:
-        url = f"http://127.0.0.1:{cluster.file.ports.nodes[name].api}/lost"
         try:
-            async with cluster.http().get(url) as answer:
+            async with cluster.http().get(f"{cluster.api_url(name)}/lost") as answer:
                 accounts += _ACCOUNTS.validate_json(await answer.read())
         except (ClientError, TimeoutError, OSError, ValidationError):
             silent.append(name)
     return sorted(await _named(cluster, accounts), key=lambda a: (a.epoch, a.member.node)), silent
+
+
+async def read_proof(cluster: LocalCluster, accounts: list[LostLog], silent: list[str]) -> tuple[Proof, list[LostLog]]:
+    """Whether nothing acknowledged is lost, and the accounts of which nobody was told of any commit."""
+    try:
+        register, events = await cluster.register(), await cluster.events()
+    except StoreUnavailable:
+        return proof((), accounts, silent, None), []
+    opened = opened_under(events)
+    unacknowledged = [a for a in accounts if is_unacknowledged(a, opened)]
+    return proof(events, accounts, silent, None if register is None else register.epoch), unacknowledged
+
+
+@dataclass(frozen=True, slots=True)
+class SalvagedRow:
+    """One row that a lost transaction changed; ``table`` is its full name. Values are as PostgreSQL prints them."""
+
+    table: str
+    xid: int
+    committed_at: str
+    prepared_as: str | None
+    change: str
+    partition: str | None
+    before: dict[str, str | None] | None
+    after: dict[str, str | None] | None
+
+
+def rows_of(account: LostLog, table: str | None = None) -> Iterator[SalvagedRow]:
+    """The rows of an account, table by table, from its node's directory.
+
+    Raises EnvironmentFault where they cannot be read, ConfigurationError for a table that is not among them.
+    """
+    files = {} if account.salvage is None else account.salvage.files
+    if table is not None and table not in files:
+        raise ConfigurationError(f"no row of {table} was read; there are {', '.join(files) or 'none at all'}")
+    for name, file in files.items():
+        if table in (None, name):
+            for line in _text_of(account, file).splitlines():
+                yield SalvagedRow(table=name, **json.loads(line))
+
+
+def script_of(account: LostLog) -> str:
+    """The script that brings the rows of an account back; raises EnvironmentFault."""
+    return _text_of(account, SCRIPT)
+
+
+def _text_of(account: LostLog, file: str) -> str:
+    path = Path(account.evidence_dir) / file
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path} cannot be read here ({error.strerror}): run the command on the host of {account.member.node}, as "
+            "the user of its agent"
+        ) from error
 
 
 async def _named(cluster: LocalCluster, accounts: list[LostLog]) -> list[LostLog]:
@@ -59,13 +117,13 @@ async def _names(cluster: LocalCluster, keys: Iterable[str]) -> dict[str, str]:
     if register is None or register.leader is None:
         return {}
     found: dict[str, str] = {}
-    port = cluster.file.ports.nodes[register.leader.node].postgres
+    leader = register.leader.node
     try:
-        databases = dict(await _ask(cluster.dsn(port, "postgres", "superuser", "postgres"), _DATABASES))
+        databases = dict(await _ask(cluster.superuser_dsn(leader, "postgres"), _DATABASES))
         for oid, name in databases.items():
             inside = [key for key in keys if key.split("/")[1] == str(oid)]
             if inside:
-                found |= dict(await _ask(cluster.dsn(port, "postgres", "superuser", name), _NAMES, inside))
+                found |= dict(await _ask(cluster.superuser_dsn(leader, name), _NAMES, inside))
     except psycopg.Error:
         return found
     return found

@@ -57,7 +57,8 @@ class Coordinator:
     async def _open_epoch(self, action: a.OpenEpoch, rule: str, o: Observation) -> bool:
         if o.register is None:
             return False
-        return await self._swap(o, o.register.opened(), "epoch.opened", rule, reason=action.reason)
+        quorum = str(o.register.committed.quorum)
+        return await self._swap(o, o.register.opened(), "epoch.opened", rule, reason=action.reason, quorum=quorum)
 
     async def _choose(self, action: a.ChooseCandidate, rule: str, o: Observation) -> bool:
         if o.register is None:

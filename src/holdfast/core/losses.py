@@ -1,0 +1,82 @@
+"""Whether anything that was acknowledged is lost: said only where journal and lists prove it. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from holdfast.model.event import Event
+from holdfast.model.lost import LostLog
+from holdfast.model.register import Quorum
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``nothing_lost``: every change of leadership so far lost nothing that was acknowledged; else ``doubts`` say why
+    that is not proved.
+
+    Commits of sessions that lowered ``synchronous_commit`` are not meant: they were acknowledged without a quorum.
+    """
+
+    nothing_lost: bool
+    doubts: tuple[str, ...] = ()
+
+
+def opened_under(events: Sequence[Event]) -> dict[int, Quorum | None]:
+    """The committed quorum of the register when each epoch was opened; None where the journal does not tell it.
+
+    At that moment it is what every acknowledged commit has fulfilled: the register tightens only when the log so far
+    has it, and is loosened before PostgreSQL is (protocol.md, "Changing S and k").
+    """
+    found: dict[int, list[Quorum | None]] = defaultdict(list)
+    for event in events:
+        if event.kind == "epoch.opened":
+            found[event.epoch].append(Quorum.parse(str(event.detail.get("quorum", ""))))
+    return {epoch: quorums[0] if len(quorums) == 1 else None for epoch, quorums in found.items()}
+
+
+def is_unacknowledged(account: LostLog, opened: Mapping[int, Quorum | None]) -> bool:
+    """Whether it is proved that nobody was told of any commit in a divergent log."""
+    epochs = range(account.timeline + 1, account.epoch + 1)
+    return len(epochs) > 0 and all(_needed_quorum(opened, epoch) for epoch in epochs)
+
+
+def is_empty(account: LostLog) -> bool:
+    """Whether it is proved that a divergent log holds no transaction of a client."""
+    return not account.of_clients and not account.unread
+
+
+def proof(events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], epoch: int | None) -> Proof:
+    """What journal and lists amount to; ``epoch`` is the register's, None if nobody knows it."""
+    if epoch is None:
+        return Proof(False, ("the store has no register, or does not answer: the journal is missing",))
+    doubts = [f"{node} does not answer: what it knows is missing" for node in silent]
+    opened = opened_under(events)
+    for account in accounts:
+        if not is_unacknowledged(account, opened) and not is_empty(account):
+            what = f"{len(account.of_clients)} transactions" if account.of_clients else "transactions"
+            doubts.append(f"{account.member.node} may have acknowledged {what} that are not in epoch {account.epoch}")
+    examined = _examined(events, accounts)
+    for number in (n for n in range(2, epoch + 1) if not _needed_quorum(opened, n) and n not in examined):
+        quorum = opened.get(number)
+        why = "the journal does not tell its quorum" if quorum is None else "commits were local"
+        doubts.append(f"{why} before epoch {number}, and there is no list of the log of the primary that it replaced")
+    return Proof(not doubts, tuple(doubts))
+
+
+def _examined(events: Sequence[Event], accounts: Sequence[LostLog]) -> set[int]:
+    """Epochs whose former primary left a log that was listed; a standby may leave one too, which says nothing of it."""
+    leaders = {e.epoch: str(e.detail.get("leader")) for e in events if e.kind == "epoch.serving"}
+    examined: set[int] = set()
+    for account in accounts:
+        replaced_by = range(account.timeline + 1, account.epoch + 1)
+        served_between = leaders.keys() & set(replaced_by[:-1])
+        if leaders.get(account.timeline) == account.member.node and not served_between:
+            examined.update(replaced_by)
+    return examined
+
+
+def _needed_quorum(opened: Mapping[int, Quorum | None], epoch: int) -> bool:
+    quorum = opened.get(epoch)
+    return quorum is not None and quorum.k > 0
