@@ -187,7 +187,7 @@ def test_a_drill_on_a_running_cluster(running: Running) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     found = json.loads(result.read_text())
     assert (found["drill"], found["seed"], found["passed"]) == ("primary-crash", 7, True)
-    assert (found["writes"]["lost"], found["writes"]["duplicated"]) == (0, 0)
+    assert (found["writes"]["lost"], found["writes"]["duplicated"], found["nothing_lost_proved"]) == (0, 0, True)
     assert found["settings"] == running.cluster.settings_hash
     assert Path(found["report"]).is_file()
     assert running.wait_until_healthy()["primary"] == found["new_primary"]

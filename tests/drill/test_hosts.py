@@ -43,6 +43,7 @@ def test_a_host_is_lost(tmp_path: Path) -> None:
     assert (result["drill"], result["passed"], result["injected"]) == ("host-loss", True, True)
     assert (result["writes"]["lost"], result["writes"]["duplicated"], result["stale_reads"]) == (0, 0, 0)
     assert (result["two_leaders"], result["failovers"]) == (0, 1)
+    assert (result["nothing_lost_proved"], result["lost_transactions"]) == (True, None)
     assert any("refused" in words for words in result["evidence"])
     assert directories_of(drill.pid) == []
     listed = subprocess.run(
@@ -53,6 +54,25 @@ def test_a_host_is_lost(tmp_path: Path) -> None:
     )
     assert "host-loss" in listed.stdout
     assert result["settings"][:19] in listed.stdout
+
+
+@pytest.mark.live
+def test_what_an_asynchronous_cluster_loses_is_listed_and_comes_back(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    drill = start(tmp_path, "asynchronous-crash", "--seed", "4", "--json", str(found))
+    try:
+        said, errors = drill.communicate(timeout=350)
+    finally:
+        drill.kill()
+    assert drill.returncode == 0, said + errors
+    result = json.loads(found.read_text())
+    lost = result["lost_transactions"]
+    assert lost["matched"] == lost["known"] >= result["writes"]["lost"] > 0
+    assert lost["salvaged_rows"] >= lost["listed"] >= lost["known"]
+    assert sum(lost["kinds"].values()) > 0
+    assert (lost["wrong_rows"], lost["strangers"], lost["not_brought_back"]) == (0, 0, 0)
+    assert result["nothing_lost_proved"] is False
+    assert "each of them listed, and brought back by the script" in said
 
 
 HOLDER = """

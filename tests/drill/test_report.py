@@ -13,9 +13,9 @@ from pydantic import JsonValue
 
 from holdfast.drill.history import Attempt, History, Outcome
 from holdfast.drill.report import render_report, write_report
-from holdfast.drill.result import Cluster, Connections, DrillResult, Phases, Reads, Writes
+from holdfast.drill.result import Cluster, Connections, DrillResult, LostTransactions, Phases, Reads, Writes
 from holdfast.drill.series import Samples
-from holdfast.drill.words import duration, headline, sentence
+from holdfast.drill.words import duration, figures, headline, sentence
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 
@@ -118,6 +118,21 @@ def test_a_failed_run_says_so_first() -> None:
     nobody = a_result(passed=False, new_primary=None, rejoined=False, rejoin_ms=None, phases_ms=Phases())
     assert headline(nobody) == "No primary came back. Nobody can write."
     assert "No primary came back" in render_report(nobody, some_samples(), [])
+
+
+def test_losses_that_came_back_are_told_apart_from_others() -> None:
+    writes = a_result().writes.model_copy(update={"lost": 3})
+    whole = LostTransactions(known=3, listed=4, matched=3, salvaged_rows=9, wrong_rows=0)
+    back = a_result(writes=writes, lost_transactions=whole, nothing_lost_proved=False)
+    told = "3 acknowledged writes are lost, each of them listed, and brought back by the script."
+    assert headline(back).endswith(told)
+    rows = dict(figures(back))
+    assert rows["  their transactions / listed"] == "3 / 3, 4 with those in flight"
+    assert rows["  rows of these"] == "9, 0 wrong, 0 not brought back"
+    assert rows["  that nothing is lost"] == "not proved by the cluster itself"
+    for name, value in (("matched", 2), ("wrong_rows", 1), ("not_brought_back", 1)):
+        found = whole.model_copy(update={name: value})
+        assert headline(a_result(writes=writes, lost_transactions=found)).endswith("3 acknowledged writes are lost.")
 
 
 def test_a_run_without_any_answer_still_has_a_page() -> None:

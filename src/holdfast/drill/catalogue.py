@@ -436,13 +436,15 @@ POLICY = (
     Drill(
         "asynchronous-crash",
         "The primary of an asynchronous cluster loses its power while its standbys are behind",
-        "what was acknowledged and not yet shipped is lost, is the last of the log, and is counted; nothing else is",
+        "what was acknowledged and not yet shipped is lost and no more, is listed whole, and can be brought back",
         prepare=(Step(SetDurability(Durability.ASYNCHRONOUS)),),
-        steps=(Step(CutStandbys()), Step(PowerOff(Role.PRIMARY)), Step(MendStandbys())),
+        steps=(Step(CutStandbys()), Step(PowerOff(Role.PRIMARY), 0.15), Step(MendStandbys())),
         heal=(Step(PowerOn()),),
+        load=Load(ledgers=8),
+        parameters=(("max_prepared_transactions", "20"),),
         # A lease is the fence, and has to end first.
         expect=Expectation(failover=True, stall_ms=15_000, worst_stall_ms=30_000, may_lose=True),
-        scenarios=("A14",),
+        scenarios=("A9", "A14", "A17"),
     ),
 )
 

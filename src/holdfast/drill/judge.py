@@ -13,11 +13,13 @@ import structlog
 from holdfast.drill.checker import Verdict, check
 from holdfast.drill.cluster import ClusterUnderTest
 from holdfast.drill.history import Row
+from holdfast.drill.losses import Losses
 from holdfast.drill.report import write_report
 from holdfast.drill.result import (
     Cluster,
     Connections,
     DrillResult,
+    LostTransactions,
     Reads,
     Writes,
     phases_from_journal,
@@ -27,7 +29,9 @@ from holdfast.drill.scenario import LOWERED_WRITER, Drill
 from holdfast.drill.series import Samples
 from holdfast.drill.words import duration
 from holdfast.drill.workload import Workload
-from holdfast.model.errors import EnvironmentFault, StoreUnavailable
+from holdfast.local.cluster import LocalCluster
+from holdfast.local.lost import read_lost, read_proof
+from holdfast.model.errors import EnvironmentFault, HoldfastError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.register import Phase, Register
 
@@ -71,6 +75,8 @@ class Judge:
         self._old_primary = ""
         self._new_primary: str | None = None
         self._agreement: dict[str, bool] = {}
+        self._lost_transactions: LostTransactions | None = None
+        self._proved: bool | None = None
         self.fault_at_ms = 0.0
         self.epoch_before = 0
 
@@ -112,6 +118,8 @@ class Judge:
             self._add_violations(verdict)
             if self._drill.expect.may_lose:
                 self._account_for_losses(verdict)
+                await self._examine_losses(verdict)
+            await self._ask_for_proof(verdict)
         self._hold_against_expectation(shown, failovers)
         return self._with_report(self._result(events, shown, verdict is not None, failovers), events)
 
@@ -200,6 +208,32 @@ class Judge:
         if first_ms < -LOST_TAIL_MS or last_ms > LOST_TAIL_MS:
             self._problems.append(f"writes are lost that were acknowledged more than {duration(LOST_TAIL_MS)} away")
 
+    async def _examine_losses(self, verdict: Verdict) -> None:
+        """Whether the list of lost transactions is whole and true, and its script brings everything back."""
+        if self._new_primary is None or not isinstance(self._cluster, LocalCluster):
+            return
+        losses = Losses(self._cluster, self._workload, self._new_primary)
+        try:
+            self._lost_transactions = await losses.examine(verdict.lost)
+        except (psycopg.Error, HoldfastError) as error:
+            self._problems.append(f"what was lost could not be examined: {str(error).strip()}")
+        self._problems += losses.problems
+
+    async def _ask_for_proof(self, verdict: Verdict) -> None:
+        """What the cluster says of its losses may be too careful, but not too bold."""
+        if not isinstance(self._cluster, LocalCluster):
+            return
+        try:
+            accounts, silent = await read_lost(self._cluster)
+            proof, _ = await read_proof(self._cluster, accounts, silent)
+        except HoldfastError as error:
+            self._evidence.append(f"the cluster could not be asked what is lost: {error}")
+            return
+        self._proved = proof.nothing_lost
+        self._evidence += [f"the cluster does not say that nothing is lost: {doubt}" for doubt in proof.doubts]
+        if proof.nothing_lost and verdict.lost:
+            self._problems.append("the cluster says that nothing acknowledged is lost, and that is not true")
+
     def _hold_against_expectation(self, verdict: Verdict, failovers: int) -> None:
         expect, tally = self._drill.expect, self._workload.tally
         if expect.failover is False and failovers:
@@ -274,6 +308,8 @@ class Judge:
             fresh_reads=len(history.fresh_reads),
             fresh_read_errors=tally.fresh_read_errors,
             injection_ms=round(self._injection_ms, 1),
+            lost_transactions=self._lost_transactions,
+            nothing_lost_proved=self._proved,
         )
 
     def _with_report(self, result: DrillResult, events: Sequence[Event]) -> DrillResult:

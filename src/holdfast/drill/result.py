@@ -79,6 +79,27 @@ class Writes(_Part):
     sqlstates: dict[str, int] = {}
 
 
+class LostTransactions(_Part):
+    """The list of what was lost, and the rows of it, held against what the clients know."""
+
+    known: int
+    """Transactions that their clients were told of (committed, or prepared), and that the new primary does not have."""
+    listed: int
+    """Transactions in the list, those included whose clients got no answer."""
+    matched: int
+    """Known ones that are listed: must be all of them."""
+    salvaged_rows: int
+    """Rows of the listed ones that were read, or rather what was done to them."""
+    wrong_rows: int
+    """Rows that differ from what a client wrote, are missing, or were written by nobody: must be 0."""
+    strangers: int = 0
+    """Listed ones that no client knows of: must be 0."""
+    not_brought_back: int = 0
+    """Rows that the script, read and run by the drill, did not bring back: must be 0."""
+    kinds: dict[str, int] = {}
+    """The lost ones of the clients that keep books, by what they did."""
+
+
 class Reads(_Part):
     """What became of the reads on the read-only port."""
 
@@ -143,6 +164,11 @@ class DrillResult(_Part):
     fresh_reads: int = 0
     """Reads on the writable port that were answered."""
     fresh_read_errors: int = 0
+    lost_transactions: LostTransactions | None = None
+    """None for a drill that may lose nothing."""
+    nothing_lost_proved: bool | None = None
+    """Whether the cluster itself says so (`holdfast lost show`): must not be true if something is lost. None: it was
+    not asked, or did not answer."""
     injection_ms: NonNegativeFloat = 0.0
     """How long the injection itself took; it is part of every time that is counted from the fault."""
 

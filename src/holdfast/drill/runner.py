@@ -96,6 +96,7 @@ class Run:
             fresh_readers=load.fresh_readers,
             long_writers=load.long_writers,
             long_ms=load.long_ms,
+            ledgers=load.ledgers,
             seed=self._options.seed,
             rate_per_s=load.rate_per_s,
             now_ms=self._now_ms,

@@ -47,6 +47,8 @@ class Load:
     long_ms: float = 700.0
     idle: int = 200
     rate_per_s: float = RATE_PER_S
+    ledgers: int = 0
+    """Clients that keep books: transactions of every kind, whose rows are looked for among the lost ones."""
     lowered: bool = False
     """Whether steps add sessions with a lower synchronous_commit, whose losses are their own choice."""
 

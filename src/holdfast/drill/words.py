@@ -7,7 +7,7 @@ from string import Formatter
 
 from pydantic import JsonValue
 
-from holdfast.drill.result import DrillResult
+from holdfast.drill.result import DrillResult, LostTransactions
 from holdfast.model.event import Event
 
 
@@ -78,7 +78,8 @@ def headline(result: DrillResult) -> str:
     if writes.lost is None:
         return f"{stall} What was lost is not known."
     if writes.lost:
-        return f"{stall} {amount(writes.lost)} acknowledged {'write is' if writes.lost == 1 else 'writes are'} lost."
+        verb = "write is" if writes.lost == 1 else "writes are"
+        return f"{stall} {amount(writes.lost)} acknowledged {verb} lost{_listed(result.lost_transactions)}."
     if writes.duplicated:
         return f"{stall} Nothing was lost, but {amount(writes.duplicated)} rows are there more than once."
     if not result.rejoined:
@@ -86,6 +87,12 @@ def headline(result: DrillResult) -> str:
     if not result.passed:
         return f"{stall} Nothing acknowledged was lost, but not all is well."
     return f"{stall} Nothing acknowledged was lost."
+
+
+def _listed(found: LostTransactions | None) -> str:
+    if found is None or found.matched < found.known or found.wrong_rows or found.not_brought_back:
+        return ""
+    return ", each of them listed, and brought back by the script"
 
 
 def story(result: DrillResult) -> list[str]:
@@ -147,6 +154,14 @@ def figures(result: DrillResult) -> list[tuple[str, str]]:
         rows.insert(4, ("  stale reads", f"{known(result.stale_reads)} of {amount(result.fresh_reads)}"))
     if result.writes.lost_by_choice:
         rows.insert(4, ("  lost by their own setting", amount(result.writes.lost_by_choice)))
+    if result.nothing_lost_proved is not None:
+        proved = "proved" if result.nothing_lost_proved else "not proved"
+        rows.insert(4, ("  that nothing is lost", f"{proved} by the cluster itself"))
+    if (found := result.lost_transactions) is not None:
+        listed = f"{amount(found.known)} / {amount(found.matched)}, {amount(found.listed)} with those in flight"
+        wrong = f"{amount(found.wrong_rows)} wrong, {amount(found.not_brought_back)} not brought back"
+        rows.insert(4, ("  their transactions / listed", listed))
+        rows.insert(5, ("  rows of these", f"{amount(found.salvaged_rows)}, {wrong}"))
     if result.report is not None:
         rows.append(("report", result.report))
     return rows

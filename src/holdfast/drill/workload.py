@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from holdfast.drill import ledger
 from holdfast.drill.client import (
     Client,
     Connection,
@@ -27,6 +28,7 @@ from holdfast.drill.client import (
     payload_of,
 )
 from holdfast.drill.history import History, Row
+from holdfast.drill.ledger import LedgerClient
 from holdfast.model.errors import HoldfastError
 from holdfast.model.timeouts import DrillTimeouts
 
@@ -80,6 +82,7 @@ class Workload:
         fresh_readers: int = 0,
         long_writers: int = 0,
         long_ms: float = 700.0,
+        ledgers: int = 0,
         seed: int = 1,
         rate_per_s: float = RATE_PER_S,
         now_ms: Callable[[], float] | None = None,
@@ -106,6 +109,7 @@ class Workload:
         self._writers += [
             LongWriter(ways[n % len(ways)], n, long_ms, self._setting) for n in range(writers, writers + long_writers)
         ]
+        self.ledgers = [LedgerClient(ways[n % len(ways)], n, self._setting) for n in range(ledgers)]
         each_ms = 1000 / READS_PER_S
         self._readers = [Reader(read_dsn, n, writers, each_ms, self._setting) for n in range(readers)]
         self._fresh = [
@@ -126,6 +130,7 @@ class Workload:
                 "sent_at timestamptz NOT NULL, payload text NOT NULL)"
             ).format(self._setting.table("writes")),
             sql.SQL("CREATE INDEX ON {} (writer, sequence)").format(self._setting.table("writes")),
+            *(ledger.statements(self._setting, len(self.ledgers)) if self.ledgers else ()),
         )
         try:
             async with await connect(self._write_dsn, "holdfast_drill_setup", self._timeouts) as connection:
@@ -165,7 +170,7 @@ class Workload:
     async def start(self) -> None:
         """Start writers and readers, then open the idle sessions; returns when all are there. Raises HoldfastError."""
         self._tasks = [asyncio.create_task(writer.run()) for writer in self._writers]
-        self._tasks += [asyncio.create_task(reader.run()) for reader in (*self._readers, *self._fresh)]
+        self._tasks += [asyncio.create_task(c.run()) for c in (*self._readers, *self._fresh, *self.ledgers)]
         slots = asyncio.Semaphore(IDLE_OPENED_AT_ONCE)
 
         async def open_one(session: IdleSession) -> None:
@@ -215,7 +220,8 @@ class Workload:
         try:
             await self._finish_tasks(0.0)
         finally:
-            clients: list[Client | IdleSession] = [*self._writers, *self._readers, *self._fresh, *self._idle]
+            clients: list[Client | IdleSession] = [*self._writers, *self._readers, *self._fresh]
+            clients += [*self.ledgers, *self._idle]
             await asyncio.gather(*(client.close() for client in clients))
 
     def counters(self) -> Counters:
