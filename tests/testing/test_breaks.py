@@ -25,7 +25,7 @@ CAUGHT = {
     "log-kept": 1662,
     "slot": 171,
     "pre-vote": 123,
-    "back-off": 4185,
+    "back-off": 1154,
     "drop-silent": 644,
     "give-up": 1662,
     "say-why": 2,

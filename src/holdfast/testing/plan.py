@@ -201,7 +201,7 @@ def _one_after_the_other(rng: random.Random, names: list[str], at_ms: int) -> li
 
 def _slow_for_long(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
     """Every machine is slow, longer than the phases of an epoch last at first; then the leader is lost."""
-    factor = rng.choice(("20", "30", "40"))
+    factor = rng.choice(("20", "40", "70"))
     faults = [Fault(at_ms, "slow", (name, factor)) for name in names[1:]]
     at_ms += rng.randrange(100, 800)
     faults.append(Fault(at_ms, "destroy-host", ("n1",)))
