@@ -110,6 +110,7 @@ def observation(member: Member | None = N2, **changes: object) -> Observation:
         member=member,
         promised=1,
         cluster_id="id",
+        remembered=(99, 0),
         server=standby(1, 100, "n1:1"),
         lead_address="n1:1",
         register=register(),

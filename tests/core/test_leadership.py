@@ -298,3 +298,24 @@ def test_a_standby_that_streams_through_no_slot_is_attached_anew() -> None:
     assert any(isinstance(action, a.Follow) for action in acts(slotless))
     astray = replace(o, server=replace(o.server, upstream_host="n9:1"))
     assert acts(slotless) == acts(astray)
+
+
+def test_what_is_new_in_a_register_is_written_down_once_it_is_quiet() -> None:
+    """Not on the way of a failover: nobody waits for that write."""
+    followed = register().requorumed(BOTH)
+    o = observation(register=followed, remembered=(1, 0))
+    assert (decide(o).rule.id, acts(o)) == ("follow.steady", (a.RememberRegister((1, 1)),))
+    assert acts(replace(o, remembered=(1, 1))) == ()
+    o = observation(N1, register=followed, remembered=(1, 0), server=primary(1, 100, str(BOTH)), lead_address=None)
+    assert (decide(o).rule.id, acts(o)) == ("serve.steady", (a.RememberRegister((1, 1)),))
+
+
+def test_every_register_is_newer_than_the_one_it_was_made_from() -> None:
+    registers = [register()]
+    registers.append(registers[-1].requorumed(BOTH))
+    registers.append(registers[-1].handing_over("n2"))
+    registers.append(registers[-1].opened())
+    registers.append(registers[-1].chosen(N2))
+    registers.append(registers[-1].served_by(N2, BOTH))
+    ages = [r.age for r in registers]
+    assert ages == sorted(set(ages))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.core.evidence import Probe
-from holdfast.core.observation import Peer
+from holdfast.core.observation import Peer, RegisterTrouble
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import NodeRecord, NodeState
 from holdfast.model.report import VerdictKind
@@ -82,3 +82,20 @@ def test_who_follows_and_does_not_stream_is_started_again_then_cloned() -> None:
     patient = Observer("n2", TIMEOUTS)
     patient.observe(deaf(NOW_MS, leader_answers=False))
     assert not patient.observe(deaf(NOW_MS + late_ms, leader_answers=False)).stuck
+
+
+def test_a_register_from_before_is_not_obeyed_within_its_epoch_either() -> None:
+    """A store put back to a backup names a quorum that has changed since; an agent started anew knows it, too."""
+    older = register()
+    newer = older.requorumed(BOTH)
+    before, now = look(standby(1, 100, "n1:1")), replace(look(standby(1, 100, "n1:1")), register=newer)
+    observer = Observer("n2", TIMEOUTS)
+    assert observer.observe(before).trouble is None
+    assert observer.observe(now).trouble is None
+    assert observer.observe(before).trouble is RegisterTrouble.OLDER_THAN_SEEN
+    assert observer.observe(now).trouble is None
+    remembered = replace(PROMISE, epoch=1, generation=newer.generation)
+    assert (
+        Observer("n2", TIMEOUTS).observe(replace(before, promise=remembered)).trouble is RegisterTrouble.OLDER_THAN_SEEN
+    )
+    assert Observer("n2", TIMEOUTS).observe(replace(now, promise=remembered)).trouble is None

@@ -36,6 +36,17 @@ async def test_a_promise_is_never_lowered(tmp_path: Path) -> None:
     assert loaded(tmp_path).current == MINE
 
 
+async def test_how_new_the_register_was_is_there_after_a_restart_until_the_next_epoch(tmp_path: Path) -> None:
+    file = loaded(tmp_path)
+    await file.save(MINE)
+    await file.remember((3, 7))
+    await file.remember((3, 6))
+    await file.remember((2, 9))
+    assert loaded(tmp_path).current == Promise("main", "id", 3, "0000000a", generation=7)
+    await file.raise_to(4)
+    assert loaded(tmp_path).current == Promise("main", "id", 4, "0000000a", generation=0)
+
+
 async def test_a_promise_of_another_cluster_is_refused(tmp_path: Path) -> None:
     await loaded(tmp_path).save(MINE)
     with pytest.raises(ConfigurationError, match=r"node\.state_dir.*belongs to cluster 'main'"):

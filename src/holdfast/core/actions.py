@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.core.choice import ChoiceReason
-from holdfast.model.register import Member, Quorum
+from holdfast.model.register import Member, Quorum, RegisterAge
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,13 @@ class PersistPromise:
     """Write the promise to disk, fsynced, before anything that follows."""
 
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RememberRegister:
+    """Write down how new the register is, so that an older one is not obeyed after a restart either."""
+
+    age: RegisterAge
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,7 @@ Action = (
     Initialize
     | CreateRegister
     | PersistPromise
+    | RememberRegister
     | Detach
     | ReportRecruit
     | Start

@@ -9,7 +9,7 @@ from enum import StrEnum
 from holdfast.model.lease import LeaseRecord
 from holdfast.model.lsn import History, Lsn, Position, TimelineSwitch, is_on_history
 from holdfast.model.policy import DEFAULT_POLICY, Policy
-from holdfast.model.register import Member, Phase, Recruit, Register
+from holdfast.model.register import Member, Phase, Recruit, Register, RegisterAge
 from holdfast.model.report import NodeReport, Verdict
 from holdfast.model.server import ServerView
 from holdfast.model.timeouts import Timeouts
@@ -22,6 +22,7 @@ class RegisterTrouble(StrEnum):
     FOREIGN = "the register belongs to another cluster"
     OTHER_SYSTEM = "the register names another system identifier than this data directory has"
     OLDER_THAN_PROMISE = "the register is older than this node's promise"
+    OLDER_THAN_SEEN = "the register is older than the one that this node has seen before"
     UNREADABLE = "the register cannot be read"
     STRANGER_DIRECTORY = "there is a data directory, but neither a promise nor a register"
 
@@ -31,6 +32,10 @@ class RegisterTrouble(StrEnum):
         return f"{self.value}: {_REMEDIES[self]}"
 
 
+_OLD_STORE = (
+    "the store was restored from a backup, or store.endpoints names an old one: correct the setting, or run "
+    "`holdfast recover`"
+)
 _REMEDIES = {
     RegisterTrouble.MISSING: "if store.endpoints and cluster.name name another store or cluster, correct them; if the "
     "store has lost its data, run `holdfast recover`",
@@ -38,8 +43,8 @@ _REMEDIES = {
     "begin with an empty node.state_dir and without postgres.data_dir",
     RegisterTrouble.OTHER_SYSTEM: "correct postgres.data_dir, store.endpoints or cluster.name; if nobody needs the "
     "data, move postgres.data_dir away, and the node clones",
-    RegisterTrouble.OLDER_THAN_PROMISE: "the store was restored from a backup, or store.endpoints names an old one: "
-    "correct the setting, or run `holdfast recover`",
+    RegisterTrouble.OLDER_THAN_PROMISE: _OLD_STORE,
+    RegisterTrouble.OLDER_THAN_SEEN: _OLD_STORE,
     RegisterTrouble.UNREADABLE: "run the same version of Holdfast everywhere; if it is damaged, run `holdfast recover`",
     RegisterTrouble.STRANGER_DIRECTORY: "correct store.endpoints, cluster.name, node.state_dir or postgres.data_dir; "
     "to begin a new cluster, move postgres.data_dir away",
@@ -69,6 +74,8 @@ class Observation:
     promised: int
     cluster_id: str | None
     server: ServerView
+    remembered: RegisterAge = (0, 0)
+    """The newest register that is written down here."""
     rebuilding: bool = False
     own_end: Position | None = None
     """End of log of a stopped directory, once it was read."""

@@ -22,6 +22,7 @@ from holdfast.core.actions import (
     PersistPromise,
     Promote,
     ReadEndOfLog,
+    RememberRegister,
     ReportRecruit,
     Rewind,
     Start,
@@ -63,6 +64,12 @@ def _led_by(o: Observation) -> Member:
 def _promise(o: Observation) -> tuple[Action, ...]:
     epoch = _register(o).epoch
     return (PersistPromise(epoch),) if o.promised < epoch else ()
+
+
+def _remember(o: Observation) -> tuple[Action, ...]:
+    """Once it is quiet: nobody waits for this write, and until it is done the running agent remembers by itself."""
+    register = _register(o)
+    return (RememberRegister(register.age),) if o.remembered < register.age else ()
 
 
 def expected_quorum(o: Observation) -> Quorum | None:
@@ -241,7 +248,7 @@ _ALL = (
     Rule("promote.silent", "the candidate does not answer: the phase's time-out decides", _nothing),
     Rule("follow.start", "start as a standby of nobody", lambda o: (*_promise(o), Start(standby=True))),
     Rule("follow.attach", "stream from the one that the register names", lambda o: (*_promise(o), Follow(_led_by(o)))),
-    Rule("follow.steady", "streams from the one that the register names", _promise),
+    Rule("follow.steady", "streams from the one that the register names", _remember),
     Rule(
         "follow.fence",
         "another leads: stop being a primary, at once",
@@ -257,7 +264,7 @@ _ALL = (
         "the configuration is committed and the marker on its quorum: acknowledge",
         lambda o: (TellPostgres(_register(o).committed.quorum),),
     ),
-    Rule("serve.steady", "leads", _promise),
+    Rule("serve.steady", "leads", _remember),
     Rule("serve.silent", "the leader's server does not answer: the observers' verdict decides", _nothing),
     Rule("lease.await", "commits would be local: opens only with the lease", _nothing),
     Rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
@@ -107,6 +107,10 @@ class Phase(StrEnum):
     PROMOTING = "promoting"
 
 
+RegisterAge = tuple[int, int]
+"""Epoch and generation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Register:
     """The whole state of the leadership protocol; immutable, swapped by compare-and-swap.
@@ -125,6 +129,8 @@ class Register:
     handover: NodeName | None = None
     witnesses: tuple[NodeName, ...] = ()
     """Voters that have no PostgreSQL."""
+    generation: int = 0
+    """How many swaps came before; within an epoch it tells a register put back from a backup from the newest one."""
     format: int = REGISTER_FORMAT
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -134,6 +140,11 @@ class Register:
             raise ValueError(f"phase {self.phase.value} and candidate {self.candidate} contradict each other")
         if self.phase is Phase.SERVING and self.committed.epoch != self.epoch:
             raise ValueError(f"epoch {self.epoch} serves with the configuration of epoch {self.committed.epoch}")
+
+    @property
+    def age(self) -> RegisterAge:
+        """Where it stands among all registers of the cluster: a later one is greater."""
+        return self.epoch, self.generation
 
     @property
     def leader(self) -> Member | None:
@@ -147,16 +158,15 @@ class Register:
 
     def opened(self) -> Register:
         """The next epoch, recruiting; the committed configuration stays in force, also the wish for a successor."""
-        return replace(self, epoch=self.epoch + 1, phase=Phase.RECRUITING, candidate=None)
+        return self._next(epoch=self.epoch + 1, phase=Phase.RECRUITING, candidate=None)
 
     def chosen(self, candidate: Member) -> Register:
         """The same epoch, promoting ``candidate``."""
-        return replace(self, phase=Phase.PROMOTING, candidate=candidate)
+        return self._next(phase=Phase.PROMOTING, candidate=candidate)
 
     def served_by(self, leader: Member, quorum: Quorum) -> Register:
         """The same epoch, serving under a new committed configuration."""
-        return replace(
-            self,
+        return self._next(
             phase=Phase.SERVING,
             candidate=None,
             committed=Configuration(leader, self.epoch, quorum),
@@ -165,11 +175,14 @@ class Register:
 
     def handing_over(self, target: str | None) -> Register:
         """The same leadership, about to be handed to ``target`` (None: no longer)."""
-        return replace(self, handover=target)
+        return self._next(handover=target)
 
     def requorumed(self, quorum: Quorum) -> Register:
         """The same leadership under another quorum."""
-        return replace(self, committed=replace(self.committed, quorum=quorum))
+        return self._next(committed=replace(self.committed, quorum=quorum))
+
+    def _next(self, **changes: Any) -> Register:
+        return replace(self, generation=self.generation + 1, **changes)
 
     def to_json(self) -> bytes:
         """The stored form."""

@@ -12,7 +12,7 @@ from holdfast.core.observation import Observation, Peer, RegisterTrouble
 from holdfast.model.lease import LeaseRecord
 from holdfast.model.lsn import Lsn, Position
 from holdfast.model.policy import DEFAULT_POLICY, Policy
-from holdfast.model.register import Member, NodeRecord, Phase, Recruit, Register
+from holdfast.model.register import Member, NodeRecord, Phase, Recruit, Register, RegisterAge
 from holdfast.model.report import ProxySight, Verdict
 from holdfast.model.server import ServerStatus, ServerView
 from holdfast.model.thresholds import Thresholds
@@ -70,6 +70,7 @@ class Observer:
     _silent_since_ms: int | None = None
     _looked_ms: int | None = None
     _awake_since_ms: int = 0
+    _newest: RegisterAge = (0, 0)
     _phase: tuple[int, Phase] | None = None
     _phase_since_ms: int = 0
     _progress_ms: int = 0
@@ -111,6 +112,7 @@ class Observer:
             member=member,
             promised=look.promise.epoch if look.promise else 0,
             cluster_id=look.promise.cluster_id if look.promise else None,
+            remembered=(look.promise.epoch, look.promise.generation) if look.promise else (0, 0),
             server=look.server,
             rebuilding=look.rebuilding,
             own_end=self.own_end,
@@ -125,7 +127,7 @@ class Observer:
             create=look.creating,
             register=look.register,
             register_revision=look.register_revision,
-            trouble=_trouble(look),
+            trouble=self._trouble(look),
             recruits=look.recruits,
             phase_since_ms=self._phase_since_ms,
             progress_ms=self._progress_ms,
@@ -142,6 +144,12 @@ class Observer:
             pledged_until_ms=look.pledged_until_ms,
         )
         return self._with_onsets(o)
+
+    def _trouble(self, look: Look) -> RegisterTrouble | None:
+        trouble = _trouble(look, self._newest)
+        if trouble is None and look.register is not None:
+            self._newest = look.register.age
+        return trouble
 
     def _remember_sleep(self, now_ms: int) -> None:
         """A frozen process, or a suspended machine, has heard nobody meanwhile; that says nothing of the others."""
@@ -290,7 +298,8 @@ def _candidate_progress(look: Look) -> object:
     return (peer.report.situation, peer.report.replay_lsn)
 
 
-def _trouble(look: Look) -> RegisterTrouble | None:
+def _trouble(look: Look, newest: RegisterAge) -> RegisterTrouble | None:
+    """Why the register cannot be obeyed; ``newest`` is the age of the newest one obeyed so far."""
     promise, register = look.promise, look.register
     if look.unreadable:
         return RegisterTrouble.UNREADABLE
@@ -306,4 +315,5 @@ def _trouble(look: Look) -> RegisterTrouble | None:
         return RegisterTrouble.OTHER_SYSTEM
     if promise is not None and promise.epoch > register.epoch:
         return RegisterTrouble.OLDER_THAN_PROMISE
-    return None
+    remembered = (promise.epoch, promise.generation) if promise is not None else newest
+    return RegisterTrouble.OLDER_THAN_SEEN if register.age < max(newest, remembered) else None

@@ -232,6 +232,10 @@ class Performer(Coordinator):
         await self._promise.raise_to(action.epoch)
         return True
 
+    async def _remember_register(self, action: a.RememberRegister, rule: str, o: Observation) -> bool:
+        await self._promise.remember(action.age)
+        return True
+
     async def _detach(self, action: a.Detach, rule: str, o: Observation) -> bool:
         self._detached = await self._server.detach()
         return True
@@ -369,6 +373,7 @@ class Performer(Coordinator):
         a.Initialize: _initialize,
         a.CreateRegister: _create_register,
         a.PersistPromise: _persist_promise,
+        a.RememberRegister: _remember_register,
         a.Detach: _detach,
         a.ReportRecruit: _report_recruit,
         a.Start: _start,

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.model.errors import ConfigurationError
+from holdfast.model.register import RegisterAge
 from holdfast.postgres.disk import Disk
 from holdfast.postgres.files import write_durably
 
@@ -22,13 +23,15 @@ PROMISE_FORMAT = 1
 class Promise:
     """The highest epoch joined, the cluster it belongs to, and the incarnation of the data directory it speaks for.
 
-    ``incarnation`` is None while there is no directory to speak for (never cloned, or being rebuilt).
+    ``incarnation`` is None while there is no directory to speak for (never cloned, or being rebuilt). ``generation`` is
+    that of the newest register of this epoch that was written down here.
     """
 
     cluster: str
     cluster_id: str
     epoch: int
     incarnation: str | None
+    generation: int = 0
     format: int = PROMISE_FORMAT
 
 
@@ -65,7 +68,13 @@ class PromiseKeeper(ABC):
         if self.current is None:
             raise ConfigurationError("node.state_dir: there is no promise to raise yet")
         if epoch > self.current.epoch:
-            await self.save(replace(self.current, epoch=epoch))
+            await self.save(replace(self.current, epoch=epoch, generation=0))
+
+    async def remember(self, age: RegisterAge) -> None:
+        """Obey no register older than this one any more, also after a restart."""
+        if self.current is not None and age > (self.current.epoch, self.current.generation):
+            epoch, generation = age
+            await self.save(replace(self.current, epoch=epoch, generation=generation))
 
     async def speak_for(self, incarnation: str | None) -> None:
         """Speak for another data directory, or for none."""

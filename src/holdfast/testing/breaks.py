@@ -13,7 +13,7 @@ from holdfast.core import choice, coordination, giving_up, leadership, membershi
 from holdfast.core.forecast import Standing
 from holdfast.core.observation import Observation, RegisterTrouble
 from holdfast.model.lsn import Lsn, Position
-from holdfast.model.register import Member, Quorum, Register
+from holdfast.model.register import Member, Quorum, Register, RegisterAge
 from holdfast.model.server import Upstream
 from holdfast.model.timeouts import Timeouts
 from holdfast.node import observer
@@ -112,15 +112,29 @@ class _OpenServer(SimulatedServer):
 _trouble = observer._trouble
 
 
-def _any_register(look: observer.Look) -> RegisterTrouble | None:
-    trouble = _trouble(look)
-    return None if trouble is RegisterTrouble.OLDER_THAN_PROMISE else trouble
+_OLD = (RegisterTrouble.OLDER_THAN_PROMISE, RegisterTrouble.OLDER_THAN_SEEN)
+
+
+def _any_register(look: observer.Look, newest: RegisterAge) -> RegisterTrouble | None:
+    trouble = _trouble(look, newest)
+    return None if trouble in _OLD else trouble
+
+
+def _any_of_its_epoch(look: observer.Look, newest: RegisterAge) -> RegisterTrouble | None:
+    trouble = _trouble(look, newest)
+    return None if trouble is RegisterTrouble.OLDER_THAN_SEEN else trouble
 
 
 class NoPromise(Broken):
     """Obey whatever the register says, also if it is older than what was promised."""
 
     replacements = ((observer, "_trouble", _any_register),)
+
+
+class NoGeneration(Broken):
+    """Obey a register that is older than one seen before, if its epoch is not."""
+
+    replacements = ((observer, "_trouble", _any_of_its_epoch),)
 
 
 def _implies_anything(stronger: Quorum, weaker: Quorum) -> bool:
@@ -255,6 +269,7 @@ VARIANTS: dict[str, Callable[[], Broken]] = {
     "barrier": NoBarrier,
     "closed-until-serving": OpenAtOnce,
     "promise": NoPromise,
+    "generation": NoGeneration,
     "implied": NotImplied,
     "caught-up": NotCaughtUp,
     "incarnation": NamesOnly,
