@@ -13,6 +13,9 @@ are local, and a candidate may be chosen without the leader: what it lacks at th
 no violation; what is acknowledged later is. Time is in the model as one assumption: whoever waits for a lease waits
 until its holder is fenced. Safety only: liveness (pre-vote, time-outs, back-off) is the simulator's work. The last line
 says whether the scope was exhausted or cut off by --limit.
+
+The default scope catches intersect, revoke-first, best-log and promise; log-kept needs --faults 2, caught-up needs
+--changes 2 --faults 0, slot needs k = 2, which it takes by itself, and the others the walks above.
 """
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from holdfast.model.policy import Durability, Policy, Promotion
 from holdfast.model.register import Phase, Quorum
 from holdfast.model.report import VerdictKind
 from holdfast.model.server import ServerStatus, ServerView
-from tests.core.builders import N1, N2, N3, NOW_MS, TIMEOUTS, at, observation, peer, recruit, register, verdict
+from tests.core.builders import N1, N2, N3, NOW_MS, TIMEOUTS, at, observation, peer, recruit, register, report, verdict
 
 DEAD = verdict(VerdictKind.DEAD)
 
@@ -87,6 +87,11 @@ def test_who_does_not_hear_the_store_joins_no_epoch_and_is_waited_for_while_it_m
     assert isinstance(rule_and_actions(replace(o, peers=still, now_ms=late_ms))[1][0], a.Await)
     unfit = {**deaf, "n3": peer(N3, verdict=DEAD, store_connected=False, situation="rebuilding")}
     assert isinstance(rule_and_actions(replace(o, peers=unfit))[1][0], a.Await)
+    empty = {
+        **deaf,
+        "n3": Peer(replace(report(N3, verdict=DEAD, store_connected=False), member=None), NOW_MS, asked_ms=NOW_MS),
+    }
+    assert isinstance(rule_and_actions(replace(o, peers=empty))[1][0], a.Await)
 
 
 def test_the_own_agent_opens_at_once_without_a_majority() -> None:

@@ -147,7 +147,8 @@ def _obstacle(o: Observation, register: Register, since_ms: int) -> Obstacle:
 
 def _reconnects(peer: Peer, register: Register) -> bool:
     """Whether all that a peer lacks to join an epoch is its connection to the store."""
-    return peer.report is not None and not peer.report.store_connected and _is_fit(peer.report, register)
+    report = peer.report
+    return report is not None and report.member is not None and not report.store_connected and _is_fit(report, register)
 
 
 def _lost(o: Observation, register: Register) -> tuple[str, str]:
