@@ -221,6 +221,7 @@ class Performer(Coordinator):
                 await asyncio.sleep(self._timeouts.busy_tick_interval_ms / 1000)
             await self._server.stop("fast", self._timeouts.handover_stop_ms)
             self._journal.record("postgres.stopped", o.promised, rule, immediate=False)
+            self._observer.own_end = await self._server.end_of_log()
 
         return self._start_job(action, work(), rebuilding=False)
 

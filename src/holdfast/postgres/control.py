@@ -13,6 +13,7 @@ from holdfast.postgres.account import OsUser
 from holdfast.postgres.files import sync_directory, sync_file
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.programs import run_program
+from holdfast.postgres.shutdown import clean_end
 from holdfast.postgres.timelines import (
     is_placeholder,
     owner_of,
@@ -72,7 +73,7 @@ async def read_control(installation: Installation, data_dir: Path, user: OsUser 
 
 
 class LogReader:
-    """Finds the end of a stopped server's log with ``pg_waldump``, the way a start would."""
+    """Finds the end of a stopped server's log, the way a start would; with ``pg_waldump`` unless it ended cleanly."""
 
     def __init__(self, installation: Installation, data_dir: Path, user: OsUser | None) -> None:
         self._installation = installation
@@ -82,6 +83,9 @@ class LogReader:
 
     async def end(self) -> Position:
         """Where the log ends, brought to the disk first; raises PostgresError if it cannot be told."""
+        stopped = await asyncio.to_thread(self._clean_end)
+        if stopped is not None:
+            return stopped
         control = await read_control(self._installation, self._data_dir, self._user)
         candidates = await asyncio.to_thread(self._candidates, control)
         for timeline, start, history in candidates:
@@ -91,6 +95,15 @@ class LogReader:
             await asyncio.to_thread(self._sync, start, end, control.segment_bytes)
             return Position(owner_of(end, timeline, history), end)
         raise PostgresError(f"the log of {self._data_dir} has no valid record at {control.redo}, where recovery starts")
+
+    def _clean_end(self) -> Position | None:
+        """The end that a clean shutdown left; None if there was none, or files of newer timelines must be looked at."""
+        found = clean_end(self._data_dir)
+        if found is None or max(timelines_on_disk(self._wal_dir), default=0) > found.timeline:
+            return None
+        self._sync(found.checkpoint, found.end, found.segment_bytes)
+        history = read_history(self._wal_dir, found.timeline) or ()
+        return Position(owner_of(found.end, found.timeline, history), found.end)
 
     def _candidates(self, control: ControlFile) -> list[tuple[int, Lsn, History]]:
         """Timelines that the log may end on, newest first, each with where to begin to read."""

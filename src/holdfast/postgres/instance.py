@@ -144,7 +144,10 @@ class Instance:
             ended = await self.running_postmaster().stop(mode, deadline_ms)
             if not ended and not escalate:
                 raise PostgresError(f"PostgreSQL did not stop within {deadline_ms} ms ({mode} shutdown)")
-        await self.kill()
+        if mode == "fast" and self.exited.is_set() and self.postmaster is not None and self.postmaster.ended_well:
+            await self.close_sessions()  # nothing is left to kill, and a search would take part of a switchover's stall
+        else:
+            await self.kill()
 
     async def kill(self) -> None:
         """End every process of the server."""

@@ -106,6 +106,11 @@ class Postmaster:
             return None
         return found
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it is known to have ended by itself and in good order, which it does as the last of its processes."""
+        return self._child is not None and self._child.returncode == 0
+
     def alive(self) -> bool:
         """Whether it still runs (a zombie does not)."""
         if self.exited.is_set():
