@@ -130,6 +130,38 @@ def test_sessions_that_are_accepted_and_commits_that_are_not() -> None:
     assert own(ServerStatus.PRIMARY, vitals=stuck(log_waits=3)).kind is VerdictKind.STORAGE_STALLED
 
 
+CERTAIN_MS = TIMEOUTS.storage_certain_ms
+STILL = replace(
+    WELL,
+    local=Commits(age_ms=CERTAIN_MS + 500, latency_ms=2, pending_ms=CERTAIN_MS),
+    log_age_ms=CERTAIN_MS,
+    storage_pending_ms=CERTAIN_MS,
+    disk_still_ms=CERTAIN_MS,
+)
+
+
+def test_a_disk_on_which_nothing_moves_is_certain_earlier() -> None:
+    assert kind(leading(STILL)) is VerdictKind.STORAGE_STALLED
+    assert own(ServerStatus.PRIMARY, vitals=STILL).calls_for_failover
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        {"disk_still_ms": 250},
+        {"disk_still_ms": None},
+        {"storage_pending_ms": 100},
+        {"storage_pending_ms": None},
+        {"log_age_ms": 100},
+        {"local": Commits(age_ms=700, latency_ms=600)},
+    ],
+)
+def test_a_disk_on_which_something_moves_is_a_slow_one(moves: dict[str, object]) -> None:
+    slow = replace(STILL, **moves)  # type: ignore[arg-type]
+    assert not verdict_on(leading(slow)).calls_for_failover
+    assert not own(ServerStatus.PRIMARY, vitals=slow).calls_for_failover
+
+
 def test_a_disk_that_holds_up_the_agents_write_alone_is_no_reason() -> None:
     assert kind(leading(replace(WELL, storage_ms=60_000))) is VerdictKind.HEALTHY
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.postgres.disk import Disk, DiskSilent, pressure, space_of, write_probe
+from holdfast.postgres.disk import Disk, DiskSilent, pressure, space_of, write_probe, writes_completed
 
 
 @pytest.fixture
@@ -57,3 +57,13 @@ def test_room_and_pressure_of_this_machine(tmp_path: Path) -> None:
     assert space_of(tmp_path / "missing") is None
     waits = pressure()
     assert waits is None or 0 <= waits.cpu <= 100
+
+
+def test_a_device_tells_what_it_has_completed_and_what_is_none_tells_nothing(tmp_path: Path) -> None:
+    assert writes_completed(os.makedev(0, 5)) is None  # memory, a network, layers
+    device = os.stat(tmp_path).st_dev
+    before = writes_completed(device)
+    write_probe(tmp_path)
+    after = writes_completed(device)
+    assert (before is None) == (after is None)
+    assert before is None or after is None or after > before

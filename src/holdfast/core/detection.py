@@ -184,9 +184,31 @@ def _log_moves(case: Case, within_ms: int) -> bool:
     return v is not None and v.log_age_ms is not None and v.log_age_ms + case.age_ms < within_ms
 
 
+def _storage_stands_still(case: Case, v: Vitals) -> str | None:
+    """Commit, the agent's own write and the device itself: none of them moves. A slow disk moves one of them.
+
+    Of the device counts only what was watched; its next write may have been completed since the report.
+    """
+    limit_ms = case.timeouts.storage_certain_ms
+    if min(_waits_ms(case), v.disk_still_ms or 0) < limit_ms or v.storage_pending_ms is None:
+        return None
+    written_ms = v.storage_pending_ms + case.age_ms
+    if written_ms < limit_ms or _log_moves(case, limit_ms):
+        return None
+    return (
+        f"no commit for {_waits_ms(case)} ms, nor a small write to its disk for {written_ms} ms, "
+        f"and the device has completed no write for {v.disk_still_ms} ms"
+    )
+
+
 def _storage_stalled(case: Case) -> str | None:
     v, waits_ms, limit_ms = case.vitals, _waits_ms(case), case.timeouts.storage_stall_ms
-    if v is None or waits_ms < limit_ms or _log_moves(case, limit_ms):
+    if v is None:
+        return None
+    still = _storage_stands_still(case, v)
+    if still is not None:
+        return still
+    if waits_ms < limit_ms or _log_moves(case, limit_ms):
         return None
     if v.storage_ms is not None and v.storage_ms + case.age_ms >= limit_ms:
         return f"no commit for {waits_ms} ms, and a small write to its disk has taken {v.storage_ms + case.age_ms} ms"

@@ -84,6 +84,11 @@ class Verdict:
     room_elsewhere: bool = False
 
     @property
+    def is_trouble(self) -> bool:
+        """Whether something is wrong, be it a reason for a failover or not."""
+        return self.kind not in (VerdictKind.HEALTHY, VerdictKind.UNKNOWN)
+
+    @property
     def calls_for_failover(self) -> bool:
         """Whether a majority that holds this verdict opens an epoch."""
         return self.kind in _LOST or (self.kind is VerdictKind.DISK_FULL and self.room_elsewhere)

@@ -24,7 +24,10 @@ class Timeouts(BaseModel):
     storage_stall_ms: int = Field(3000, ge=500, le=120_000)
     """A leader that commits nothing for this long while its disk holds up writes has a storage stall."""
 
-    storage_probe_interval_ms: int = Field(1000, ge=100, le=60_000)
+    storage_certain_ms: int = Field(1500, ge=500, le=120_000)
+    """The same if the agent's own write waits as long and the disk completes no write at all; a slow one does."""
+
+    storage_probe_interval_ms: int = Field(500, ge=100, le=60_000)
     """Between two small writes of the agent to the data file system, each brought to the disk."""
 
     standbys_fault_ms: int = Field(3000, ge=500, le=120_000)
@@ -201,6 +204,7 @@ _PROPORTIONS = (
     ("silence_ms", "heartbeat_interval_ms", 2, "else one lost answer is taken for a lost leader"),
     ("heartbeat_interval_ms", "peer_timeout_ms", 1, "else questions to a silent peer pile up"),
     ("silence_ms", "probe_timeout_ms", 1, "else a session that hangs hides the next"),
+    ("storage_stall_ms", "storage_certain_ms", 1, "else what is certain takes longer than what is not"),
 )
 """Longer time, shorter one, how many times, and why."""
 

@@ -60,6 +60,10 @@ class Vitals:
     log_space: Space | None = None
     storage_ms: int | None = None
     """What the agent's own small write to the data file system took, or has taken so far."""
+    storage_pending_ms: int | None = None
+    """For how long that write has been under way; None if none is."""
+    disk_still_ms: int | None = None
+    """For how long the device below the data file system was watched to complete no write; None: it tells nothing."""
     pressure: Pressure | None = None
     upstream_age_ms: int | None = None
     """On a standby: since its walreceiver last heard of the primary."""

@@ -190,6 +190,7 @@ class Agent:
         server = await self._look_at_server()
         o = self._observer.observe(self._look(server))
         self._last = o
+        self._peers.hurried = o.verdict is not None and o.verdict.is_trouble
         try:
             decision = decide(o)
             coordination = coordinate(o)

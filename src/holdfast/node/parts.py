@@ -71,6 +71,8 @@ class LocalServer(Protocol):
 
     async def touch_storage(self) -> None: ...  # noqa: D102
 
+    def disk_writes(self) -> int | None: ...  # noqa: D102
+
     async def room(self) -> Room: ...  # noqa: D102
 
     async def flushed_lsn(self) -> Lsn: ...  # noqa: D102

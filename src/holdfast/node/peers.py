@@ -40,6 +40,8 @@ class Peers:
         self._on_news = on_news
         self._asking: dict[str, asyncio.Task[None]] = {}
         self.known: dict[str, Peer] = {}
+        self.hurried = False
+        """Whether to ask every tick: the one that leads is in trouble, and whoever is late adds to the stall."""
 
     def ask_all(self) -> None:
         """Ask every peer that is not being asked already; answers arrive in ``known``."""
@@ -56,7 +58,8 @@ class Peers:
         """Ask every heartbeat, for ever."""
         while True:
             self.ask_all()
-            await asyncio.sleep(self._timeouts.heartbeat_interval_ms / 1000)
+            pause_ms = self._timeouts.tick_interval_ms if self.hurried else self._timeouts.heartbeat_interval_ms
+            await asyncio.sleep(pause_ms / 1000)
 
     async def pledges(self, voters: Collection[str], leader: Member, epoch: int) -> bool:
         """Whether every other voter promises this leader to join no epoch for the length of a lease."""

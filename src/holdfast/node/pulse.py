@@ -70,6 +70,29 @@ class Repeated:
         return max(pending_ms, self._latency_ms or 0) if self._began_ms or self._latency_ms is not None else None
 
 
+class Stillness:
+    """For how long something that is counted has not moved, as far as it was watched.
+
+    One look stands for two intervals at most: who slept has not watched.
+    """
+
+    def __init__(self, interval_ms: int) -> None:
+        self._most_ms = 2 * interval_ms
+        self._last: tuple[int, int] | None = None
+        self.still_ms: int | None = None
+
+    def saw(self, count: int | None, now_ms: int) -> None:
+        """The count now; None if it cannot be told."""
+        if count is None:
+            self._last = self.still_ms = None
+            return
+        before, self._last = self._last, (count, now_ms)
+        if before is None or before[0] != count:
+            self.still_ms = 0
+        else:
+            self.still_ms = (self.still_ms or 0) + min(now_ms - before[1], self._most_ms)
+
+
 class Pulse:
     """The vitals of one node. ``serves`` tells whether its server acknowledges commits as a primary."""
 
@@ -83,6 +106,7 @@ class Pulse:
         self._local, self._quorum, self._storage = Repeated(), Repeated(), Repeated()
         self._survey: Survey | None = None
         self._room = Room()
+        self._disk = Stillness(timeouts.tick_interval_ms)
         self._view: ServerView | None = None
         self._log_moved_ms: int | None = None
         self._seen: list[tuple[str | None, int]] = [(None, 0), (None, 0)]
@@ -95,6 +119,7 @@ class Pulse:
             group.create_task(self._beat())
             group.create_task(self._ask())
             group.create_task(self._touch())
+            group.create_task(self._watch_disk())
 
     def saw(self, view: ServerView) -> None:
         """The agent looked at its server."""
@@ -120,6 +145,8 @@ class Pulse:
             data_space=room.data,
             log_space=room.log,
             storage_ms=self._storage.so_far_ms(),
+            storage_pending_ms=self._storage.commits().pending_ms,
+            disk_still_ms=self._disk.still_ms,
             pressure=room.pressure,
             upstream_age_ms=None if upstream_age_ms is None else upstream_age_ms + now_ms - self._surveyed_ms,
             local_seen_age_ms=ages[0],
@@ -161,6 +188,11 @@ class Pulse:
         for row, text in enumerate(survey.heartbeats):
             if text != self._seen[row][0]:
                 self._seen[row] = text, self._surveyed_ms
+
+    async def _watch_disk(self) -> None:
+        while True:
+            self._disk.saw(self._server.disk_writes(), monotonic_ms())
+            await asyncio.sleep(self._timeouts.tick_interval_ms / 1000)
 
     async def _touch(self) -> None:
         while True:

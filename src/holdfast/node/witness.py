@@ -106,6 +106,7 @@ class Witness:
     async def _turn(self) -> None:
         o = self._observer.observe(self._look())
         self._last = o
+        self._peers.hurried = o.verdict is not None and o.verdict.is_trouble
         self._verdicts.note(o.verdict)
         self._hands.waiting = None
         try:

@@ -23,6 +23,8 @@ from holdfast.postgres.files import sync_directory
 T = TypeVar("T")
 _PROBE_FILE = "storage-probe"
 _PROBE_BYTES = 4096
+_COMPLETED = (4, 15)
+"""Fields of a device's ``stat``: writes completed, and flushes (since Linux 5.5)."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -107,6 +109,18 @@ def space_of(directory: Path) -> Space | None:
         return None
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     return Space(free, total, f"{boot_id}:{device}")
+
+
+def writes_completed(device: int) -> int | None:
+    """How many writes and flushes a block device has completed; None for what is none (network, overlay, btrfs...).
+
+    The kernel tells from memory (Documentation/admin-guide/iostats.rst), also while the device does not answer.
+    """
+    try:
+        counts = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+        return sum(int(counts[field]) for field in _COMPLETED if field < len(counts))
+    except (OSError, ValueError):
+        return None
 
 
 def pressure() -> Pressure | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -20,7 +21,7 @@ from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Room, Survey
 from holdfast.postgres import bootstrap, rejoin, replication, survey
-from holdfast.postgres.disk import Disk, pressure, space_of, write_probe
+from holdfast.postgres.disk import Disk, pressure, space_of, write_probe, writes_completed
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import position_of, take_look, view_of
@@ -38,6 +39,8 @@ class Server:
     ) -> None:
         """Raises ConfigurationError for settings that cannot be, and EnvironmentFault if nobody can run PostgreSQL."""
         self._instance = Instance(settings, node, installation, timeouts, state_dir)
+        self._device: int | None = None
+        """What the data directory is on, as of the last look at it that came back."""
 
     # -- data directory ----------------------------------------------------------------------------------------------
 
@@ -231,11 +234,17 @@ class Server:
         side_dir = self._instance.layout.side_dir
         await self._instance.disk.call("probe", partial(write_probe, side_dir), None)
 
+    def disk_writes(self) -> int | None:
+        """How many writes the device below the data directory has completed; None if it does not tell."""
+        device = self._device
+        return None if device is None else writes_completed(device)
+
     async def room(self) -> Room:
         """Room on the file systems of data and log, and the machine's load. Raises PostgresError."""
         layout, deadline_ms = self._instance.layout, self._instance.timeouts.statement_ms
 
         def look() -> Room:
+            self._device = os.stat(layout.side_dir).st_dev if layout.side_dir.exists() else None
             return Room(space_of(layout.data_dir), space_of(layout.wal_dir), pressure())
 
         return await self._instance.disk.call("room", look, deadline_ms)

@@ -273,6 +273,10 @@ class SimulatedServer:
         row = str(len(directory.log))
         return Survey(4, 1, 100, 0, upstream_age_ms=age_ms, heartbeats=(row, row))
 
+    def disk_writes(self) -> int | None:
+        """See `Server.disk_writes`: nothing is known of the device."""
+        return None
+
     async def touch_storage(self) -> None:
         """See `Server.touch_storage`."""
 
