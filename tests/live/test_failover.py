@@ -136,7 +136,14 @@ async def wait_until_replayed(cluster: LocalCluster, connection: psycopg.AsyncCo
         await asyncio.sleep(0.02)
 
 
+async def servers_let_go(cluster: LocalCluster) -> int:
+    url = f"http://127.0.0.1:{cluster.file.ports.proxy_api}/status"
+    async with cluster.http().get(url) as answer:
+        return int((await answer.json())["counters"]["write"]["servers_let_go"])
+
+
 async def test_a_switchover_loses_nobody(cluster: LocalCluster) -> None:
+    let_go_before = await servers_let_go(cluster)
     leader = await the_leader(cluster)
     target = another(cluster, leader)
     async with await connect(cluster.write_dsn) as idle, await connect(cluster.write_dsn) as busy:
@@ -159,6 +166,7 @@ async def test_a_switchover_loses_nobody(cluster: LocalCluster) -> None:
         cursor = await busy.execute("SELECT count(*) FROM handed")
         assert await cursor.fetchone() == (written,)
         await idle.execute("SELECT 1")
+        assert await servers_let_go(cluster) > let_go_before  # announced: the idle one gave its server up
     assert await cluster.wait_until_whole(WHOLE_S)
     events = await noted_by_all(cluster, lambda seen: any(e.kind == "handover.begun" for e in seen))
     handed_over_ms = max(e.at_ms for e in events if e.kind == "handover.begun")

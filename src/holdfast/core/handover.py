@@ -70,7 +70,7 @@ def steps(o: Observation, target: str) -> tuple[str, ...]:
     """What a switchover to ``target`` would do, in order, for people."""
     t = o.timeouts
     return (
-        f"1. a checkpoint on {o.node}, so that its stop is short",
+        f"1. a checkpoint on {o.node}, and proxies let go of its sessions that nobody uses, so that its stop is short",
         "2. proxies hold new statements",
         f"3. transactions that run may end, for at most {t.handover_drain_ms} ms; then they end with an error",
         f"4. {o.node} stops in good order while {target} still streams, within {t.handover_stop_ms} ms",

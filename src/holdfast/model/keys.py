@@ -19,6 +19,7 @@ class Keys:
         self.lease = f"{self.prefix}lease"
         self.planned = f"{self.prefix}planned-switchover"
         self.approval = f"{self.prefix}approval"
+        self.announced = f"{self.prefix}announced-switchover"
 
     def node(self, name: str) -> str:
         """Where a node's record is."""

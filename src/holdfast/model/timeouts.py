@@ -91,6 +91,12 @@ class Timeouts(BaseModel):
     reload_settle_ms: int = Field(100, ge=10, le=10_000)
     """Commits begun this long after a reload use the new setting (8 ms were seen)."""
 
+    handover_announce_ms: int = Field(500, ge=0, le=60_000)
+    """Between the announcement of a switchover and the hold: proxies let go of servers that nobody uses meanwhile."""
+
+    handover_calm_ms: int = Field(20, ge=0, le=5000)
+    """In a switchover the leader stops when no statement has ended for this long: a proxy may hear late to hold."""
+
     handover_drain_ms: int = Field(1000, ge=0, le=60_000)
     """In a switchover, how long running transactions may go on before the leader is stopped."""
 
@@ -309,6 +315,15 @@ class ProxyTimeouts(BaseModel):
 
     server_silence_ms: int = Field(5000, ge=500, le=600_000)
     """A server's host that acknowledges no bytes for this long is gone, should the register not say so before."""
+
+    unused_ms: int = Field(150, ge=0, le=10_000)
+    """A server that its client has not used for this long after a switchover was announced is let go."""
+
+    let_go_ms: int = Field(250, ge=0, le=10_000)
+    """Over this time: hundreds of sessions that end in one moment would make the others wait."""
+
+    let_go_step_ms: int = Field(10, ge=1, le=1000)
+    """In steps of this length."""
 
     retry_hint_ms: int = Field(1000, ge=100, le=600_000)
     """What a refused client is told to wait before it tries again."""

@@ -87,7 +87,9 @@ class Agent:
         self._keeper = LeaseKeeper(
             parts.server, parts.store, self._registry, keys, timeouts, self._ask_members, self._wake.set
         )
-        self.control = Control(parts.server, parts.store, self._registry, keys, parts.journal, lambda: self._last)
+        self.control = Control(
+            parts.server, parts.store, self._registry, keys, parts.journal, timeouts, lambda: self._last
+        )
         self._appointment = Appointment(
             parts.store, self._registry, keys, timeouts, self.control, parts.journal, self.serves_writes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
 from holdfast.model.register import Phase
+from holdfast.model.timeouts import Timeouts
 from holdfast.node.journal import Journal
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Entry, Store
@@ -39,6 +41,7 @@ class Control:
         registry: Registry,
         keys: Keys,
         journal: Journal,
+        timeouts: Timeouts,
         last: Callable[[], Observation | None],
     ) -> None:
         self._server = server
@@ -46,6 +49,7 @@ class Control:
         self._registry = registry
         self._keys = keys
         self._journal = journal
+        self._timeouts = timeouts
         self._last = last
 
     async def switchover(self, to: str | None) -> tuple[bool, str]:
@@ -55,10 +59,13 @@ class Control:
         if o is None or target is None or o.register is None:
             return False, words
         try:
-            await self._server.checkpoint()
+            await self._prepare_stop(o.register.epoch)
             register, revision = self._registry.register, self._registry.register_revision
             if register is None or register != o.register:
                 return False, CHANGED_MEANWHILE
+            still, words = successor(self._last() or o, target)
+            if still is None:
+                return False, words
             new = register.handing_over(target)
             swapped = await self._store.compare_and_swap(self._keys.register, new.to_json(), revision)
         except (PostgresError, StoreUnavailable) as error:
@@ -68,6 +75,13 @@ class Control:
         self._journal.record("handover.begun", register.epoch, None, target=target)
         self._registry.swapped(new, swapped)
         return True, f"handing over to {target}: {words}"
+
+    async def _prepare_stop(self, epoch: int) -> None:
+        """Have as little as possible left to do when clients wait: little to write, few sessions to end."""
+        await self._server.checkpoint()
+        await self._store.put(self._keys.announced, str(epoch).encode())
+        await asyncio.sleep(self._timeouts.handover_announce_ms / 1000)
+        await self._server.checkpoint()
 
     def rehearse_switchover(self, to: str | None) -> tuple[bool, str]:
         """What a switchover would do, step by step; nothing is changed."""

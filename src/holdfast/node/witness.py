@@ -57,7 +57,7 @@ class Witness:
         self._hands = Coordinator(store, self._registry, self._peers, keys, journal)
         self._fencing = Fencing(settings.fencing, settings.cluster.name, name, journal, timeouts.kill_ms)
         self._verdicts = VerdictNotes(journal)
-        self.control = Control(self, store, self._registry, keys, journal, lambda: self._last)
+        self.control = Control(self, store, self._registry, keys, journal, timeouts, lambda: self._last)
         self._last: Observation | None = None
         self._retry_after_ms = 0
 

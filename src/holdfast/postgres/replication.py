@@ -34,7 +34,8 @@ ON CONFLICT (epoch) DO NOTHING
 """
 _ACTIVE_TRANSACTIONS = f"""
 SELECT count(*) FROM pg_stat_activity
- WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+   AND (xact_start IS NOT NULL OR state_change > clock_timestamp() - make_interval(secs => %s))
    AND application_name <> '{APPLICATION_NAME}'
 """
 _END_READERS = f"""
@@ -230,8 +231,9 @@ async def heartbeat(instance: Instance, epoch: int, deadline_ms: float | None) -
 
 
 async def active_transactions(instance: Instance) -> int:
-    """How many client sessions are in a transaction."""
-    ((count,),) = await instance.session("work").fetch(_ACTIVE_TRANSACTIONS)
+    """How many client sessions are in a transaction, or have only just ended one."""
+    calm_s = instance.timeouts.handover_calm_ms / 1000
+    ((count,),) = await instance.session("work").fetch(_ACTIVE_TRANSACTIONS, (calm_s,))
     return int(count)
 
 

@@ -259,7 +259,7 @@ class Server:
         await session.fetch("CHECKPOINT", deadline_ms=self._instance.timeouts.start_ms)
 
     async def active_transactions(self) -> int:
-        """How many clients are in a transaction; Holdfast's own sessions are left out."""
+        """How many clients are in a transaction, or were within ``handover_calm_ms``; Holdfast's own are left out."""
         return await replication.active_transactions(self._instance)
 
     async def history_of(self, timeline: int) -> History:

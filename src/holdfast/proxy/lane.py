@@ -70,6 +70,7 @@ class Counters:
     servers_opened: int = 0
     servers_refused: int = 0
     servers_lost: int = 0
+    servers_let_go: int = 0
     outcomes_unknown: int = 0
     transactions_lost: int = 0
     cancels: int = 0

@@ -71,6 +71,7 @@ class Relay:
         self._is_client_busy = False
         self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
         self._is_forwarding = False  # the message that continues goes to the server
+        self._is_unused = False  # since `mark_unused`
         self._withheld = b""  # said by a server that may not be the primary any more
         self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
 
@@ -133,6 +134,7 @@ class Relay:
         """Take bytes of the client."""
         if self._is_over:
             return
+        self._is_unused = False
         if self._attaching is not None:
             self._client_cutter.hold(data)
             if self._client_cutter.waiting_bytes > HELD_BYTES_MAX:
@@ -283,6 +285,25 @@ class Relay:
         if self._is_client_busy:
             server.pause_reading(True)
         self.reroute()
+
+    def mark_unused(self) -> None:
+        """From now on see whether the client uses its server."""
+        self._is_unused = self.current is not None
+
+    def let_go(self) -> None:
+        """End the server session if the client has not used it since `mark_unused`; the next statement gets another.
+
+        Only between statements, outside of a transaction, and if all of the session can be told to another server.
+        """
+        server = self.current
+        busy = self._attaching is not None or not self._ledger.is_idle or self._state.pins or self._withheld
+        if server is None or not self._is_unused or busy or self._server_cutter.inside_frame:
+            return
+        self.current = None
+        self._requests.lost()
+        self._is_forwarding = False
+        self.lane.counters.servers_let_go += 1
+        server.close()
 
     def reroute(self) -> None:
         """The routing has changed: leave a server that must not be used any more, and hold or release."""

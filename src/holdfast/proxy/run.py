@@ -19,6 +19,7 @@ from aiohttp import web
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.keys import Keys
 from holdfast.model.settings import ListenerSettings, ProxySettings
+from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.client import Client
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX
@@ -29,7 +30,7 @@ from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
 from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
-from holdfast.store.contract import Change, Resync, Store
+from holdfast.store.contract import Change, Put, Resync, Store
 from holdfast.store.leased import LeasedRecord
 from holdfast.wire import messages as m
 
@@ -65,6 +66,8 @@ class Proxy:
         self._watch: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._obeying: asyncio.Task[None] | None = None
+        self._letting_go: asyncio.Task[None] | None = None
+        self._announced = keys.announced
         self._heard = asyncio.Event()
 
     async def start(self) -> None:
@@ -100,6 +103,10 @@ class Proxy:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            await asyncio.gather(self._letting_go, return_exceptions=True)
+            self._letting_go = None
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.gather(self._telling, return_exceptions=True)
@@ -161,6 +168,23 @@ class Proxy:
     def _obey(self, change: Change) -> None:
         if self.routing.apply(change):
             self._reroute()
+        elif isinstance(change, Put) and change.entry.key == self._announced:
+            is_letting_go = self._letting_go is not None and not self._letting_go.done()
+            if change.entry.value == str(self.routing.epoch).encode() and not is_letting_go:
+                self._letting_go = asyncio.get_running_loop().create_task(self._let_go())
+
+    async def _let_go(self) -> None:
+        """A switchover is announced: the fewer sessions the primary has to end, the shorter it stands still."""
+        times = ProxyTimeouts()
+        relays = [relay for relay in self._relays.values() if relay.lane.purpose is Purpose.WRITE]
+        for relay in relays:
+            relay.mark_unused()
+        await asyncio.sleep(times.unused_ms / 1000)
+        steps = max(1, times.let_go_ms // times.let_go_step_ms)
+        for step in range(steps):
+            for relay in relays[step::steps]:
+                relay.let_go()
+            await asyncio.sleep(times.let_go_step_ms / 1000)
 
     def _is_fresh(self) -> None:
         self.routing.wake()

@@ -21,6 +21,7 @@ SIMULATED = Timeouts(
     cool_down_ms=1500,
     member_silent_ms=3000,
     reload_settle_ms=100,
+    handover_announce_ms=50,
     handover_drain_ms=400,
     handover_stop_ms=2000,
     rejoin_stream_ms=5000,
