@@ -155,6 +155,18 @@ def test_the_choice_waits_a_moment_for_a_member_that_answers() -> None:
     assert (rule, chosen) == ("epoch.choose", a.ChooseCandidate(N2, ChoiceReason.EQUALS_LEADER))
 
 
+def test_a_switchover_whose_target_is_safe_waits_for_nobody_once_the_old_leader_joined() -> None:
+    handing_over = replace(register(2, Phase.RECRUITING), handover="n2")
+    rule, (chosen,) = rule_and_actions(replace(recruiting(1, 2), register=handing_over))
+    assert (rule, chosen) == ("epoch.choose", a.ChooseCandidate(N2, ChoiceReason.EQUALS_LEADER))
+    to_another = replace(handing_over, handover="n3")
+    assert rule_and_actions(replace(recruiting(1, 2), register=to_another)) == ("epoch.choose", ())
+    former = replace(recruit(N1, 2, 1, 100), epoch=1)
+    without_leader = replace(recruiting(2), register=handing_over)
+    for recruits in (without_leader.recruits, (former, *without_leader.recruits)):
+        assert rule_and_actions(replace(without_leader, recruits=recruits))[1] == ()
+
+
 def test_the_choice_is_made_at_once_when_everybody_joined() -> None:
     rule, actions = rule_and_actions(recruiting(2, 3))
     assert rule == "epoch.choose"

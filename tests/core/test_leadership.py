@@ -27,6 +27,7 @@ from tests.core.builders import (
     N2,
     N3,
     NOW_MS,
+    TIMEOUTS,
     at,
     new_register,
     observation,
@@ -238,6 +239,27 @@ def test_a_hand_over_opens_the_epoch_only_when_the_target_has_everything() -> No
     assert acts(late) == (a.Start(standby=False),)
     again = replace(o, server=primary(1, 120, BARRIER), stopped_ms=None)
     assert acts(again) == (a.CancelHandOver(),)
+
+
+def handed_over(joined: tuple[Member, ...], promoting_ms: int, quorum: Quorum = BOTH) -> Observation:
+    """N1, stopped, has handed over to N2, which is being promoted."""
+    promoting = register(2, Phase.PROMOTING, N2)
+    committed = replace(promoting.committed, quorum=quorum)
+    return observation(
+        N1, register=replace(promoting, handover="n2", committed=committed), server=STOPPED, own_end=at(1, 100),
+        promised=2, phase_since_ms=NOW_MS - promoting_ms, recruits=tuple(recruit(m, 2, 1, 100) for m in joined),
+    )  # fmt: skip
+
+
+def test_a_leader_that_handed_over_starts_when_it_takes_nothing_from_the_barrier() -> None:
+    start = (a.Start(standby=True),)
+    restart_ms, recruit_ms = TIMEOUTS.leader_restart_grace_ms, TIMEOUTS.recruit_grace_ms
+    for joined, grace_ms in (((N1, N2, N3), restart_ms), ((N1, N2), recruit_ms)):
+        assert acts(handed_over(joined, grace_ms - 1)) == ()
+        assert acts(handed_over(joined, grace_ms)) == start
+    assert acts(handed_over((N1, N2), 0, Quorum(frozenset({N2}), 1))) == start  # nobody else could confirm
+    lost = handed_over((N1, N2, N3), 0)
+    assert acts(replace(lost, register=register(2, Phase.PROMOTING, N2))) == start  # a failover waits for everybody
 
 
 LOCAL = LEADER_N2.requorumed(Quorum(BOTH.members, 0))

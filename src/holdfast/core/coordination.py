@@ -196,9 +196,15 @@ def _choose(o: Observation, register: Register) -> tuple[Action, ...]:
     expected = willing_members(o, register, recent_ms) - {register.committed.leader}
     missing = expected - {r.member for r in o.recruits}
     waited_ms = o.now_ms - (o.enough_since_ms if o.enough_since_ms is not None else o.now_ms)
-    if missing and waited_ms < o.timeouts.recruit_grace_ms:
+    if missing and waited_ms < o.timeouts.recruit_grace_ms and not _is_handed_over(register, choice, o):
         return ()
     return (ChooseCandidate(choice.candidate, choice.reason),)
+
+
+def _is_handed_over(register: Register, choice: Choice, o: Observation) -> bool:
+    """Whether a switchover has arrived where it was to: its target is safe, and the old leader has nothing to add."""
+    joined = {r.member for r in o.recruits if r.epoch == register.epoch}
+    return choice.candidate.node == register.handover and register.committed.leader in joined
 
 
 def _nothing(o: Observation, register: Register) -> tuple[Action, ...]:

@@ -177,6 +177,20 @@ def _silent_for_long(o: Observation) -> tuple[Action, ...]:
     return _silent(o)
 
 
+def _start_following(o: Observation) -> tuple[Action, ...]:
+    """A leader that handed over is in no hurry if others can confirm the barrier: its start would take from them."""
+    register = _register(o)
+    handed_over = register.handover is not None and o.member == register.committed.leader
+    if handed_over and register.phase is Phase.PROMOTING:
+        joined = {r.member for r in o.recruits if r.epoch == register.epoch} - {o.member, register.candidate}
+        others = joined | (register.committed.quorum.members - {register.candidate})
+        needed = max(1, register.committed.quorum.k)
+        grace_ms = o.timeouts.leader_restart_grace_ms if len(joined) >= needed else o.timeouts.recruit_grace_ms
+        if len(others) >= needed and o.now_ms - o.phase_since_ms < grace_ms:
+            return ()
+    return (*_promise(o), Start(standby=True))
+
+
 def _rejoin(o: Observation) -> tuple[Action, ...]:
     source = _led_by(o)
     if o.condemned:
@@ -246,7 +260,7 @@ _ALL = (
         Phase.SERVING,
     ),
     Rule("promote.silent", "the candidate does not answer: the phase's time-out decides", _nothing),
-    Rule("follow.start", "start as a standby of nobody", lambda o: (*_promise(o), Start(standby=True))),
+    Rule("follow.start", "start as a standby of nobody, unless that would hold a switchover up", _start_following),
     Rule("follow.attach", "stream from the one that the register names", lambda o: (*_promise(o), Follow(_led_by(o)))),
     Rule("follow.steady", "streams from the one that the register names", _remember),
     Rule(

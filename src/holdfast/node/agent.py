@@ -405,7 +405,8 @@ class Agent:
         urgent = decision.duty in (Duty.JOIN, Duty.PROMOTE, Duty.YIELD)
         unattached = decision.duty is Duty.SUPPORT and decision.situation is not Situation.ATTACHED
         choosing = o.register.phase is Phase.RECRUITING and o.enough_since_ms is not None
-        return decision.situation in moving or urgent or unattached or choosing
+        awaited = o.register.phase is Phase.SERVING and o.register.handover == o.node
+        return decision.situation in moving or urgent or unattached or choosing or awaited
 
     def _note(self, decision: Decision, o: Observation) -> None:
         if decision.rule.id != self._rule_noted:

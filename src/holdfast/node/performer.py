@@ -15,7 +15,7 @@ from holdfast.model.errors import PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import Position
-from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Recruit, Register
+from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Quorum, Recruit, Register
 from holdfast.model.server import Upstream
 from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
@@ -287,14 +287,17 @@ class Performer(Coordinator):
         if self._doubt is not None:
             await self._resolve_doubt(self._doubt)
             return True
+        await self._set_quorum(action.quorum, rule, o)
+        return True
+
+    async def _set_quorum(self, quorum: Quorum, rule: str, o: Observation) -> None:
         try:
-            await self._server.set_quorum(action.quorum)
+            await self._server.set_quorum(quorum)
             # Commits that waited for the former names are released by a standby's next word: give it one to say.
             await self._server.heartbeat(o.promised, 2 * self._timeouts.heartbeat_interval_ms)
         finally:
             self._observer.told_postgres(monotonic_ms())
-        self._journal.record("quorum.postgres", o.promised, rule, quorum=str(action.quorum))
-        return True
+        self._journal.record("quorum.postgres", o.promised, rule, quorum=str(quorum))
 
     # ---- the register -----------------------------------------------------------------------------------------
 
@@ -338,6 +341,8 @@ class Performer(Coordinator):
                 return False
             before = range(o.register.committed.epoch, new.epoch)
             self._tidying = asyncio.create_task(self._forget_recruits(before))
+            if action.quorum.k:  # with k = 0 the lease comes first
+                await self._set_quorum(action.quorum, rule, o)
         return True
 
     async def _forget_recruits(self, epochs: range) -> None:

@@ -56,7 +56,8 @@ _FIXED: Mapping[str, str] = {
     "restore_command": "",
     "wal_receiver_timeout": "5s",
     "wal_receiver_status_interval": "1s",
-    "wal_retrieve_retry_interval": "100ms",
+    # A standby that meets a new timeline waits out this pause before it asks for it, and the barrier with it.
+    "wal_retrieve_retry_interval": "50ms",
     "recovery_min_apply_delay": "0",
     "update_process_title": "on",
     "lc_messages": "C",

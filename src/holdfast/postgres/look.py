@@ -42,8 +42,8 @@ SELECT standby, startup_waits_for, walreceivers,
        extract(epoch FROM pg_conf_load_time())::text,
        (SELECT json_agg(json_build_array(application_name, state, flush_lsn::text, sync_priority))
           FROM pg_stat_replication WHERE usename = '{REPLICATION_ROLE}'),
-       standby AND pg_is_wal_replay_paused(), standby AND coalesce(replay_blocked, false),
-       current_setting('primary_slot_name')
+       CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
+       standby AND coalesce(replay_blocked, false), current_setting('primary_slot_name')
   FROM seen
 """
 _WAITS_FOR_WALRECEIVER = "RecoveryWalStream"
