@@ -41,6 +41,11 @@ def test_history_is_read(wal: Path) -> None:
         parse_history("what is this\n")
 
 
+def test_the_first_timeline_is_there_without_a_file(wal: Path) -> None:
+    with pytest.raises(PostgresError, match="timeline 1 exists already"):
+        write_placeholders(wal, 1, None, archived=False)
+
+
 def test_placeholders_fill_only_the_gaps(wal: Path) -> None:
     (wal / "00000004.history").write_text("1\t0/1800000\tx\n")
     assert write_placeholders(wal, 7, None, archived=True) == [2, 3, 5, 6]

@@ -65,8 +65,9 @@ def write_placeholders(wal_dir: Path, epoch: int, owner: OsUser | None, *, archi
     Raises PostgresError if ``epoch`` or a later timeline is there already.
     """
     there = timelines_on_disk(wal_dir)
-    if there and there[-1] >= epoch:
-        raise PostgresError(f"cannot promote to epoch {epoch}: timeline {there[-1]} exists already in {wal_dir}")
+    newest = there[-1] if there else 1  # the first one has no history file
+    if newest >= epoch:
+        raise PostgresError(f"cannot promote to epoch {epoch}: timeline {newest} exists already in {wal_dir}")
     missing = [t for t in range(2, epoch) if t not in there]
     for timeline in missing:
         write_atomically(wal_dir / history_name(timeline), placeholder(timeline), owner, synced=True)
