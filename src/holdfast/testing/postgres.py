@@ -250,6 +250,16 @@ class Postgres:
         if commit.done is not None:
             commit.done(Outcome.ACKNOWLEDGED)
 
+    def shows(self, write: int) -> bool:
+        """Whether a session here sees a write: its commit has ended, waiting included, and it has been replayed."""
+        directory = self.directory
+        count = directory.writes.get(write) if directory is not None else None
+        if directory is None or count is None:
+            return False
+        if self.replayed_paused_at is not None:
+            return directory.log[count - 1].end <= self.replayed_paused_at
+        return not any(commit.record.write == write for commit in (*self.commits, *self.waiting))
+
     def cancel(self, commit: Commit) -> None:
         """The client cancels: success with a warning, the row visible and nowhere else."""
         if commit in self.waiting and not self.frozen:
@@ -335,8 +345,7 @@ class Postgres:
         """Replay goes on, and with it what waited for the startup process."""
         if self.replay_paused:
             self.replay_paused, self.replayed_paused_at = False, None
-            if not self.frozen:
-                self._follow()
+            self.soon(0, self._follow)
 
     def promote(self, timeline: int) -> None:
         """Leave recovery on a new timeline."""

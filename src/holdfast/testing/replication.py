@@ -9,7 +9,7 @@ from holdfast.model.server import ServerStatus
 from holdfast.testing.network import Channel
 
 if TYPE_CHECKING:
-    from holdfast.testing.directory import Record
+    from holdfast.testing.directory import Directory, Record
     from holdfast.testing.postgres import Names, Postgres
 
 RETRY_MS = 300.0
@@ -62,6 +62,10 @@ class Sender:
         self.caught_up = self.caught_up or (directory is not None and self.sent >= directory.flushed)
         self.server.release(self)
 
+    def lost(self) -> None:
+        """The other end is gone: a walsender, frozen maybe, reads that after all reports that came before."""
+        self.server.soon(0, self.close)
+
     def take_names(self, names: Names) -> None:
         """This walsender has read the new setting."""
         self.names = names
@@ -88,9 +92,14 @@ class Receiver:
         self.is_open = True
 
     def connect(self) -> None:
-        """Ask the upstream for the log from where the own one ends; for ever."""
-        if self.is_open and not self.streams:
-            server = self.server
+        """Ask the upstream for the log from where the own one ends; for ever, unless replay is paused.
+
+        It is the startup process that starts a walreceiver anew, and it waits while it is paused.
+        """
+        server = self.server
+        if self.is_open and self.sender is None and server.replay_paused:
+            server.end_receiver()
+        elif self.is_open and not self.streams:
             server.network.send(server.host, self.upstream.host, self._asked)
             server.soon(4 * RETRY_MS, self._unanswered)
 
@@ -111,7 +120,10 @@ class Receiver:
             return
         if upstream.status not in (ServerStatus.PRIMARY, ServerStatus.STANDBY) or upstream.stopping:
             return
-        if not upstream.lets_in(self.server.host) or not upstream.accepts(directory.position()):
+        if not upstream.lets_in(self.server.host):
+            return
+        if not upstream.accepts(directory.position()):
+            self._serve_in_vain(upstream, directory)
             return
         count = len(directory.log)
         upstream.checks.connected(upstream, self.server, count)
@@ -119,6 +131,21 @@ class Receiver:
         upstream.senders.append(sender)
         sender.down.send(self._connected, sender)
         sender.pump()
+
+    def _serve_in_vain(self, upstream: Postgres, directory: Directory) -> None:
+        """A log that goes beyond the upstream's: let in for a moment, for streaming begins with a whole segment.
+
+        In that moment the standby says how far it has replayed, and PostgreSQL takes that for a confirmation.
+        """
+        assert upstream.directory is not None
+        sender = Sender(upstream, self, self.name, len(upstream.directory.log))
+        upstream.senders.append(sender)
+        sender.down.send(self._turned_away, sender, directory)
+
+    def _turned_away(self, sender: Sender, directory: Directory) -> None:
+        if self.is_open:
+            sender.up.send(self._reported, sender, directory.position().lsn)
+        sender.up.send(sender.lost)
 
     def _connected(self, sender: Sender) -> None:
         if self.is_open and self.sender is sender:
@@ -156,7 +183,10 @@ class Receiver:
             sender.server.soon(0, sender.reported, flushed)
 
     def lost(self, sender: Sender) -> None:
-        """The connection is gone: try again in a while."""
+        """The other end is gone, which is read after all that it has sent."""
+        self.server.soon(0, self._lost, sender)
+
+    def _lost(self, sender: Sender) -> None:
         if self.sender is sender and self.is_open:
             self.sender, self.streams = None, False
             self.server.soon(RETRY_MS, self.connect)
@@ -168,7 +198,7 @@ class Receiver:
         self.is_open = self.streams = False
         if self.sender is not None:
             sender = self.sender
-            self.server.loop.after(SILENCE_MS if silently else 0.0, sender.up.send, sender.close)
+            self.server.loop.after(SILENCE_MS if silently else 0.0, sender.up.send, sender.lost)
 
     def break_off(self) -> None:
         """The connection breaks, and only the standby learns of it; its upstream waits for `SILENCE_MS`."""
@@ -182,4 +212,4 @@ class Receiver:
         sender = self.sender
         if sender is not None:
             self.lost(sender)
-            sender.close()
+            sender.lost()
