@@ -78,6 +78,7 @@ class Judge:
         self._lost_transactions: LostTransactions | None = None
         self._proved: bool | None = None
         self.fault_at_ms = 0.0
+        self._broken_at_ms = 0.0
         self.epoch_before = 0
 
     # -- what the runner tells --------------------------------------------------------------------------------------
@@ -92,6 +93,10 @@ class Judge:
         """The fault came at that time, and its injection took so long."""
         self.fault_at_ms = at_ms
         self._injection_ms = injection_ms
+
+    def broken(self, at_ms: float) -> None:
+        """All that was to break was broken by then."""
+        self._broken_at_ms = at_ms
 
     def saw(self, words: str) -> None:
         """Something was done, or seen from outside."""
@@ -195,7 +200,7 @@ class Judge:
             self._problems.append("writing had not resumed when the load was stopped")
 
     def _account_for_losses(self, verdict: Verdict) -> None:
-        """What an asynchronous cluster loses must be the end of its log: acknowledged last, and before the fault."""
+        """What an asynchronous cluster loses must be the end of its log: acknowledged last, before all was broken."""
         if not verdict.lost:
             self._problems.append("nothing was lost, so that it was not seen whether losses are counted")
             return
@@ -205,8 +210,10 @@ class Judge:
         self._evidence.append(
             f"{len(missing)} acknowledged writes are lost, acknowledged from {first_ms:+.0f} ms to {last_ms:+.0f} ms"
         )
-        if first_ms < -LOST_TAIL_MS or last_ms > LOST_TAIL_MS:
-            self._problems.append(f"writes are lost that were acknowledged more than {duration(LOST_TAIL_MS)} away")
+        if first_ms < -LOST_TAIL_MS or ends_ms[-1] > self._broken_at_ms + LOST_TAIL_MS:
+            self._problems.append(
+                f"writes are lost that were acknowledged more than {duration(LOST_TAIL_MS)} before or after the fault"
+            )
 
     async def _examine_losses(self, verdict: Verdict) -> None:
         """Whether the list of lost transactions is whole and true, and its script brings everything back."""
