@@ -86,6 +86,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert upstream_of(conf["primary_conninfo"]) == "10.0.0.2:5433"
     assert conf["primary_slot_name"] == "holdfast_a"
     assert "wal_sender_timeout=5s" in conf["primary_conninfo"]
+    made.write(replace(runtime, application_name="holdfast_rewind"))  # nobody's: it waits for no slot
+    assert dict(read_settings(tmp_path / "data" / "holdfast.conf"))["primary_slot_name"] == ""
     made.write(replace(runtime, upstream=None))
     assert not (tmp_path / "data.holdfast" / "upstream.pass").exists()
     assert dict(read_settings(tmp_path / "data" / "holdfast.conf"))["primary_slot_name"] == ""

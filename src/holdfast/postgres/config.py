@@ -106,6 +106,12 @@ class Runtime:
     quick_replay: bool = False
     """Cancel every query that replay would have to wait for."""
 
+    @property
+    def uses_slot(self) -> bool:
+        """Whether it streams through its node's slot: not under a name that no member has, which counts for nothing."""
+        a_member = self.application_name is None or Member.parse(self.application_name) is not None
+        return self.upstream is not None and a_member
+
 
 class Configuration:
     """Writes the configuration of one server. The caller reloads.
@@ -155,7 +161,7 @@ class Configuration:
             "log_directory": str(self._layout.log_dir),
             "synchronous_standby_names": runtime.synchronous_names,
             "primary_conninfo": self._conninfo(runtime),
-            "primary_slot_name": slot_of(self._node) if runtime.upstream is not None else "",
+            "primary_slot_name": slot_of(self._node) if runtime.uses_slot else "",
         }
         delays = dict.fromkeys(_DELAYS, "0") if runtime.quick_replay else {}
         wal_level = {"wal_level": "replica"}
