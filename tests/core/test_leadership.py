@@ -14,7 +14,7 @@ from holdfast.core import actions as a
 from holdfast.core.explain import rows
 from holdfast.core.leadership import TABLE, Duty, Situation, decide, rule_for
 from holdfast.core.observation import Observation, RegisterTrouble
-from holdfast.core.rules import RULES
+from holdfast.core.rules import RULES, expected_quorum
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.lsn import Lsn, TimelineSwitch
 from holdfast.model.policy import Policy
@@ -164,11 +164,26 @@ def test_a_candidate_that_was_promoted_before_it_stopped_starts_as_a_primary() -
     assert acts(replace(o, own_end=at(1, 100))) == (a.Start(standby=True),)
 
 
+def test_a_standby_that_joined_no_epoch_and_goes_beyond_the_fork_confirms_no_barrier() -> None:
+    """PostgreSQL lets it in while the fork lies within a segment, and takes its word for what it does not have."""
+    promoting = register(2, Phase.PROMOTING, N2)
+    log = primary(2, 520, BARRIER, (streaming(N3, 600),))
+    o = observation(N2, register=promoting, promised=2, lead_address=None, server=log, marker=Lsn(510))
+    beyond = replace(o, peers={"n3": peer(N3, position=at(1, 600), promised=2)})
+    assert decide(beyond).rule.id == "barrier.wait"
+    assert expected_quorum(beyond) is None
+    fits = replace(o, peers={"n3": peer(N3, position=at(2, 600), promised=2)})
+    assert expected_quorum(fits) == Quorum(frozenset({N3}), 1)
+    assert decide(fits).rule.id == "barrier.commit"
+
+
 def test_a_new_cluster_serves_once_a_standby_confirms() -> None:
     o = observation(N1, register=new_register(), promised=1, lead_address=None, server=primary(1, 100, BARRIER))
     o = replace(o, marker=Lsn(90))
     assert acts(o) == ()
-    o = replace(o, server=primary(1, 100, BARRIER, (streaming(N2, 95),)))
+    o = replace(o, server=primary(1, 100, BARRIER, (streaming(N2, 95),)), peers={"n2": peer(N2, position=None)})
+    assert acts(replace(o, now_ms=o.now_ms + TIMEOUTS.busy_tick_interval_ms)) == (a.AskPeers(),)
+    o = replace(o, peers={"n2": peer(N2, position=at(1, 95))})
     (commit,) = acts(o)
     assert isinstance(commit, a.CommitConfiguration)
     assert commit.quorum.members == {N2}

@@ -9,8 +9,8 @@ from holdfast.core.handover import successor
 from holdfast.core.membership import change_of
 from holdfast.core.observation import Observation
 from holdfast.model.lsn import Lsn
-from holdfast.model.register import Member, Quorum, Register
-from tests.core.builders import BARRIER, BOTH, N1, N2, N3, NOW_MS, observation, peer, primary, register, streaming
+from holdfast.model.register import Member, Phase, Quorum, Register
+from tests.core.builders import BARRIER, BOTH, N1, N2, N3, NOW_MS, at, observation, peer, primary, register, streaming
 
 ONLY_N2 = Quorum(frozenset({N2}), 1)
 
@@ -39,6 +39,18 @@ def test_a_newcomer_enters_the_register_then_postgresql() -> None:
 def test_a_newcomer_whose_agent_has_not_promised_the_epoch_waits() -> None:
     o, reg = leader(ONLY_N2, ONLY_N2, N2, N3)
     assert action(replace(o, peers={"n2": peer(N2), "n3": peer(N3, promised=0)}), reg) is None
+
+
+def test_a_newcomer_that_does_not_say_that_its_log_fits_waits() -> None:
+    """It may go beyond the fork: then PostgreSQL would count what it does not have as confirmed."""
+    reg = register(2, Phase.PROMOTING, N1).served_by(N1, ONLY_N2)
+    server = primary(2, 100, str(ONLY_N2), (streaming(N2, 100), streaming(N3, 130)))
+    o = observation(N1, server=server, register=reg, settled_lsn=Lsn(100), lead_address=None, promised=2)
+    old = peer(N3, promised=2, position=at(1, 130))
+    assert action(replace(o, peers={"n2": peer(N2, promised=2), "n3": old}), reg) is None
+    new = peer(N3, promised=2, position=at(2, 130))
+    both = Quorum(frozenset({N2, N3}), 1)
+    assert action(replace(o, peers={"n2": peer(N2, promised=2), "n3": new}), reg) == a.TellRegister(both)
 
 
 def test_a_silent_member_leaves_after_its_time() -> None:

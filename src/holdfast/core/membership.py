@@ -91,7 +91,7 @@ def in_effect(synchronous_names: str | None) -> Quorum | None:
 
 
 def caught_up(o: Observation, register: Register) -> frozenset[Member]:
-    """Members that stream close behind, and new ones whose agents have promised this epoch."""
+    """Members that stream close behind, and new ones whose agents have promised this epoch and have log of it."""
     own = o.server.position
     near = {
         r.member
@@ -110,6 +110,7 @@ def _promised(o: Observation, member: Member, register: Register) -> bool:
         and report is not None
         and report.member == member
         and report.promised == register.epoch
+        and o.has_log_of_epoch(member)
     )
 
 

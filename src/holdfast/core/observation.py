@@ -143,6 +143,18 @@ class Observation:
         """The record with which a member joined the current epoch."""
         return next((r for r in self.recruits if r.member == member), None)
 
+    def has_log_of_epoch(self, member: Member) -> bool:
+        """Whether a node's agent says that its log has come to the timeline of this epoch, and so is the leader's log.
+
+        That it streams does not show it: PostgreSQL lets one in whose log goes beyond the fork within a segment, and
+        takes its word that it has flushed what the leader writes there. Such a one never gets to the new timeline.
+        """
+        peer = self.peers.get(member.node)
+        report = peer.report if peer is not None else None
+        if report is None or report.member != member or report.position is None or self.register is None:
+            return False
+        return report.position.timeline == self.register.epoch
+
     def leading_log(self) -> tuple[int, History] | None:
         """Timeline and history of the log to follow, as far as known.
 

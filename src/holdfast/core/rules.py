@@ -83,7 +83,7 @@ def planned_quorum(
 ) -> Quorum | None:
     """What a candidate is to commit, given who streams from it; None if too few could confirm a commit.
 
-    Everybody promotable who joined the epoch and can follow, and every such voter that already streams.
+    Everybody promotable who joined the epoch and can follow, and every such voter that streams log of the epoch.
     """
     leading = o.leading_log()
     joined = {
@@ -91,7 +91,7 @@ def planned_quorum(
         for r in o.recruits
         if leading is not None and r.member != candidate and is_on_history(r.position, *leading)
     }
-    follows = {m for m in streaming if m.node in register.voters}
+    follows = {m for m in streaming if m.node in register.voters and o.has_log_of_epoch(m)}
     by_node = {m.node: m for m in (*joined, *follows)}  # a directory made anew replaces the one that joined
     members = frozenset(m for m in by_node.values() if m.node != candidate.node and o.policy.promotable(m.node))
     k = confirmations(o.policy, len(members))
@@ -102,6 +102,14 @@ def _ask_again(o: Observation) -> tuple[Action, ...]:
     """Each answer wakes the agent: without a pause it would ask as fast as the network allows."""
     asked_ms = max((p.asked_ms or 0 for p in o.peers.values()), default=0)
     return (AskPeers(),) if o.now_ms - asked_ms >= o.timeouts.busy_tick_interval_ms else ()
+
+
+def _wait_for_quorum(o: Observation) -> tuple[Action, ...]:
+    """Who streams and has not joined confirms nothing before it has said that its log fits: ask it."""
+    register = _register(o)
+    joined = {r.member for r in o.recruits}
+    streaming = {r.member for r in o.server.replicas if r.state == "streaming" and r.member.node in register.voters}
+    return _ask_again(o) if any(not o.has_log_of_epoch(m) for m in streaming - joined) else ()
 
 
 def _commit(o: Observation) -> tuple[Action, ...]:
@@ -252,7 +260,7 @@ _ALL = (
         "write the epoch's record, on its timeline only; meanwhile ask whether the old leader is stopped",
         _mark,
     ),
-    Rule("barrier.wait", "wait until the quorum has flushed the record", _nothing),
+    Rule("barrier.wait", "wait until the quorum has flushed the record", _wait_for_quorum),
     Rule(
         "barrier.commit",
         "the record is on the quorum, and nobody reads from the old leader: commit the new configuration",
