@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -86,7 +87,7 @@ class StoreService:
             parked, self._parked = self._parked, []
             for operation in parked:
                 if self.random.random() < 0.3:
-                    self.apply(operation)
+                    self.apply_late(operation)
         for watch in list(self._watches):
             self._link_changed(watch)
 
@@ -124,6 +125,11 @@ class StoreService:
         if self.backend.revision != self._told:
             self._publish()
         return result
+
+    def apply_late(self, operation: Callable[[], object]) -> None:
+        """The same when its sender has given up; it comes to nothing if the lease it names has ended meanwhile."""
+        with contextlib.suppress(StoreUnavailable):
+            self.apply(operation)
 
     def noticed(self, key: str, value: bytes) -> None:
         """A key was written: let the checks see what matters to them."""
@@ -268,7 +274,7 @@ class DistantStore:
                 service.park(operation)
             return
         if writes and service.late and service.random.random() < service.late:
-            service.loop.after(service.random.uniform(*_LATE_MS), service.apply, operation)
+            service.loop.after(service.random.uniform(*_LATE_MS), service.apply_late, operation)
             return
         try:
             result = service.apply(operation)
