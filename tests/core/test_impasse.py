@@ -13,7 +13,7 @@ from holdfast.model.policy import DEFAULT_POLICY, Durability, NodeTags, Policy, 
 from holdfast.model.register import Configuration, Member, Phase, Quorum, Register
 from holdfast.model.report import NodeReport, ReplicaReport, VerdictKind
 from holdfast.model.server import ServerStatus
-from tests.core.builders import BARRIER, BOTH, N1, N2, N3, new_register, register, report, verdict
+from tests.core.builders import BARRIER, BOTH, N1, N2, N3, at, new_register, register, report, verdict
 
 LOST = verdict(VerdictKind.UNREACHABLE)
 
@@ -90,6 +90,16 @@ def test_a_candidate_whom_nobody_could_confirm() -> None:
     assert "n2 could lead, and another node must confirm" in found.what
     assert "durability=degrading" in found.remedy
     assert look({"n1": beside, "n2": WELL["n2"]}, pair, DEGRADING) is None
+
+
+def test_a_candidate_that_is_promoted_and_alone_is_not_called_unfit() -> None:
+    alone = Configuration(N1, 1, Quorum(frozenset({N2}), 1))
+    pair = replace(register(2, Phase.PROMOTING, N2), voters=("n1", "n2"), committed=alone)
+    promoted = report(N2, status=ServerStatus.PRIMARY, streaming=False, position=at(2, 120), promised=2)
+    found = look({"n2": promoted}, pair)
+    assert found is not None
+    assert found.away == ("n1",)
+    assert "n2 could lead, and another node must confirm" in found.what
 
 
 def test_writes_that_wait_for_standbys() -> None:

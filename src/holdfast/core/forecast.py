@@ -203,7 +203,8 @@ def _as_recruit(report: NodeReport | None, register: Register) -> Recruit | None
     """The record with which a node would join the next epoch."""
     if report is None or report.member is None or report.position is None or not would_join(report, register):
         return None
-    if report.status not in (ServerStatus.STANDBY, ServerStatus.STOPPED):
+    promoted = report.status is ServerStatus.PRIMARY and report.member == register.candidate  # it stops, and joins
+    if report.status not in (ServerStatus.STANDBY, ServerStatus.STOPPED) and not promoted:
         return None
     replayed = report.replay_lsn or report.position.lsn
     return Recruit(report.member, register.epoch + 1, report.position, report.history, replayed)
