@@ -231,7 +231,7 @@ class Run:
         self._judge.saw(await first.action.proof(scene))
         for step in rest:
             await self._perform(scene, step)
-        self._judge.broken(self._now_ms())
+        self._judge.broken(_as_number(scene.kept.get("powered_off_at_ms"), self._now_ms()))
 
     async def _perform(self, scene: Scene, step: DrillStep) -> None:
         await asyncio.sleep(step.after_s)

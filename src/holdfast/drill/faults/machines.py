@@ -65,6 +65,7 @@ class PowerOff(Action):
         scene.keep("host", node)
         if not await asyncio.to_thread(scene.hosted.power_off, node):
             raise NotInjected(f"no process ran on {node}")
+        scene.keep("powered_off_at_ms", scene.now_ms())
 
     async def proof(self, scene: Scene) -> str:
         """See `Action`."""
