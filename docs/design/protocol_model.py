@@ -327,7 +327,7 @@ def can_recruit(s: State) -> bool:
 def reconfiguration(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
     n, me, r = s.nodes[i], NAMES[i], s.reg
     by_name = broken == "incarnation"
-    if not (s.changes and r.phase == "serving" and r.leader == (i, n.incarnation) and n.role == PRIMARY and n.open):
+    if not (s.changes and r.phase == "serving" and r.leader == (i, n.incarnation) and n.role == PRIMARY):
         return
     if not n.leased:
         yield f"{me} takes the lease", s._replace(nodes=put(s, i, leased=True))
@@ -336,13 +336,14 @@ def reconfiguration(s: State, i: int, broken: str | None) -> Iterator[tuple[str,
     for members, k in configurations(s, i):
         if not (k or n.leased or broken == "lease-first"):
             continue
-        if (members, k) != (n.members, n.k) and (
+        if n.open and (members, k) != (n.members, n.k) and (
                 broken == "implied" or implies(members, k, r.members, r.k)):
             yield f"{me} sets {show(members, k)}", s._replace(
                 nodes=put(s, i, members=members, k=k), changes=s.changes - 1)
-        if (members, k) != (r.members, r.k) and implies(n.members, n.k, members, k) and (
-                broken == "caught-up" or implies(r.members, r.k, members, k)
-                or covered(n, members, k, len(n.log), by_name)):
+        loosens = implies(r.members, r.k, members, k)  # closed, PostgreSQL implies everything: loosening is legal then
+        legal = implies(n.members, n.k, members, k) and (
+            broken == "caught-up" or loosens or covered(n, members, k, len(n.log), by_name))
+        if (members, k) != (r.members, r.k) and (legal if n.open else loosens):
             yield f"register says {show(members, k)}", s._replace(
                 reg=r._replace(members=members, k=k), changes=s.changes - 1)
 

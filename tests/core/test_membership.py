@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from holdfast.core import actions as a
 from holdfast.core.handover import successor
-from holdfast.core.membership import change_of
+from holdfast.core.membership import MembershipChange, MembershipRule, change_of, wants_lease
 from holdfast.core.observation import Observation
 from holdfast.model.lsn import Lsn
+from holdfast.model.policy import Durability, Policy
 from holdfast.model.register import Member, Phase, Quorum, Register
 from tests.core.builders import BARRIER, BOTH, N1, N2, N3, NOW_MS, at, observation, peer, primary, register, streaming
 
@@ -92,9 +93,44 @@ def test_a_switchover_needs_a_close_standby_and_another_to_confirm() -> None:
     assert "ask the primary's agent" in successor(observation(), None)[1]
 
 
-def test_a_closed_leader_may_take_in_who_could_open_it_and_do_nothing_else() -> None:
+def test_a_closed_leader_may_take_in_who_could_open_it() -> None:
     gone = Quorum(frozenset({replace(N2, incarnation="ffffffff")}), 1)
     o, reg = leader(gone, BOTH, N3)
     closed = replace(o, server=replace(o.server, synchronous_names=BARRIER))
     assert action(closed, reg) == a.TellRegister(Quorum(gone.members | {N3}, 1))
     assert action(replace(closed, server=replace(closed.server, replicas=())), reg) is None
+
+
+def closed_and_alone(policy: Policy, leased_until_ms: int | None) -> tuple[Observation, Register]:
+    o, reg = leader(BOTH, BOTH)
+    server = replace(o.server, synchronous_names=BARRIER)
+    silent = {N2: NOW_MS - 5000, N3: NOW_MS - 5000}
+    return replace(o, server=server, policy=policy, last_streamed_ms=silent, leased_until_ms=leased_until_ms), reg
+
+
+def test_a_closed_leader_that_may_degrade_opens_alone_with_the_lease() -> None:
+    degrading = Policy(durability=Durability.DEGRADING)
+    o, reg = closed_and_alone(degrading, NOW_MS + 1000)
+    assert action(o, reg) == a.TellRegister(Quorum(BOTH.members, 0))
+    without, _ = closed_and_alone(degrading, None)
+    assert wants_lease(without, reg)
+    assert change_of(without, reg) == MembershipChange(MembershipRule.LEASE_FIRST, ())
+    strict, _ = closed_and_alone(Policy(), NOW_MS + 1000)
+    assert change_of(strict, reg) is None
+    assert not wants_lease(strict, reg)
+
+
+def test_a_closed_leader_asks_for_fewer_confirmations_than_there_are_members_left() -> None:
+    n4, n5 = Member("n4", "00000004"), Member("n5", "00000005")
+    four = Quorum(frozenset({N2, N3, n4, n5}), 2)
+    o, reg = leader(four, four, N2)
+    silent = dict.fromkeys((N3, n4, n5), NOW_MS - 5000)
+    closed = replace(o, server=replace(o.server, synchronous_names=BARRIER), last_streamed_ms=silent)
+    assert action(closed, reg) == a.TellRegister(Quorum(four.members, 1))
+
+
+def test_a_closed_leader_drops_nobody() -> None:
+    o, reg = leader(BOTH, BOTH, N2)
+    silent = {N3: NOW_MS - 5000}
+    closed = replace(o, server=replace(o.server, synchronous_names=BARRIER), last_streamed_ms=silent)
+    assert action(closed, reg) is None

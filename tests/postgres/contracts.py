@@ -5,7 +5,6 @@ Each contract finds three servers that are whole, and leaves them so.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,53 +15,12 @@ from holdfast.model.lsn import Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ServerStatus
 from holdfast.postgres.config import BARRIER
-from tests.postgres.lab import DEADLINE_S, new_incarnation, nothing
-from tests.postgres.places import NODES, Place, Write
+from tests.postgres import replaying
+from tests.postgres.commits import STRANGER, acknowledged, counted, is_released, write_that_waits
+from tests.postgres.lab import new_incarnation, nothing
+from tests.postgres.places import NODES, Place
 
 Contract = Callable[[Place], Coroutine[Any, Any, None]]
-STRANGER = Quorum(frozenset({Member("z", "0000000f")}), 1)
-
-
-async def write(place: Place, node: str) -> tuple[int, Write]:
-    """Begin to commit a row in a new session."""
-    number = place.next_number()
-    return number, (await place.session(node))(number)
-
-
-async def write_that_waits(place: Place, node: str) -> tuple[int, Write]:
-    """Begin to commit a row that waits for standbys.
-
-    A reload gets to the checkpointer when it does: a commit that is begun before may still be released by no names.
-    """
-    while True:
-        number, commit = await write(place, node)
-        if await place.waits(node, commit):
-            return number, commit
-
-
-async def acknowledged(place: Place, node: str) -> int:
-    """Commit a row."""
-    number, commit = await write(place, node)
-    assert await is_released(place, node, commit)
-    return number
-
-
-async def is_released(place: Place, node: str, commit: Write) -> bool:
-    """Whether standbys release a commit.
-
-    It is their next word that does, once their walsender has read the names: a heartbeat makes them speak.
-    """
-    async with asyncio.timeout(DEADLINE_S):
-        while not commit.is_done():
-            await place.faces[node].heartbeat(place.epoch)
-    return await commit.acknowledged()
-
-
-async def counted(place: Place, node: str, *standbys: str) -> None:
-    """Until the walsenders have read the names, so that these standbys are counted, and no others."""
-    wanted = {place.members[standby] for standby in standbys}
-    await place.until(node, lambda view: {r.member for r in view.replicas if r.counted} == wanted)
-
 
 # ---- commits --------------------------------------------------------------------------------------------------
 
@@ -212,43 +170,6 @@ async def a_detached_standby_confirms_nothing(place: Place) -> None:
     assert not commit.is_done()
     await place.follow(first)
     assert await is_released(place, leader, commit)
-
-
-async def a_walreceiver_outlives_a_reload_while_replay_is_paused(place: Place) -> None:
-    leader, first, _ = await place.trio()
-    await place.faces[leader].set_quorum(Quorum(frozenset({place.members[first]}), 1))
-    await place.pause_replay(first)
-    await place.reload_without_upstream(first)
-    view = await place.faces[first].view()
-    assert (view.upstream_host, view.walreceiver) == (None, True)
-    number = await acknowledged(place, leader)
-    behind = await place.faces[first].view()
-    assert behind.position is not None
-    assert behind.replay_lsn is not None
-    assert behind.replay_lsn < behind.position.lsn
-    assert number not in await place.rows(first), "it is not replayed"
-    position = await place.faces[first].detach()
-    assert position.lsn >= await place.faces[leader].flushed_lsn()
-    await place.until(first, lambda v: v.replay_lsn is not None and v.replay_lsn >= position.lsn)
-    assert number in await place.rows(first), "a detach resumes it"
-    await place.follow(first)
-
-
-async def a_lost_connection_stays_lost_while_replay_is_paused(place: Place) -> None:
-    leader, first, second = await place.trio()
-    await place.pause_replay(first)
-    await place.faces[leader].kill()
-    await place.faces[leader].start(standby=False)
-    await place.until(leader, lambda v: v.status is ServerStatus.PRIMARY)
-    await place.until(first, lambda v: not v.walreceiver)
-    await place.caught_up(second)
-    await place.faces[leader].set_quorum(Quorum(frozenset({place.members[second]}), 1))
-    number = await acknowledged(place, leader)
-    view = await place.faces[first].view()
-    assert (view.walreceiver, view.streaming) == (False, False)
-    await place.resume_replay(first)
-    await place.caught_up(first)
-    assert number in await place.rows(first)
 
 
 async def a_freeze_delays_and_loses_nothing(place: Place) -> None:
@@ -458,8 +379,11 @@ CONTRACTS: tuple[Contract, ...] = (
     a_report_in_flight_counts_when_it_arrives,
     a_slot_serves_one_connection,
     a_detached_standby_confirms_nothing,
-    a_walreceiver_outlives_a_reload_while_replay_is_paused,
-    a_lost_connection_stays_lost_while_replay_is_paused,
+    replaying.a_walreceiver_outlives_a_reload_while_replay_is_paused,
+    replaying.a_walreceiver_outlives_a_reload_while_replay_is_behind,
+    replaying.a_lost_connection_stays_lost_while_replay_is_paused,
+    replaying.a_lost_connection_stays_lost_while_replay_is_behind,
+    replaying.a_standby_that_replays_its_own_log_is_starting,
     a_freeze_delays_and_loses_nothing,
     positions_stay_what_they_are_over_a_restart,
     a_kill_keeps_what_was_confirmed,

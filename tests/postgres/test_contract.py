@@ -11,7 +11,8 @@ import pytest
 from holdfast.postgres.installation import Installation
 from tests.postgres.contracts import CONTRACTS, Contract
 from tests.postgres.lab import Lab
-from tests.postgres.places import ModelPlace, RealPlace
+from tests.postgres.model_place import ModelPlace
+from tests.postgres.real_place import RealPlace
 
 SEEDS = 25
 

@@ -15,9 +15,9 @@ from holdfast.testing.checks import Violation
 from holdfast.testing.postgres import Commit, Postgres, names_of
 from holdfast.testing.replication import RETRY_MS, Receiver, Sender
 from holdfast.testing.server import SimulatedServer
-from tests.postgres import contracts
+from tests.postgres import contracts, replaying
 from tests.postgres.contracts import CONTRACTS, Contract
-from tests.postgres.places import ModelPlace
+from tests.postgres.model_place import ModelPlace
 
 SEEDS = 25
 Patch = pytest.MonkeyPatch
@@ -105,19 +105,12 @@ def a_walreceiver_goes_on(patch: Patch) -> None:
     patch.setattr(Postgres, "end_receiver", lambda self: setattr(self, "receiver", None))
 
 
-@breaks(contracts.a_walreceiver_outlives_a_reload_while_replay_is_paused)
+@breaks(replaying.a_walreceiver_outlives_a_reload_while_replay_is_paused)
 def a_reload_ends_it(patch: Patch) -> None:
-    right = Postgres._follow
-
-    def follow(self: Postgres) -> None:
-        paused, self.replay_paused = self.replay_paused, False
-        right(self)
-        self.replay_paused = paused
-
-    patch.setattr(Postgres, "_follow", follow)
+    patch.setattr(Postgres, "is_replaying", False)
 
 
-@breaks(contracts.a_lost_connection_stays_lost_while_replay_is_paused)
+@breaks(replaying.a_lost_connection_stays_lost_while_replay_is_paused)
 def a_walreceiver_starts_itself(patch: Patch) -> None:
     def connect(self: Receiver) -> None:
         if self.is_open and self.sender is None:
@@ -125,6 +118,21 @@ def a_walreceiver_starts_itself(patch: Patch) -> None:
             self.server.soon(RETRY_MS, self.connect)
 
     patch.setattr(Receiver, "connect", connect)
+
+
+@breaks(replaying.a_walreceiver_outlives_a_reload_while_replay_is_behind)
+def what_is_received_is_shown(patch: Patch) -> None:
+    patch.setattr(Postgres, "replayed", property(lambda self: len(self.directory.log)))
+
+
+@breaks(replaying.a_lost_connection_stays_lost_while_replay_is_behind)
+def it_connects_before_it_has_replayed(patch: Patch) -> None:
+    patch.setattr(Postgres, "is_replaying", property(lambda self: self.replay_paused))
+
+
+@breaks(replaying.a_standby_that_replays_its_own_log_is_starting)
+def it_knows_its_end_at_once(patch: Patch) -> None:
+    patch.setattr(Postgres, "knows_its_end", True)
 
 
 @breaks(contracts.a_freeze_delays_and_loses_nothing)

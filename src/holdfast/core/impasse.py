@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from holdfast.core.forecast import Standing, willing_by_reports
 from holdfast.core.obstacle import DEGRADE, Obstacle, bring_back, how_missing, obstacle
 from holdfast.model.policy import Promotion
-from holdfast.model.register import BARRIER_NAME, Member, Phase
+from holdfast.model.register import Member, Phase
 from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus
 
@@ -63,8 +63,7 @@ def _unconfirmed(now: Standing, led: NodeReport) -> Obstacle | None:
     who = ", ".join(sorted(m.node for m in quorum.members))
     some = f"{quorum.k} of {who}" if len(quorum.members) > 1 else who
     what = f"writes wait: {some} must confirm each commit: {', '.join(missing.values())}"
-    closed = BARRIER_NAME in (led.synchronous_names or "")
-    alone = closed or now.policy.local_commits_allowed
+    alone = now.policy.local_commits_allowed
     remedy = bring_back(missing)
     return Obstacle(what, tuple(missing), remedy if alone else f"{remedy}, or: {DEGRADE}")
 

@@ -9,7 +9,7 @@ from functools import partial
 from holdfast.core.actions import Action, TellPostgres, TellRegister
 from holdfast.core.durability import acknowledges_alone, confirmations, holds_lease, is_local
 from holdfast.core.observation import Observation
-from holdfast.core.quorum import SetPostgres, SetRegister, next_step, wanted_quorum
+from holdfast.core.quorum import SetPostgres, SetRegister, implies, next_step, wanted_quorum
 from holdfast.model.policy import Durability
 from holdfast.model.register import BARRIER_NAME, NO_QUORUM, Member, Quorum, Register
 
@@ -45,10 +45,11 @@ def change_of(o: Observation, register: Register) -> MembershipChange | None:
     """The next step for a leader, or None."""
     registered = register.committed.quorum
     if BARRIER_NAME in (o.server.synchronous_names or ""):
-        # Closed: PostgreSQL implies everything, and to take somebody in only loosens. It may be who opens us.
-        joining = caught_up(o, register) - registered.members
-        taken_in = Quorum(registered.members | joining, registered.k)
-        return MembershipChange(MembershipRule.REGISTER, (TellRegister(taken_in),)) if joining else None
+        # Closed: PostgreSQL implies everything, so the register may loosen. It may be what opens us: a member more, or
+        # fewer confirmations than there are members left.
+        wanted = _wanted(o, register)
+        loosens = wanted != registered and implies(registered, wanted)
+        return _legal(o, SetRegister(wanted), MembershipRule.REGISTER) if loosens else None
     in_postgres = in_effect(o.server.synchronous_names)
     if in_postgres is None:
         return _legal(o, SetPostgres(registered), MembershipRule.RESTORE)
@@ -60,7 +61,7 @@ def wants_lease(o: Observation, register: Register) -> bool:
     """Whether this leader acknowledges alone, or is about to."""
     if acknowledges_alone(o):
         return True
-    return BARRIER_NAME not in (o.server.synchronous_names or "") and is_local(_wanted(o, register))
+    return is_local(_wanted(o, register))
 
 
 def _wanted(o: Observation, register: Register) -> Quorum:

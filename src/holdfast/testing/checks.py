@@ -86,16 +86,14 @@ class Checks:
         """Who could join an epoch now, in truth: what a pre-vote tries to find out."""
         self.kept_now: Callable[[], frozenset[Member]] = frozenset
         """The directories that there are, also where nothing runs now."""
+        self.local_allowed: Callable[[], bool] = lambda: False
+        """Whether policy lets a primary acknowledge alone."""
 
     # ---- servers ----------------------------------------------------------------------------------------------
 
     def acknowledged(self, server: Postgres, record: Record) -> None:
         """A server tells a client that its write is safe."""
         self.newest_begun_s = record.begun_s
-        if not server.waits_in_force and self.register is not None and self.register.committed.quorum.k == 0:
-            self.acknowledged_alone += 1
-            return  # by policy it may be on this server only
-        self.acknowledged_writes.append(record)
         newest = max(self.serving_since_s, default=0)
         if newest > record.timeline and record.begun_s > self.serving_since_s[newest]:
             raise Violation(
@@ -103,6 +101,10 @@ class Checks:
                 f"{server.host} acknowledges write {record.write}, begun in epoch {record.timeline}, while epoch "
                 f"{newest} serves",
             )
+        if not server.waits_in_force and self.register is not None and self.register.committed.quorum.k == 0:
+            self.acknowledged_alone += 1
+            return  # by policy it may be on this server only
+        self.acknowledged_writes.append(record)
         if record.timeline not in self.serving_since_s:
             raise Violation(
                 EARLY, f"{server.host} acknowledges write {record.write} in epoch {record.timeline}, which never served"
@@ -253,5 +255,9 @@ class Checks:
         committed = new.committed
         self.sample()
         sampled = self._loop.time() >= _MEMORY_S / 2
-        if sampled and not any(recruits_suffice(committed, able) and len(able) >= 2 for _, able in self._able):
+        alone = self.local_allowed()
+        if alone and committed.quorum.k == 0:
+            return  # whoever is near enough may be recruited
+        least = 1 if alone else 2
+        if sampled and not any(recruits_suffice(committed, able) and len(able) >= least for _, able in self._able):
             raise Violation(HASTY, f"epoch {new.epoch} is opened, and nobody could have recruited it")

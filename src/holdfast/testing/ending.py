@@ -46,27 +46,31 @@ class Ending:
     def is_tolerable(self, back: Collection[str] = ()) -> bool:
         """Whether what is left suffices: enough of those who may hold acknowledged writes, and two nodes at all.
 
+        (One node, if the policy lets it acknowledge alone.)
+
         ``back``: the nodes that are supposed to be back with what they had.
         """
         world = self._world
         register: Register | None = world.checks.register
         alive = {name: host for name, host in world.hosts.items() if not host.lost or name in back}
+        voters = [name for name, machine in world.machines.items() if not machine.lost or name in back]
+        least = 1 if world.store.policy().local_commits_allowed else 2
         if register is None:
-            return self._from_nothing and "n1" in alive and len(alive) >= 2
+            return self._from_nothing and "n1" in alive and len(alive) >= least
         if world.checks.restored:
             return False
         counted_on = register.committed.quorum.members | {register.committed.leader}
         there = {member for host in alive.values() if (member := host.member()) is not None}
         there |= {m for m in counted_on if m.node in back}
         if register.epoch == 1 and register.candidate is not None:
-            return (register.candidate in there or register.candidate.node in back) and len(alive) >= 2
+            return (register.candidate in there or register.candidate.node in back) and len(alive) >= least
         fit = there & counted_on
         again = register.candidate if register.candidate == register.committed.leader else None
         if register.leader in fit or again in fit:
-            return len(alive) >= 2  # it has everything, and whoever is left can be made over to follow it
-        if len(alive) <= len(register.voters) // 2:
+            return len(alive) >= least  # it has everything, and whoever is left can be made over to follow it
+        if len(voters) <= len(register.voters) // 2:
             return False  # no majority can find that the leader is lost
-        return recruits_suffice(register.committed, fit) and len(fit) >= 2
+        return recruits_suffice(register.committed, fit) and len(fit) >= least
 
     def unsaid(self) -> str | None:
         """What is wrong with what people are told of a cluster that cannot go on; None if it is the truth.
@@ -108,7 +112,9 @@ class Ending:
 
     def _is_away(self, name: str) -> bool:
         register: Register | None = self._world.checks.register
-        host = self._world.hosts[name]
+        host = self._world.hosts.get(name)
+        if host is None:
+            return self._world.machines[name].voter is None
         if host.lost or host.agent is None or register is None:
             return True
         counted_on: set[Member] = {*register.committed.quorum.members, register.committed.leader}

@@ -48,7 +48,7 @@ def _kill_postgres(world: World, args: tuple[str, ...]) -> None:
 
 
 def _kill_agent(world: World, args: tuple[str, ...]) -> Undo:
-    host = world.hosts[args[0]]
+    host = world.machines[args[0]]
     host.kill_agent()
     return host.start_agent
 
@@ -60,7 +60,7 @@ def _freeze_postgres(world: World, args: tuple[str, ...]) -> Undo:
 
 
 def _freeze_agent(world: World, args: tuple[str, ...]) -> Undo:
-    process: Process | None = world.hosts[args[0]].process
+    process: Process | None = world.machines[args[0]].process
     if process is None:
         return lambda: None
     world.loop.freeze(process)
@@ -78,13 +78,13 @@ def _freeze_host(world: World, args: tuple[str, ...]) -> Undo:
 
 
 def _crash_host(world: World, args: tuple[str, ...]) -> Undo:
-    host = world.hosts[args[0]]
+    host = world.machines[args[0]]
     host.power_off()
     return host.power_on
 
 
 def _destroy_host(world: World, args: tuple[str, ...]) -> None:
-    host = world.hosts[args[0]]
+    host = world.machines[args[0]]
     host.power_off()
     host.lost = True
 
@@ -120,14 +120,14 @@ def _part(world: World, args: tuple[str, ...]) -> Undo:
 
 def _isolate(world: World, args: tuple[str, ...]) -> Undo:
     name = args[0]
-    others = [other for other in (*world.hosts, STORE, *world.proxies) if other != name]
+    others = [other for other in (*world.machines, STORE, *world.proxies) if other != name]
     return _cut_all(world, [pair for other in others for pair in ((name, other), (other, name))])
 
 
 def _isolate_with_proxy(world: World, args: tuple[str, ...]) -> Undo:
     """The host and a proxy see each other and nobody else."""
     side = args
-    others = [other for other in (*world.hosts, STORE, *world.proxies) if other not in side]
+    others = [other for other in (*world.machines, STORE, *world.proxies) if other not in side]
     return _cut_all(world, [pair for name in side for other in others for pair in ((name, other), (other, name))])
 
 
@@ -185,6 +185,15 @@ def _loss(world: World, args: tuple[str, ...]) -> Undo:
     return undo
 
 
+def _duplicate(world: World, args: tuple[str, ...]) -> Undo:
+    world.network.duplication = float(args[0])
+
+    def undo() -> None:
+        world.network.duplication = 0.0
+
+    return undo
+
+
 def _break_stream(world: World, args: tuple[str, ...]) -> None:
     receiver = world.servers[args[0]].receiver
     if receiver is not None:
@@ -195,6 +204,12 @@ def _pause_replay(world: World, args: tuple[str, ...]) -> Undo:
     postgres = world.servers[args[0]]
     postgres.pause_replay()
     return postgres.resume_replay
+
+
+def _slow_replay(world: World, args: tuple[str, ...]) -> Undo:
+    postgres = world.servers[args[0]]
+    postgres.slow_replay(float(args[1]))
+    return lambda: postgres.slow_replay(0.0)
 
 
 def _slow(world: World, args: tuple[str, ...]) -> Undo:
@@ -246,9 +261,11 @@ KINDS: dict[str, Act] = {
     "restore-store": _restore_store,
     "delay": _delay,
     "loss": _loss,
+    "duplicate": _duplicate,
     "break-stream": _break_stream,
     "pause-replay": _pause_replay,
     "slow": _slow,
+    "slow-replay": _slow_replay,
     "switchover": _switchover,
     "policy": _policy,
 }

@@ -1,16 +1,15 @@
-"""A simulated machine: a disk, a PostgreSQL, and the real agent beside it."""
+"""What runs on simulated machines: the real agent beside a PostgreSQL, or the real witness."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.register import Member, NodeRecord
 from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus
@@ -21,14 +20,17 @@ from holdfast.model.settings import (
     NodeSettings,
     PostgresSettings,
     StoreSettings,
+    WitnessIdentity,
+    WitnessSettings,
 )
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.agent import Agent
 from holdfast.node.journal import Journal
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, Promise, PromiseKeeper
-from holdfast.testing.checks import BUG, Violation
-from holdfast.testing.loop import Process, within
+from holdfast.node.witness import Witness
+from holdfast.testing.loop import within
+from holdfast.testing.machine import Machine, Voter
 from holdfast.testing.postgres import Postgres
 from holdfast.testing.store import DistantStore
 
@@ -36,13 +38,13 @@ if TYPE_CHECKING:
     from holdfast.testing.world import World
 
 CLUSTER = "main"
-_SUPERVISOR_MS = 1000.0
+_NOWHERE = Path("/nonexistent")
 
 
 @cache
 def settings_of(node: str, nodes: tuple[str, ...], timeouts: Timeouts) -> NodeSettings:
     """The configuration of a node; nothing of it is ever read from a disk."""
-    nowhere = Path("/nonexistent")
+    nowhere = _NOWHERE
     return NodeSettings(
         cluster=ClusterSettings(name=CLUSTER, nodes=nodes),
         node=NodeIdentity(name=node, state_dir=nowhere),
@@ -60,68 +62,53 @@ def settings_of(node: str, nodes: tuple[str, ...], timeouts: Timeouts) -> NodeSe
     )
 
 
-class Host:
-    """One node's machine. What it promised is on its disk; the agent comes and goes."""
+@cache
+def witness_settings_of(name: str, timeouts: Timeouts) -> WitnessSettings:
+    """The configuration of a witness."""
+    return WitnessSettings(
+        cluster=ClusterSettings(name=CLUSTER),
+        witness=WitnessIdentity(name=name, replication_password_file=_NOWHERE),
+        api=ApiSettings(host=name, port=8008, token_file=_NOWHERE),
+        store=StoreSettings(endpoints=("http://store:2379",)),
+        timeouts=timeouts,
+    )
+
+
+class Host(Machine):
+    """The machine of one node, with a PostgreSQL. What it promised is on its disk."""
 
     def __init__(self, name: str, nodes: tuple[str, ...], world: World, timeouts: Timeouts) -> None:
-        self.name = name
-        self.world = world
+        super().__init__(name, world)
         self.settings = settings_of(name, nodes, timeouts)
         self.postgres = Postgres(name, world.loop, world.network, world.random, world.checks)
         self.promise: Promise | None = None
-        self.up = True
-        self.lost = False
-        """Gone for good."""
         self.agent: Agent | None = None
-        self.process: Process | None = None
-        self._store: DistantStore | None = None
 
-    # ---- the agent --------------------------------------------------------------------------------------------
+    @property
+    def voter(self) -> Voter | None:
+        """See `Machine.voter`."""
+        return self.agent
 
-    def start_agent(self, *, bootstrap: bool = False) -> None:
-        """Start the agent's process, unless it runs or the machine is down."""
-        if self.process is not None or not self.up:
-            return
+    def _begin(self, store: DistantStore, *, bootstrap: bool) -> Coroutine[Any, Any, None]:
         world, timeouts = self.world, self.settings.timeouts
-        self.process = process = Process(self.name)
-        self._store = DistantStore(self.name, world.store)
         parts = Parts(
             server=world.wiring.server(self.postgres, timeouts),
-            store=self._store,
+            store=store,
             peers=PeersAtDistance(self, timeouts),
             sessions=SessionsAtDistance(self),
             promise=world.wiring.promise_keeper(self),
-            journal=Recorder(self, self._store, timeouts),
+            journal=Recorder(self, store, timeouts),
             names=world.wiring.names(world, self.name),
         )
         self.agent = agent = Agent(self.settings, parts, bootstrap=bootstrap)
-        task = world.loop.spawn(process, self._live(agent))
-        task.add_done_callback(lambda ended: self._ended(process, ended))
+        return self._live(agent)
 
     async def _live(self, agent: Agent) -> None:
         await agent.prepare()
         await agent.run()
 
-    def _ended(self, process: Process, task: asyncio.Task[None]) -> None:
-        if not process.alive or self.process is not process:
-            return
-        error = None if task.cancelled() else task.exception()
-        told = _first(error)
-        if isinstance(told, Violation):
-            raise told  # what the agent did was looked at while it did it
-        if error is not None and not isinstance(told, ConfigurationError | EnvironmentFault):
-            raise Violation(BUG, f"the agent of {self.name} ended with {type(told).__name__}: {told}") from error
-        self.world.note(self.name, "agent ended", {"because": str(told)})
-        self.kill_agent()
-        self.world.loop.after(_SUPERVISOR_MS, self.start_agent)
-
-    def kill_agent(self) -> None:
-        """The agent's process dies by SIGKILL; PostgreSQL runs on."""
-        if self.process is not None:
-            self.world.loop.kill(self.process)
-            self.process = self.agent = None
-        if self._store is not None:
-            self._store.drop()
+    def _forget(self) -> None:
+        self.agent = None
 
     def member(self) -> Member | None:
         """The complete directory that is there."""
@@ -130,19 +117,11 @@ class Host:
             return None
         return Member(self.name, directory.incarnation)
 
-    # ---- the machine ------------------------------------------------------------------------------------------
-
     def power_off(self) -> None:
         """Everything stops; what was not flushed is gone."""
         self.kill_agent()
         self.postgres.end(power=True)
         self.up = False
-
-    def power_on(self) -> None:
-        """The machine is back, and a supervisor starts the agent."""
-        if not self.up and not self.lost:
-            self.up = True
-            self.start_agent()
 
     def lose_disk(self) -> None:
         """An empty disk takes the place of the former one."""
@@ -159,10 +138,27 @@ class Host:
         self.postgres.directory = None
 
 
-def _first(error: BaseException | None) -> BaseException | None:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+class WitnessHost(Machine):
+    """The machine of a witness: a voter with nothing on its disk."""
+
+    def __init__(self, name: str, world: World, timeouts: Timeouts) -> None:
+        super().__init__(name, world)
+        self.settings = witness_settings_of(name, timeouts)
+        self.witness: Witness | None = None
+
+    @property
+    def voter(self) -> Voter | None:
+        """See `Machine.voter`."""
+        return self.witness
+
+    def _begin(self, store: DistantStore, *, bootstrap: bool) -> Coroutine[Any, Any, None]:
+        timeouts = self.settings.timeouts
+        peers, sessions = PeersAtDistance(self, timeouts), SessionsAtDistance(self)
+        self.witness = Witness(self.settings, store, peers, sessions, Recorder(self, store, timeouts))
+        return self.witness.run()
+
+    def _forget(self) -> None:
+        self.witness = None
 
 
 class PromiseOnDisk(PromiseKeeper):
@@ -200,7 +196,7 @@ class CountedNames(Names):
 class Recorder(Journal):
     """A journal that goes to the timeline of the run."""
 
-    def __init__(self, host: Host, store: DistantStore, timeouts: Timeouts) -> None:
+    def __init__(self, host: Machine, store: DistantStore, timeouts: Timeouts) -> None:
         super().__init__(store, host.name, timeouts)
         self._host = host
 
@@ -219,29 +215,29 @@ class Recorder(Journal):
 class PeersAtDistance:
     """`PeerReach` over the simulated network."""
 
-    def __init__(self, host: Host, timeouts: Timeouts) -> None:
+    def __init__(self, host: Machine, timeouts: Timeouts) -> None:
         self._host = host
         self._deadline_s = timeouts.peer_timeout_ms / 1000
 
     async def ask(self, api_url: str) -> NodeReport:
         """See `PeerReach.ask`."""
         world = self._host.world
-        target = world.hosts[api_url.removeprefix("http://").partition(":")[0]]
+        target = world.machines[api_url.removeprefix("http://").partition(":")[0]]
         answer: asyncio.Future[NodeReport] = world.loop.create_future()
-        world.network.send(self._host.name, target.name, self._arrived, target, answer)
+        world.network.request(self._host.name, target.name, self._arrived, target, answer)
         return await within(answer, self._deadline_s)
 
-    def _arrived(self, target: Host, answer: asyncio.Future[NodeReport]) -> None:
+    def _arrived(self, target: Machine, answer: asyncio.Future[NodeReport]) -> None:
         if not target.up:
             return
-        process, agent = target.process, target.agent
-        if process is None or agent is None:
+        process, voter = target.process, target.voter
+        if process is None or voter is None:
             refusal = ConnectionRefusedError("nobody listens")
             self._host.world.network.send(target.name, self._host.name, _fail, answer, refusal)
         elif process.frozen:
             self._host.world.when_thawed(process, self._arrived, target, answer)
-        elif agent.has_looked():
-            self._host.world.network.send(target.name, self._host.name, _settle, answer, agent.report())
+        elif voter.has_looked():
+            self._host.world.network.send(target.name, self._host.name, _settle, answer, voter.report())
         else:
             early = OSError("the agent has not looked at its server yet")
             self._host.world.network.send(target.name, self._host.name, _fail, answer, early)
@@ -249,26 +245,26 @@ class PeersAtDistance:
     async def pledge(self, api_url: str, leader: Member, epoch: int) -> bool:
         """See `PeerReach.pledge`."""
         world = self._host.world
-        target = world.hosts[api_url.removeprefix("http://").partition(":")[0]]
+        target = world.machines[api_url.removeprefix("http://").partition(":")[0]]
         answer: asyncio.Future[bool] = world.loop.create_future()
-        world.network.send(self._host.name, target.name, self._pledge_asked, target, leader, epoch, answer)
+        world.network.request(self._host.name, target.name, self._pledge_asked, target, leader, epoch, answer)
         try:
             return await within(answer, self._deadline_s)
         except TimeoutError:
             return False
 
-    def _pledge_asked(self, target: Host, leader: Member, epoch: int, answer: asyncio.Future[bool]) -> None:
-        process, agent = target.process, target.agent
-        if not target.up or process is None or agent is None:
+    def _pledge_asked(self, target: Machine, leader: Member, epoch: int, answer: asyncio.Future[bool]) -> None:
+        process, voter = target.process, target.voter
+        if not target.up or process is None or voter is None:
             return
         if process.frozen:
             self._host.world.when_thawed(process, self._pledge_asked, target, leader, epoch, answer)
         else:
             # The agent reads its clock as it answers: in its own time.
-            self._host.world.loop.call_soon(self._pledge, target, agent, leader, epoch, answer)
+            self._host.world.loop.call_soon(self._pledge, target, voter, leader, epoch, answer)
 
-    def _pledge(self, target: Host, agent: Agent, leader: Member, epoch: int, answer: asyncio.Future[bool]) -> None:
-        given = agent.pledge(leader, epoch)
+    def _pledge(self, target: Machine, voter: Voter, leader: Member, epoch: int, answer: asyncio.Future[bool]) -> None:
+        given = voter.pledge(leader, epoch)
         self._host.world.network.send(target.name, self._host.name, _settle, answer, given)
 
     async def close(self) -> None:
@@ -278,7 +274,7 @@ class PeersAtDistance:
 class SessionsAtDistance:
     """`SessionReach` over the simulated network."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Machine) -> None:
         self._host = host
         self._held: tuple[str, int] | None = None
         """Where an earlier session was opened, and in which life of the server there."""

@@ -11,6 +11,8 @@ from holdfast.testing.loop import SimulatedLoop
 RETRANSMISSION_MS = 200.0
 """What a lost packet costs on a connection (TCP's smallest retransmission time-out)."""
 
+_SENT_AGAIN_MS = 2000.0
+
 
 class Network:
     """Carries messages as TCP does: late, never lost while the connection lives, held back by a cut until it heals."""
@@ -25,6 +27,8 @@ class Network:
         """Typical delay of a message, one way."""
         self.loss = 0.0
         """Share of messages that must be sent again."""
+        self.duplication = 0.0
+        """Share of requests that arrive twice: what is on the way, or a client's library, has sent them again."""
         self.on_change: list[Callable[[str, str], None]] = []
         """Called when a direction is cut or heals."""
 
@@ -50,6 +54,12 @@ class Network:
             held.append((None, callback, args))
         else:
             self._loop.after(self.latency_ms(), callback, *args)
+
+    def request(self, source: str, target: str, callback: Callable[..., object], *args: object) -> None:
+        """The same for what may be asked twice: the second time long after its sender has gone on, maybe."""
+        self.send(source, target, callback, *args)
+        if self.duplication and self._random() < self.duplication:
+            self._loop.after(_SENT_AGAIN_MS * self._random(), self.send, source, target, callback, *args)
 
     def hold(self, channel: Channel, callback: Callable[..., object], args: tuple[Any, ...]) -> bool:
         """Keep a message of a connection back if its direction is cut."""

@@ -2,7 +2,8 @@
 
 Many seeds draw single faults at random. The others follow the shapes that have broken clusters: standbys behind when
 the leader is lost, losses in the middle of a failover, members that come and go, switchovers that meet faults, a leader
-that wakes up, connections that linger, losses one after the other, and machines that are slow for long.
+that wakes up, connections that linger, losses one after the other, machines that are slow for long, two nodes with a
+witness, replay that is behind, requests that arrive twice, and a store that is put back within one epoch.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Plan:
     from_nothing: bool = False
     """Whether it begins with empty disks and an empty store."""
     shape: str = "written"
+    witnesses: int = 0
 
     def without(self, index: int) -> Plan:
         """The same with one fault less."""
@@ -34,6 +36,9 @@ class Plan:
 
 def plan_of(seed: int) -> Plan:
     """The plan of a seed; it depends on nothing else."""
+    apart = random.Random(f"plan apart {seed}")  # so that what is added here leaves the other seeds' plans as they were
+    if apart.random() < _APART:
+        return _plan_apart(seed, apart)
     rng = random.Random(f"plan {seed}")
     begin_ms = FIRST_FAULT_MS + rng.randrange(600)
     shape = rng.choices(list(_SHAPES), list(_SHAPES.values()))[0]
@@ -42,6 +47,16 @@ def plan_of(seed: int) -> Plan:
     faults = shape(rng, names, begin_ms)
     from_nothing = shape is _anything and rng.random() < 0.05
     return Plan(seed, nodes, tuple(sorted(faults, key=lambda fault: fault.at_ms)), from_nothing, shape.__name__[1:])
+
+
+def _plan_apart(seed: int, rng: random.Random) -> Plan:
+    begin_ms = FIRST_FAULT_MS + rng.randrange(600)
+    shape = rng.choices(list(_SHAPES_APART), list(_SHAPES_APART.values()))[0]
+    witnesses = int(shape is _with_a_witness)
+    nodes = 2 if witnesses else rng.choices((3, 4, 5), (60, 20, 20))[0]
+    faults = shape(rng, [f"n{number}" for number in range(1, nodes + 1)], begin_ms)
+    by_time = tuple(sorted(faults, key=lambda fault: fault.at_ms))
+    return Plan(seed, nodes, by_time, shape=shape.__name__[1:], witnesses=witnesses)
 
 
 def _for_ms(rng: random.Random) -> int:
@@ -262,6 +277,60 @@ def _connects_again(rng: random.Random, names: list[str], at_ms: int) -> list[Fa
     return faults
 
 
+def _with_a_witness(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Two nodes and a witness; mostly they may go on alone, and the witness is hit as well."""
+    faults = [Fault(700, "policy", ("durability=degrading",))] if rng.random() < 0.8 else []
+    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+        if rng.random() < 0.3:
+            kind = rng.choice(("kill-agent", "freeze-agent", "crash-host", "isolate", "part", "cut", "destroy-host"))
+            args = ("w1", rng.choice((*names, "store"))) if kind in ("part", "cut") else ("w1",)
+            faults.append(Fault(at_ms, kind, args, None if kind == "destroy-host" else _for_ms(rng)))
+        else:
+            kind = _chosen(rng, rng.choice((_KINDS, _LOSSES)))
+            faults.extend(_fault(rng, kind, rng.choice(("n1", *names)), [*names, "w1"], at_ms))
+        at_ms += rng.choice((0, 100, 800, 2500, 6000)) + rng.randrange(1, 600)
+    return faults
+
+
+def _replay_behind(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Standbys replay slowly what they have; they, or the leader, are lost, and come back with a log to replay."""
+    faults: list[Fault] = []
+    for name in rng.sample(names[1:], rng.randint(1, len(names) - 1)):
+        lasting_ms = rng.choice((2000, 6000, 15_000)) + rng.randrange(1000)
+        faults.append(Fault(at_ms, "slow-replay", (name, rng.choice(("60", "250", "900"))), lasting_ms))
+    at_ms += rng.choice((300, 1500, 4000)) + rng.randrange(500)
+    for _ in range(rng.randint(1, 3)):
+        node = "n1" if rng.random() < 0.5 else rng.choice(names)
+        kinds = rng.choice((_LOSSES, _LOSSES, _KINDS))
+        faults.extend(_fault(rng, _chosen(rng, kinds), node, names, at_ms))
+        at_ms += _gap_ms(rng)
+    return faults
+
+
+def _heard_twice(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Requests arrive a second time, up to two seconds later, while other things fail."""
+    often = Fault(at_ms - rng.randrange(500), "duplicate", (rng.choice(("0.1", "0.5", "1.0")),), 6000)
+    return [often, *rng.choice((_anything, _upon_each_other, _coming_and_going, _handing_over))(rng, names, at_ms)]
+
+
+def _put_back_within_its_epoch(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """The store is put back to when fewer were members, in the same epoch, just as only a newer member has all."""
+    away, *others = rng.sample(names[1:], len(names) - 1)
+    gone_ms = 8000 + rng.randrange(3000)
+    faults = [Fault(at_ms, rng.choice(("isolate", "crash-host")), (away,), gone_ms)]
+    faults.append(Fault(at_ms + gone_ms - rng.randrange(200, 3000), "back-up-store"))
+    at_ms += gone_ms + rng.randrange(2000, 6000)
+    faults.extend(Fault(at_ms, "part", ("n1", name), 3000) for name in others)
+    at_ms += rng.randrange(300, 1500)
+    if rng.random() < 0.7:
+        faults.append(Fault(at_ms, "cut", (away, "store"), 3000))
+    lost_ms = at_ms + rng.choice((0, 50, 100, 800))
+    faults.extend(
+        (Fault(lost_ms, "restore-store"), Fault(lost_ms, rng.choice(("kill-postgres", "destroy-host")), ("n1",)))
+    )
+    return faults
+
+
 _SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
     _anything: 38,
     _behind: 14,
@@ -277,3 +346,14 @@ _SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
     _connects_again: 2,
 }
 """How often each shape is chosen."""
+
+_APART = 0.12
+"""The share of the seeds that have one of these shapes."""
+
+_SHAPES_APART: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
+    _with_a_witness: 40,
+    _replay_behind: 30,
+    _heard_twice: 20,
+    _put_back_within_its_epoch: 10,
+}
+"""The same for the shapes that came later."""

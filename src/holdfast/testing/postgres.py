@@ -28,6 +28,7 @@ Names = tuple[int, frozenset[str]]
 BARRIER: Names = (1, frozenset({BARRIER_NAME}))
 NOBODY: Names = (0, frozenset())
 _ADDRESS_PORT = 5432
+_REPLAY_POLL_MS = 5.0
 
 
 def names_of(quorum: Quorum | None) -> Names:
@@ -96,7 +97,8 @@ class Postgres:
         self.streams_as = ""
         self.receiver: Receiver | None = None
         self.replay_paused = False
-        self.replayed_paused_at: Lsn | None = None
+        self.replay_ms = 0.0
+        """How long one record takes to be replayed; 0: no time at all."""
         self.promoting = False
         self.heard_s = 0.0
         """When the walreceiver's last message came, or this life began."""
@@ -108,6 +110,11 @@ class Postgres:
         """All servers by host; the same mapping for everybody."""
         self._backlog: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._flush_due = False
+        self._replayed: int | None = None
+        """How many records have been replayed; None: all that have been flushed."""
+        self._replay_due = False
+        self._own_log = 0
+        """How many records a standby has to replay before it asks for more."""
 
     # ---- the process ------------------------------------------------------------------------------------------
 
@@ -141,18 +148,23 @@ class Postgres:
         self.released = Lsn(0)
         self.real_names = None
         self.upstream = self.receiver = None
-        self._flush_due = False
+        self._flush_due = self._replay_due = False
         self.soon(self.random.uniform(10, 60) * self.slowness, self._recovered, standby)
 
     def _recovered(self, standby: bool) -> None:
         directory = self.directory
         assert directory is not None
-        directory.flushed = len(directory.log)
+        directory.flushed = self._own_log = len(directory.log)
         if standby:
             self.status = ServerStatus.STANDBY
+            # What it had replayed is on its pages, and a part of that it may have to do again.
+            done = min(directory.flushed, self._replayed if self._replayed is not None else directory.flushed)
+            self._replayed = self.random.randint(max(1, done - 3), done) if self.replay_ms else None
+            self.replay_soon()
             self._follow()
         else:
             self.status = ServerStatus.PRIMARY
+            self._replayed = None
             self.insert(0)  # the end-of-recovery checkpoint
 
     def end(self, *, power: bool = False, clean: bool = False) -> None:
@@ -243,6 +255,8 @@ class Postgres:
             sender.pump()
         if self.receiver is not None:
             self.receiver.report()
+        if self.replay_ms and self.status is ServerStatus.STANDBY:
+            self.replay_soon()
 
     def _finish(self, commit: Commit) -> None:
         if commit.waits and commit.record.write:
@@ -254,10 +268,8 @@ class Postgres:
         """Whether a session here sees a write: its commit has ended, waiting included, and it has been replayed."""
         directory = self.directory
         count = directory.writes.get(write) if directory is not None else None
-        if directory is None or count is None:
+        if directory is None or count is None or count > self.replayed:
             return False
-        if self.replayed_paused_at is not None:
-            return directory.log[count - 1].end <= self.replayed_paused_at
         return not any(commit.record.write == write for commit in (*self.commits, *self.waiting))
 
     def cancel(self, commit: Commit) -> None:
@@ -314,12 +326,12 @@ class Postgres:
     # ---- following and leading --------------------------------------------------------------------------------
 
     def follow(self, upstream: Upstream | None, name: str) -> None:
-        """New ``primary_conninfo``; the startup process sees to the walreceiver, unless its replay is paused."""
+        """New ``primary_conninfo``; the startup process sees to the walreceiver once it has replayed what there is."""
         self.upstream, self.streams_as = upstream, name
         self.soon(self.random.uniform(1, 6), self._follow)
 
     def _follow(self) -> None:
-        if self.status is not ServerStatus.STANDBY or self.replay_paused or self.promoting:
+        if self.status is not ServerStatus.STANDBY or self.is_replaying or self.promoting:
             return
         wanted = (self.upstream.node if self.upstream else None, self.streams_as)
         if self.receiver is not None and (self.receiver.upstream.host, self.receiver.name) == wanted:
@@ -335,30 +347,91 @@ class Postgres:
             self.receiver.close()
             self.receiver = None
 
+    # ---- replay -----------------------------------------------------------------------------------------------
+
+    @property
+    def replayed(self) -> int:
+        """How many records of the log sessions see: on a standby, those that are replayed."""
+        directory = self.directory
+        assert directory is not None
+        if self._replayed is not None:
+            return self._replayed
+        return directory.flushed if self.status is ServerStatus.STANDBY else len(directory.log)
+
+    @property
+    def knows_its_end(self) -> bool:
+        """Whether the startup process has come to the end of what was there when it began: only then it asks for more.
+
+        Before that, nobody can ask a running server where its log ends.
+        """
+        return self._replayed is None or self._replayed >= self._own_log
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the startup process has log left to replay: before that, it starts and ends no walreceiver."""
+        if self._replayed is None:
+            return False
+        return self.replay_paused or (self.directory is not None and self._replayed < self.directory.flushed)
+
+    def slow_replay(self, replay_ms: float) -> None:
+        """Each record takes so long to be replayed from now on; 0: what is left is replayed at once."""
+        self.replay_ms = replay_ms
+        if self.status is ServerStatus.STANDBY and self.directory is not None:
+            self._replayed = self.replayed
+            self._replay_due = False
+            self.replay_soon()
+
     def pause_replay(self) -> None:
         """Somebody pauses replay on a standby."""
         if self.status is ServerStatus.STANDBY and self.directory is not None and not self.replay_paused:
             self.replay_paused = True
-            self.replayed_paused_at = self.directory.position().lsn
+            self._replayed = self.replayed
 
     def resume_replay(self) -> None:
         """Replay goes on, and with it what waited for the startup process."""
         if self.replay_paused:
-            self.replay_paused, self.replayed_paused_at = False, None
+            self.replay_paused = False
+            self.replay_soon()
             self.soon(0, self._follow)
+
+    def replay_soon(self) -> None:
+        """The next record is replayed when its time has come, unless replay is paused."""
+        behind = self._replayed is not None and not self.replay_paused
+        if behind and not self._replay_due:
+            self._replay_due = True
+            self.soon(self.replay_ms * self.slowness, self._replay)
+
+    def _replay(self) -> None:
+        self._replay_due = False
+        directory = self.directory
+        if self._replayed is None or directory is None or self.replay_paused:
+            return
+        if self.replay_ms:
+            self._replayed = min(self._replayed + 1, directory.flushed)
+            if self._replayed < directory.flushed:
+                self.replay_soon()
+        else:
+            self._replayed = None
+        self._follow()
+
+    # ---- promotion --------------------------------------------------------------------------------------------
 
     def promote(self, timeline: int) -> None:
         """Leave recovery on a new timeline."""
         if not self.promoting:
             self.promoting = True
-            self.replay_paused, self.replayed_paused_at = False, None
+            self.replay_paused = False
+            self.replay_soon()
             self.soon(self.random.uniform(20, 150) * self.slowness, self._promoted, timeline)
 
     def _promoted(self, timeline: int) -> None:
         directory = self.directory
         assert directory is not None
+        if self.replayed < directory.flushed:
+            self.soon(_REPLAY_POLL_MS, self._promoted, timeline)
+            return
         self.end_receiver()
-        self.promoting = False
+        self.promoting, self._replayed = False, None
         start = directory.end()
         first = Record(start, Lsn(start + 48), timeline, 0, self.loop.time())
         self.checks.promoted(self, timeline, first)
@@ -381,13 +454,16 @@ class Postgres:
             return ServerView(status)
         position = directory.position()
         standby = status is ServerStatus.STANDBY
+        replayed = directory.log[self.replayed - 1].end if standby else None
+        if not self.knows_its_end:
+            return ServerView(ServerStatus.STARTING, replay_lsn=replayed)
         if not standby:
             position = Position(directory.timeline, position.lsn)  # a primary's timeline is new before its log is
         receiver = self.receiver
         return ServerView(
             status=status,
             position=position,
-            replay_lsn=(self.replayed_paused_at or position.lsn) if standby else None,
+            replay_lsn=replayed,
             history=directory.history_before(position.timeline),
             upstream_host=f"{self.upstream.host}:{self.upstream.port}" if standby and self.upstream else None,
             walreceiver=receiver is not None,

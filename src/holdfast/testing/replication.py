@@ -92,12 +92,12 @@ class Receiver:
         self.is_open = True
 
     def connect(self) -> None:
-        """Ask the upstream for the log from where the own one ends; for ever, unless replay is paused.
+        """Ask the upstream for the log from where the own one ends; for ever, unless replay is behind.
 
-        It is the startup process that starts a walreceiver anew, and it waits while it is paused.
+        It is the startup process that starts a walreceiver anew, when it has nothing left to replay.
         """
         server = self.server
-        if self.is_open and self.sender is None and server.replay_paused:
+        if self.is_open and self.sender is None and server.is_replaying:
             server.end_receiver()
         elif self.is_open and not self.streams:
             server.network.send(server.host, self.upstream.host, self._asked)

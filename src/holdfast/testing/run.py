@@ -60,9 +60,10 @@ def run(plan: Plan, wiring: Wiring | None = None, timeouts: Timeouts = SIMULATED
 class _Run:
     def __init__(self, plan: Plan, wiring: Wiring, timeouts: Timeouts) -> None:
         self._plan = plan
-        self._world = world = World(plan.seed, plan.nodes, timeouts, wiring)
+        self._world = world = World(plan.seed, plan.nodes, timeouts, wiring, plan.witnesses)
         world.checks.able_now = world.able_now
         world.checks.kept_now = world.kept_now
+        world.checks.local_allowed = lambda: world.store.policy().local_commits_allowed
         world.proxies["p1"] = Proxy("p1", world)
         self._ending = Ending(world, from_nothing=plan.from_nothing)
         self._recovered = False

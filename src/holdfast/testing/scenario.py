@@ -34,7 +34,7 @@ class Scenario:
         text, _, expected = path.read_text().partition(_RULE + "\n")
         title: list[str] = []
         faults: list[Fault] = []
-        numbers = {"nodes": 3, "seed": 1}
+        numbers = {"nodes": 3, "witnesses": 0, "seed": 1}
         for line in text.splitlines():
             word, _, rest = line.partition(" ")
             if line.startswith("#"):
@@ -43,12 +43,13 @@ class Scenario:
                 numbers[word] = int(rest)
             elif line.strip():
                 faults.append(Fault.parse(line))
-        plan = Plan(numbers["seed"], numbers["nodes"], tuple(faults))
+        plan = Plan(numbers["seed"], numbers["nodes"], tuple(faults), witnesses=numbers["witnesses"])
         return cls(tuple(title), plan, tuple(expected.splitlines()))
 
     def write(self, path: Path, happened: tuple[str, ...]) -> None:
         """Write the file anew, with what happened as what is expected."""
-        script = [f"nodes {self.plan.nodes}", f"seed {self.plan.seed}", *map(str, self.plan.faults)]
+        witnesses = [f"witnesses {self.plan.witnesses}"] if self.plan.witnesses else []
+        script = [f"nodes {self.plan.nodes}", *witnesses, f"seed {self.plan.seed}", *map(str, self.plan.faults)]
         path.write_text("\n".join((*self.title, "", *script, _RULE, *happened)) + "\n")
 
     def play(self) -> tuple[Result, tuple[str, ...]]:

@@ -201,13 +201,23 @@ class SimulatedServer:
                 postgres.end_receiver()
             await self._statement()
             self._require(ServerStatus.STANDBY)
-        directory = await self._statement()
-        self._require(ServerStatus.STANDBY)
+        directory = await self._end_known(began_s)
         if postgres.receiver is not None:
             raise PostgresError("a walreceiver came back while the standby was being detached")
         directory.flushed = len(directory.log)
         self._heard_ms = int(postgres.heard_s * 1000)
         return directory.position()
+
+    async def _end_known(self, began_s: float) -> Directory:
+        """Until the startup process has come to the end of its own log."""
+        postgres = self.postgres
+        while True:
+            directory = await self._statement()
+            self._require(ServerStatus.STANDBY)
+            if postgres.knows_its_end:
+                return directory
+            if (postgres.loop.time() - began_s) * 1000 > self._timeouts.recruit_phase_ms:
+                raise PostgresError("the standby still replays its own log, so that its end is not known yet")
 
     @property
     def heard_ms(self) -> int | None:
@@ -266,11 +276,11 @@ class SimulatedServer:
 
     async def survey(self) -> Survey:
         """See `Server.survey`."""
-        directory = await self._statement()
+        await self._statement()
         postgres = self.postgres
         standby = postgres.status is ServerStatus.STANDBY
         age_ms = int((postgres.loop.time() - postgres.heard_s) * 1000) if standby and postgres.receiver else None
-        row = str(len(directory.log))
+        row = str(postgres.replayed)
         return Survey(4, 1, 100, 0, upstream_age_ms=age_ms, heartbeats=(row, row))
 
     def disk_writes(self) -> int | None:

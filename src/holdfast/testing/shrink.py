@@ -37,6 +37,8 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
     mentioned = {int(a[1:]) for fault in plan.faults for a in fault.args if a[0] == "n" and a[1:].isdigit()}
     if plan.nodes > max(3, *mentioned):
         yield replace(plan, nodes=plan.nodes - 1)
+    if plan.witnesses and not any(a.startswith("w") for fault in plan.faults for a in fault.args):
+        yield replace(plan, witnesses=0)
     if plan.from_nothing:
         yield replace(plan, from_nothing=False)
     for index, fault in enumerate(plan.faults):

@@ -258,7 +258,7 @@ class DistantStore:
     async def _call(self, operation: Callable[[], T], *, writes: bool = False) -> T:
         service = self._service
         answer: asyncio.Future[T] = service.loop.create_future()
-        service.network.send(self._host, HOST, self._arrived, operation, answer, writes)
+        service.network.request(self._host, HOST, self._arrived, operation, answer, writes)
         try:
             return await within(answer, self._deadline_s)
         except TimeoutError:

@@ -17,8 +17,9 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.node.promise import Promise
 from holdfast.testing.checks import Checks
 from holdfast.testing.directory import Directory, Record
-from holdfast.testing.host import CLUSTER, Host
+from holdfast.testing.host import CLUSTER, Host, WitnessHost
 from holdfast.testing.loop import Call, Process, SimulatedLoop
+from holdfast.testing.machine import Machine
 from holdfast.testing.network import Network
 from holdfast.testing.postgres import Postgres, names_of
 from holdfast.testing.replication import SILENCE_MS
@@ -44,10 +45,14 @@ class Note:
         return f"{self.at_ms / 1000:8.3f}  {self.source:6}  {self.what}{'  ' if detail else ''}{detail}"
 
 
+def _numbered(letter: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{letter}{number}" for number in range(1, count + 1))
+
+
 class World:
     """Everything there is in one run."""
 
-    def __init__(self, seed: int, nodes: int, timeouts: Timeouts, wiring: Wiring) -> None:
+    def __init__(self, seed: int, nodes: int, timeouts: Timeouts, wiring: Wiring, witnesses: int = 0) -> None:
         self.loop = SimulatedLoop()  # type: ignore[abstract]  # sockets, signals and processes are not simulated
         self.random = random.Random(seed)
         self.network = Network(self.loop, self.random)
@@ -58,8 +63,10 @@ class World:
         self.names_made = 0
         self.store = StoreService(CLUSTER, timeouts, self.loop, self.network, self.random, self.checks)
         self.store.on_register.append(self._registered)
-        names = tuple(f"n{number}" for number in range(1, nodes + 1))
+        names = _numbered("n", nodes)
         self.hosts: dict[str, Host] = {name: Host(name, names, self, timeouts) for name in names}
+        self.witnesses = {name: WitnessHost(name, self, timeouts) for name in _numbered("w", witnesses)}
+        self.machines: Mapping[str, Machine] = {**self.hosts, **self.witnesses}
         servers = {name: host.postgres for name, host in self.hosts.items()}
         self.servers: Mapping[str, Postgres] = servers
         self.checks.servers = servers
@@ -81,9 +88,10 @@ class World:
         members = {name: Member(name, self.wiring.names(self, name).incarnation()) for name in self.hosts}
         leader, *standbys = members.values()
         quorum = Quorum(frozenset(standbys), (len(standbys) + 1) // 2)
-        voters = tuple(self.hosts)
+        voters, witnesses = tuple(self.machines), tuple(self.witnesses)
+        committed = Configuration(leader, 1, quorum)
         register = Register(
-            CLUSTER, "the-cluster", "system-n1", 1, Phase.SERVING, None, voters, Configuration(leader, 1, quorum)
+            CLUSTER, "the-cluster", "system-n1", 1, Phase.SERVING, None, voters, committed, witnesses=witnesses
         )
         for name, host in self.hosts.items():
             host.promise = Promise(CLUSTER, "the-cluster", 1, members[name].incarnation)
@@ -99,8 +107,8 @@ class World:
         for member in standbys:
             upstream = Upstream(leader.node, leader.node, 5432)
             self.servers[member.node].follow(upstream, member.application_name)
-        for host in self.hosts.values():
-            self.loop.after(self.random.uniform(0, 300), host.start_agent)
+        for machine in self.machines.values():
+            self.loop.after(self.random.uniform(0, 300), machine.start_agent)
 
     def begin_from_nothing(self) -> None:
         """Empty disks, an empty store, and one node that is asked to create the cluster."""
@@ -121,13 +129,13 @@ class World:
     def reports(self) -> dict[str, NodeReport | None]:
         """What ``holdfast status`` hears from the agents; None from those that do not answer."""
         return {
-            name: host.agent.report()
-            if host.agent is not None
-            and host.process is not None
-            and not host.process.frozen
-            and host.agent.has_looked()
+            name: machine.voter.report()
+            if machine.voter is not None
+            and machine.process is not None
+            and not machine.process.frozen
+            and machine.voter.has_looked()
             else None
-            for name, host in self.hosts.items()
+            for name, machine in self.machines.items()
         }
 
     def kept_now(self) -> frozenset[Member]:
