@@ -102,6 +102,21 @@ def test_a_candidate_that_is_promoted_and_alone_is_not_called_unfit() -> None:
     assert "n2 could lead, and another node must confirm" in found.what
 
 
+def test_a_witness_is_started_again_and_has_no_data() -> None:
+    alone = Configuration(N1, 1, Quorum(frozenset({N2}), 1))
+    pair = replace(register(), voters=("n1", "n2", "w1"), witnesses=("w1",), committed=alone)
+    found = look({"n1": None, "n2": WELL["n2"], "w1": None}, pair, DEGRADING)
+    assert found is not None
+    assert found.away == ("n1", "w1")
+    assert found.remedy == "bring back, with its data: n1, or start the witness w1 again"
+
+
+def test_it_says_how_many_of_the_voters_will_do() -> None:
+    found = look({"n1": None, "n2": WELL["n2"], "n3": None})
+    assert found is not None
+    assert found.remedy == "bring back, with its data: n1, n3 (1 of them will do)"
+
+
 def test_writes_that_wait_for_standbys() -> None:
     found = look({"n1": leading(), "n2": report(N2, streaming=False), "n3": None})
     assert found is not None

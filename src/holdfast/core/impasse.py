@@ -33,7 +33,7 @@ def impasse(now: Standing) -> Obstacle | None:
         few = _too_few_voters(now, leader)
         if few is not None:
             rest = _obstacle(now, few.away)
-            return few if rest is None else _both(few, rest)
+            return few if rest is None else _both(now, few, rest)
     if register.phase is Phase.PROMOTING and register.epoch == 1 and now.reports.get(about.node) is None:
         what = f"{about.node}, which is to be the first primary, does not answer"
         return Obstacle(what, (about.node,), bring_back([about.node]))
@@ -82,7 +82,17 @@ def _too_few_voters(now: Standing, leader: Member) -> Obstacle | None:
         return None  # the leader's own agent needs nobody to agree
     away = tuple(name for name in voters if name not in present)
     what = f"{majority} of {len(voters)} voters must agree that {leader.node} is lost, and {len(present)} can be asked"
-    return Obstacle(f"{what}: nothing is heard of {', '.join(away)}", away, bring_back(away))
+    return Obstacle(
+        f"{what}: nothing is heard of {', '.join(away)}", away, _voters_back(now, away, majority - len(present))
+    )
+
+
+def _voters_back(now: Standing, away: Collection[str], needed: int) -> str:
+    nodes = [name for name in away if name not in now.register.witnesses]
+    witnesses = ", ".join(name for name in away if name in now.register.witnesses)
+    ways = [bring_back(nodes)] * bool(nodes) + [f"start the witness {witnesses} again"] * bool(witnesses)
+    few = f" ({needed} of them will do)" if needed < len(away) and len(ways) == 1 else ""
+    return (", or " if needed == 1 else ", and ").join(ways) + few
 
 
 def _obstacle(now: Standing, back: Collection[str] = ()) -> Obstacle | None:
@@ -93,9 +103,9 @@ def _obstacle(now: Standing, back: Collection[str] = ()) -> Obstacle | None:
     return None if passes else obstacle(committed, willing, {**_answering(now), **counted_on}, now.policy)
 
 
-def _both(first: Obstacle, second: Obstacle) -> Obstacle:
+def _both(now: Standing, first: Obstacle, second: Obstacle) -> Obstacle:
     away = tuple(dict.fromkeys((*first.away, *second.away)))
-    return Obstacle(f"{first.what}; and {second.what}", away, bring_back(away))
+    return Obstacle(f"{first.what}; and {second.what}", away, _voters_back(now, away, len(away)))
 
 
 def _answering(now: Standing) -> dict[str, Member | None]:
