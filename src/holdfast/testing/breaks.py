@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from holdfast.core import choice, coordination, giving_up, leadership, membership, quorum
+from holdfast.core import choice, coordination, durability, giving_up, leadership, membership, quorum
 from holdfast.core.forecast import Standing
 from holdfast.core.observation import Observation, RegisterTrouble
 from holdfast.model.lsn import Lsn, Position
@@ -217,6 +217,22 @@ class AnyConnection(Broken):
     replacements = ((Postgres, "lets_in", lambda server, host: True),)
 
 
+class NoLeaseWait(Broken):
+    """Promote without a leader whose commits were local as soon as its lease is revoked, not when it is over."""
+
+    replacements = ((durability, "lease_is_over", durability.is_revoked),)
+
+
+def _holds_anyway(o: Observation) -> bool:
+    return True
+
+
+class NoLease(Broken):
+    """Turn to local commits, and stay there, without the lease."""
+
+    replacements = ((membership, "holds_lease", _holds_anyway), (leadership, "holds_lease", _holds_anyway))
+
+
 # ---- liveness -------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +291,8 @@ VARIANTS: dict[str, Callable[[], Broken]] = {
     "incarnation": NamesOnly,
     "log-kept": GivesUpForAnybody,
     "slot": AnyConnection,
+    "lease": NoLeaseWait,
+    "lease-first": NoLease,
     "pre-vote": NoPreVote,
     "back-off": NoBackOff,
     "drop-silent": KeepsTheSilent,

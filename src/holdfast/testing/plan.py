@@ -3,7 +3,8 @@
 Many seeds draw single faults at random. The others follow the shapes that have broken clusters: standbys behind when
 the leader is lost, losses in the middle of a failover, members that come and go, switchovers that meet faults, a leader
 that wakes up, connections that linger, losses one after the other, machines that are slow for long, two nodes with a
-witness, replay that is behind, requests that arrive twice, and a store that is put back within one epoch.
+witness, replay that is behind, requests that arrive twice, commits that are local by policy, and a store that is put
+back within one epoch.
 """
 
 from __future__ import annotations
@@ -313,6 +314,21 @@ def _heard_twice(rng: random.Random, names: list[str], at_ms: int) -> list[Fault
     return [often, *rng.choice((_anything, _upon_each_other, _coming_and_going, _handing_over))(rng, names, at_ms)]
 
 
+def _alone_by_policy(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
+    """Commits are local by policy, or cease to be and become so again; the leader is cut off or lost about then."""
+    faults = [Fault(700, "policy", ("durability=asynchronous",))]
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        at_ms += rng.choice((300, 1500, 4000)) + rng.randrange(500)
+        faults.append(Fault(at_ms, "policy", ("durability=strict",)))
+        at_ms += rng.choice((300, 1500, 4000)) + rng.randrange(500)
+        faults.append(Fault(at_ms, "policy", (rng.choice(("durability=asynchronous", "durability=degrading")),)))
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        at_ms += rng.choice((0, 30, 100, 300, 2000)) + rng.randrange(100)
+        kind = rng.choice(("isolate", "isolate", "freeze-host", _chosen(rng, _LOSSES), _chosen(rng, _KINDS)))
+        faults.extend(_fault(rng, kind, rng.choice(("n1", "n1", *names)), names, at_ms))
+    return faults
+
+
 def _put_back_within_its_epoch(rng: random.Random, names: list[str], at_ms: int) -> list[Fault]:
     """The store is put back to when fewer were members, in the same epoch, just as only a newer member has all."""
     away, *others = rng.sample(names[1:], len(names) - 1)
@@ -347,12 +363,13 @@ _SHAPES: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
 }
 """How often each shape is chosen."""
 
-_APART = 0.12
+_APART = 0.15
 """The share of the seeds that have one of these shapes."""
 
 _SHAPES_APART: dict[Callable[[random.Random, list[str], int], list[Fault]], int] = {
     _with_a_witness: 40,
     _replay_behind: 30,
+    _alone_by_policy: 25,
     _heard_twice: 20,
     _put_back_within_its_epoch: 10,
 }

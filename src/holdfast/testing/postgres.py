@@ -214,7 +214,7 @@ class Postgres:
         self.loop.after(deadline_ms - self.loop.time() * 1000, self._guard, self.life)
 
     def _guard(self, life: int) -> None:
-        if life == self.life and self.guarded is not None and self.loop.time() * 1000 >= self.guarded[0]:
+        if life == self.life and self.guarded is not None and round(self.loop.time() * 1000) >= self.guarded[0]:
             self.end()
 
     # ---- commits ----------------------------------------------------------------------------------------------
