@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from holdfast.local.machine import server_user
-from holdfast.local.processes import Process, descendants_of, remove_shared_memory, shared_memory_of
+from holdfast.local.processes import Process, descendants_of
 from holdfast.model.event import Event
 from holdfast.model.register import (
     Configuration,
@@ -25,6 +25,7 @@ from holdfast.model.register import (
     Quorum,
     Register,
 )
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_of
 from tests.ports import free_port
 
 

@@ -17,16 +17,15 @@ from holdfast.local import machine
 from holdfast.local.layout import Layout, Program
 from holdfast.local.plan import Plan
 from holdfast.local.ports import free_ports, is_free
-from holdfast.local.processes import (
-    Process,
-    descendants_of,
-    kill_postgres,
-    postmaster_of,
-    remove_shared_memory,
-    shared_memory_of,
-)
+from holdfast.local.processes import Process, descendants_of, kill_postgres, postmaster_of
 from holdfast.local.servers import find_servers, make_plan
 from holdfast.model.timeouts import LocalTimeouts
+from holdfast.postgres.shared_memory import (
+    SharedMemory,
+    remove_shared_memory,
+    shared_memory_left_in,
+    shared_memory_of,
+)
 from tests.local.conftest import processes_below
 from tests.local.supervision import DEADLINE_S, Supervised, stand_in, until
 from tests.local.test_layout import cluster_file
@@ -143,19 +142,40 @@ def test_a_stale_number_in_the_lock_file_is_not_believed(place: Path) -> None:
         stranger.wait(DEADLINE_S)
 
 
+def segments() -> set[int]:
+    return {int(line.split()[1]) for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+
+
+def test_what_a_killed_server_left_goes_with_its_directory(place: Path, postgres: Postgres) -> None:
+    shared = shared_memory_of(postgres.child.pid, *descendants_of(postgres.child.pid))
+    assert shared_memory_left_in(postgres.data_dir) == SharedMemory(), "it is in use"
+    kill_postgres(postgres.data_dir)
+    postgres.child.wait(DEADLINE_S)
+    until(lambda: shared_memory_left_in(postgres.data_dir) == shared, "the last of its processes has ended")
+    left = shared_memory_left_in(postgres.data_dir)
+    assert left.segments <= segments()
+    assert all(file.exists() for file in left.files)
+    remove_shared_memory(left)
+    assert not left.segments & segments()
+    assert not any(file.exists() for file in left.files)
+    assert shared_memory_left_in(postgres.data_dir) == SharedMemory()
+
+
 @pytest.mark.parametrize("remove", [False, True])
 def test_a_postgresql_whose_agent_died_is_stopped_too(place: Path, postgres: Postgres, remove: bool) -> None:
     agent = replace(stand_in(place, "n1"), data_dir=str(postgres.data_dir))
     supervised = Supervised(place, agent)
     shared = shared_memory_of(postgres.child.pid, *descendants_of(postgres.child.pid))
-    assert shared
+    assert shared.files
+    assert shared.segments
     supervisor = supervised.start(*(["--tied", "--remove"] if remove else []))
     supervisor.terminate()
     assert supervisor.wait(DEADLINE_S) == 0
     # Removed: killed. Otherwise: a fast shutdown, so that its control file says that it ended cleanly.
     assert postgres.child.wait(DEADLINE_S) == (-signal.SIGKILL if remove else 0)
     assert processes_below(place) == []
-    assert not any(file.exists() for file in shared)
+    assert not any(file.exists() for file in shared.files)
+    until(lambda: not shared.segments & segments(), "its segment is gone")
 
 
 def test_the_plan_is_read_as_it_was_written(place: Path, servers: tuple[Program, Program]) -> None:

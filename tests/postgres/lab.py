@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 
-from holdfast.local.processes import remove_shared_memory, shared_memory_of
 from holdfast.model.register import NO_QUORUM, Member, Quorum
 from holdfast.model.server import ServerStatus, ServerView, Upstream
 from holdfast.model.settings import PostgresSettings
@@ -21,6 +20,7 @@ from holdfast.model.timeouts import Timeouts
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.process import processes_in
 from holdfast.postgres.server import Server
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in, shared_memory_of
 from tests.ports import free_port
 
 PASSWORD = "correct horse 'battery"
@@ -182,6 +182,8 @@ class Lab:
     async def close(self) -> None:
         running = [p.pid for settings in self.settings.values() for p in processes_in(settings.data_dir)]
         shared = shared_memory_of(*running)
+        for settings in self.settings.values():
+            shared |= shared_memory_left_in(settings.data_dir)
         for server in self.servers:
             await server.kill()
             await server.close()

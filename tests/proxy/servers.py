@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 
 from holdfast.local.machine import server_user
-from holdfast.local.processes import Process, descendants_of, remove_shared_memory, shared_memory_of
+from holdfast.local.processes import Process, descendants_of
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_of
 from tests.ports import free_port
 
 USER = "app"

@@ -29,6 +29,7 @@ from holdfast.local.ports import free_ports, is_free, proxy_ports
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.register import NodeName
 from holdfast.model.settings import ClusterName
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in
 
 FORMAT = 1
 MINIMUM_NODES = 3
@@ -408,6 +409,8 @@ def remove(layout: Layout) -> None:
             socket_root = None
     if socket_root:
         shutil.rmtree(socket_root, ignore_errors=True)
+    for data_dir in layout.root.glob("*/data"):
+        remove_shared_memory(shared_memory_left_in(data_dir))
     shutil.rmtree(layout.root, ignore_errors=True)
 
 

@@ -5,18 +5,15 @@ A process number is reused; a number together with the boot and the tick at whic
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_SHARED_MEMORY = "/dev/shm/PostgreSQL."
 
 
 def _boot_id() -> str:
@@ -139,29 +136,6 @@ def postmaster_of(data_dir: Path) -> Process | None:
         return process if os.path.samefile(os.readlink(f"/proc/{process.pid}/cwd"), data_dir) else None
     except (OSError, ValueError, IndexError):
         return None
-
-
-def shared_memory_of(*pids: int) -> frozenset[Path]:
-    """The files of the dynamic shared memory that PostgreSQL's processes have mapped.
-
-    They outlive a server that is killed, until one is started in its data directory again (PostgreSQL manual, section
-    20.4.1, ``dynamic_shared_memory_type``): where that is never to be, whoever kills it removes them.
-    """
-    found: set[Path] = set()
-    for pid in pids:
-        try:
-            maps = Path(f"/proc/{pid}/maps").read_text()
-        except OSError:
-            continue
-        found.update(Path(line.split()[5]) for line in maps.splitlines() if f" {_SHARED_MEMORY}" in line)
-    return frozenset(found)
-
-
-def remove_shared_memory(files: Iterable[Path]) -> None:
-    """Remove what `shared_memory_of` found, after the last of its processes has ended."""
-    for file in files:
-        with contextlib.suppress(OSError):
-            file.unlink()
 
 
 class HeldPostgres:

@@ -28,9 +28,8 @@ from holdfast.local.processes import (
     descendants_of,
     kill_postgres,
     postmaster_of,
-    remove_shared_memory,
-    shared_memory_of,
 )
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in, shared_memory_of
 
 
 class AlreadySupervised(Exception):
@@ -257,6 +256,9 @@ async def stop_at_once(plan: Plan, state: SupervisorState, log: Callable[..., An
     victims = running | {helper for helper in helpers if helper is not None}
     servers = {p.pid for spec in plan.processes if spec.data_dir and (p := postmaster_of(Path(spec.data_dir)))}
     shared = shared_memory_of(*servers, *descendants_of(*servers))
+    for spec in plan.processes:
+        if spec.data_dir:
+            shared |= shared_memory_left_in(Path(spec.data_dir))  # of a server that was killed before
     for process in victims:
         process.send(signal.SIGKILL)
     await asyncio.gather(*(wait_until_ended(process) for process in victims))

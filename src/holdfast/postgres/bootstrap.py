@@ -17,6 +17,7 @@ from holdfast.postgres.files import sync_directory
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import Layout
 from holdfast.postgres.programs import Outcome, run_program
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in
 
 _log = structlog.get_logger(__name__)
 
@@ -124,6 +125,7 @@ def swap_in(layout: Layout) -> None:
         ) from error
     layout.half_done_mark.unlink(missing_ok=True)
     sync_directory(layout.side_dir)
+    remove_shared_memory(shared_memory_left_in(layout.retired_dir))
     shutil.rmtree(layout.retired_dir, ignore_errors=True)
 
 

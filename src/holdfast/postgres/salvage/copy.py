@@ -25,6 +25,7 @@ from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import free_bytes
 from holdfast.postgres.process import Postmaster, kill_everything
 from holdfast.postgres.salvage.trees import can_share_blocks, copy_tree
+from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in, shared_memory_of
 from holdfast.postgres.timelines import history_name, is_placeholder, segment_name, timelines_on_disk
 
 ROOM_LEFT_BYTES = 256 * 1024 * 1024
@@ -144,8 +145,12 @@ class IsolatedCopy:
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
-        await kill_everything(self._data_dir, self._postmaster, self._instance.timeouts.kill_ms, self._instance.disk)
+        postmaster = self._postmaster
+        pids = [] if postmaster is None else [postmaster.pid, *(child.pid for child in postmaster.children())]
+        shared = shared_memory_of(*pids) | shared_memory_left_in(self._data_dir)
+        await kill_everything(self._data_dir, postmaster, self._instance.timeouts.kill_ms, self._instance.disk)
         self._postmaster = None
+        remove_shared_memory(shared)
         for directory in (self._place, self._socket_dir):
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
