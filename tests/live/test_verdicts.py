@@ -221,15 +221,19 @@ async def sick(sick_directory: Path) -> AsyncIterator[LocalCluster]:
 async def test_a_disk_that_stalls_is_told_and_another_takes_over(sick: LocalCluster) -> None:
     epoch = (await the_register(sick)).epoch
     stall = sick.layout.data_dir("n1").parent / "stall"
-    stall.touch()
-    try:
-        async with await connect(await sick.direct_dsn("n1")) as connection:
+    async with await connect(await sick.direct_dsn("n1")) as connection:
+        stall.touch()
+        try:
             writing = asyncio.ensure_future(connection.execute("CREATE TABLE never_acknowledged (id int)"))
-            await wait_until_led_by_another(sick, "n1")
-            with pytest.raises(psycopg.Error):
-                await writing
-    finally:
-        stall.unlink()
+            try:
+                await wait_until_led_by_another(sick, "n1")
+            except TimeoutError:
+                raise AssertionError(f"nobody takes over: {await sick.reports()}, {await sick.events()}") from None
+            done, _ = await asyncio.wait((writing,), timeout=WHOLE_S)
+            assert done, f"the old primary lives on: {await sick.reports()}, {await sick.events()}"
+            assert isinstance(writing.exception(), psycopg.Error)
+        finally:
+            stall.unlink()  # before the session is closed, which waits for its statement
     await two_against(sick, epoch, "verdict.storage-stall")
     assert await sick.wait_until_whole(WHOLE_S)
 
