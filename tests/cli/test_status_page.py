@@ -15,7 +15,8 @@ PRIMARY = NodeStatus("n1", "primary", 3, "3:0/5000000", None, False, False, True
 COPIED = NodeStatus("n2", "absent", None, None, None, False, False, True, 5002, None, "copying 34%")
 NOW = ClusterStatus(
     directory="/data", running=True, supervised=True, store_reachable=True, epoch=3, phase="serving", primary="n1",
-    durability="ANY 1 of n2, n3", quorum="ANY 1", paused=False, waiting=None, tolerates_primary=True,
+    durability="ANY 1 of n2, n3", quorum="ANY 1", paused=False,
+    unread=(), waiting=None, tolerates_primary=True,
     tolerates_standbys=1, tolerates="the primary", write_address="127.0.0.1:1", read_address="127.0.0.1:2",
     healthy=True, nodes=(PRIMARY, COPIED), voters=(), votes_needed=2, planned_switchover=None, obstacles=(),
     troubles=(),

@@ -40,7 +40,7 @@ async def ordered(cluster: LocalCluster) -> AsyncIterator[LocalCluster]:
         yield cluster
     finally:
         plain = DEFAULT_POLICY.model_dump(mode="json")
-        nodes = {name: {"promotable": True, "priority": 0, "zone": ""} for name in cluster.nodes}
+        nodes = {name: {"promotable": True, "priority": 0, "readable": True, "zone": ""} for name in cluster.nodes}
         await order(cluster, "/policy", {**plain, "nodes": nodes})
         await until(cluster, lambda r: r.phase is Phase.SERVING and r.committed.quorum.k == 1)
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "forecast": "holdfast.cli.forecast:forecast",
     "lost": "holdfast.cli.lost:lost",
     "node": "holdfast.cli.processes:node",
+    "parity": "holdfast.cli.parity:parity",
     "pause": "holdfast.cli.policy:pause",
     "policy": "holdfast.cli.policy:policy",
     "proxy": "holdfast.cli.processes:proxy",

@@ -123,6 +123,8 @@ def _news(now: ClusterStatus) -> Iterator[tuple[str, str]]:
         yield f"its supervisor is gone: what dies stays dead until `holdfast up --dir {now.directory}`", "red"
     if now.paused:
         yield "PAUSED: agents look on and touch nothing until `holdfast resume`", "bold"
+    for name in now.unread:
+        yield f"nobody reads from {name}, as the policy says (`holdfast policy set {name}.readable=true`)", "yellow"
     if now.waiting:
         yield f"WAITS: {now.waiting}", "bold red"
 

@@ -69,6 +69,8 @@ class ClusterStatus:
     """What an acknowledged commit has survived now, in words."""
     quorum: str | None
     paused: bool
+    unread: tuple[str, ...]
+    """Nodes that policy lets nobody read from."""
     waiting: str | None
     """Why writes wait, or what a failover waits for, and what people can do about it."""
     tolerates_primary: bool
@@ -130,6 +132,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         durability=durability_in_words(policy, register.committed.quorum) if register else None,
         quorum=str(register.committed.quorum) if register else None,
         paused=policy.paused,
+        unread=tuple(name for name in cluster.nodes if not policy.readable(name)),
         waiting=_waiting(standing, reports, store=reachable) if running else None,
         tolerates_primary=tolerated.primary,
         tolerates_standbys=tolerated.standbys,

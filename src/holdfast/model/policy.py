@@ -40,6 +40,7 @@ class NodeTags(BaseModel):
 
     promotable: bool = Field(True, description="whether it may become the primary; if not, no commit waits for it")
     priority: int = Field(0, ge=0, le=100, description="among equally good candidates the highest is promoted")
+    readable: bool = Field(True, description="whether clients may read from it; if not, they read elsewhere")
     zone: str = Field(
         "", pattern=r"\A[a-z0-9-]{0,31}\z", description="among equals, one in the lost primary's zone is preferred"
     )
@@ -75,6 +76,10 @@ class Policy(BaseModel):
     def promotable(self, node: str) -> bool:
         """Whether the node may become the primary."""
         return self.tags(node).promotable
+
+    def readable(self, node: str) -> bool:
+        """Whether the read-only port leads there."""
+        return self.tags(node).readable
 
     @property
     def local_commits_allowed(self) -> bool:

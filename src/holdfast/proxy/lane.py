@@ -105,6 +105,8 @@ class Lane:
             return f"epoch {self.routing.epoch} has begun"
         if not target.is_primary and self.routing.is_rising(target.node):
             return f"{target.node} becomes the primary"
+        if not target.is_primary and not self.routing.policy.readable(target.node):
+            return f"nobody may read from {target.node} any more"
         return None
 
     def must_hold(self, server: ServerConnection) -> bool:

@@ -9,6 +9,7 @@ import structlog
 
 from holdfast.model.errors import RegisterError
 from holdfast.model.keys import Keys
+from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import NodeRecord, NodeState, Phase, Register
 from holdfast.store.contract import Change, Connected, Deleted, Disconnected, Entry, Put, Resync
 
@@ -43,6 +44,7 @@ class Routing:
         self.version = 0
         """Grows with every change that matters for routing."""
         self.register: Register | None = None
+        self.policy = DEFAULT_POLICY
         self.connected = False
 
     def apply(self, change: Change) -> bool:
@@ -59,6 +61,7 @@ class Routing:
             case Resync(snapshot):
                 self._live.clear()
                 self._revision = 0
+                self.policy = DEFAULT_POLICY
                 for entry in snapshot.entries:
                     self._put(entry)
                 self.connected = True
@@ -77,7 +80,8 @@ class Routing:
         self._event = asyncio.Event()
 
     def _is_relevant(self, key: str) -> bool:
-        return key == self._keys.register or key.startswith((self._keys.nodes, self._keys.addresses))
+        named = key in (self._keys.register, self._keys.policy)
+        return named or key.startswith((self._keys.nodes, self._keys.addresses))
 
     async def wait_changed(self) -> None:
         """Until the next change. Waiters go on in the order in which they came."""
@@ -89,6 +93,8 @@ class Routing:
                 if entry.revision >= self._revision:  # it is read beside the watch, and the watch may be behind
                     self._revision = entry.revision
                     self._registered(Register.from_json(entry.value))
+            elif entry.key == self._keys.policy:
+                self.policy = Policy.from_json(entry.value)
             elif entry.key.startswith(self._keys.nodes):
                 record = NodeRecord.from_json(entry.value)
                 self._records[record.member.node] = record
@@ -115,6 +121,8 @@ class Routing:
     def _deleted(self, key: str) -> None:
         if key == self._keys.register:
             log.error("register.deleted", fix="the last word stays in force; run `holdfast recover`")
+        elif key == self._keys.policy:
+            self.policy = DEFAULT_POLICY
         elif key.startswith(self._keys.nodes):
             self._live.discard(key.removeprefix(self._keys.nodes))
 
@@ -147,7 +155,7 @@ class Routing:
         return rising is not None and rising.node == node
 
     def standbys(self) -> list[Target]:
-        """The standbys that follow the committed leader, by name."""
+        """The standbys that follow the committed leader, and that clients may read from, by name."""
         register = self.register
         if register is None:
             return []
@@ -159,4 +167,5 @@ class Routing:
             and record.state is NodeState.STANDBY
             and record.epoch == epoch
             and not self.is_rising(node)
+            and self.policy.readable(node)
         ]

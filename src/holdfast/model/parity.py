@@ -1,0 +1,53 @@
+"""What a comparison of a standby's rows with its primary's has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Rows of one table that a standby does not have as its primary has them.
+
+    ``table`` is ``database.schema.table``. ``missing``: the standby does not show them; ``extra``: only the standby
+    shows them; ``different``: the same row version with other values. ``keys`` are some of them: the primary key as
+    text, or where the row lies if the table has none; ``first_block`` and ``last_block`` is where all of them lie.
+    """
+
+    table: str
+    missing: int
+    extra: int
+    different: int
+    first_block: int
+    last_block: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The comparison of one standby.
+
+    The positions are those at the beginning. ``undecided``: rows that were being changed whenever they were looked at.
+    ``skipped`` says what was not compared, and why; ``indexes`` counts those that amcheck has gone through on the
+    standby, and ``broken_indexes`` has its words.
+    """
+
+    node: str
+    primary: str
+    timeline: int
+    primary_lsn: str
+    replayed_lsn: str
+    tables: int
+    rows: int
+    size_bytes: int
+    seconds: float
+    mismatches: tuple[Mismatch, ...] = ()
+    undecided: int = 0
+    skipped: tuple[str, ...] = ()
+    indexes: int = 0
+    broken_indexes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found that differs."""
+        return not self.mismatches and not self.broken_indexes
