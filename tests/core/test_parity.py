@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.parity import Look, Version, compare, look_of, precedes
+from holdfast.core.parity import Difference, Look, Looks, Version, compare, look_of, precedes
 
 OLDEST_RUNNING = 100
 ROW = Version(block=0, offset=1, xmin=50, xmax=0, digest=7)
@@ -60,6 +60,22 @@ def test_what_is_found_once_may_not_be_found_again() -> None:
     again = compare(BOTH, OLDEST_RUNNING, look_of([ROW]), BOTH)
     assert once.also_in(again).all() == [OTHER]
     assert not once.also_in(compare(BOTH, OLDEST_RUNNING, BOTH, BOTH))
+
+
+def test_what_differs_must_do_so_twice_in_a_row() -> None:
+    nothing, missing, busy = Difference(), compare(BOTH, OLDEST_RUNNING, NONE, BOTH), Difference(undecided=1)
+    for seen, told in (
+        ([nothing], nothing),
+        ([missing, missing], missing),
+        ([missing, nothing], nothing),
+        ([busy, missing, missing], missing),
+        ([missing, busy, missing, missing], missing),
+        ([busy, busy, busy, busy], busy),
+        ([busy, missing, busy, missing], nothing),
+    ):
+        looks = Looks(4)
+        judged = [looks.judge(difference) for difference in seen]
+        assert judged == [None] * (len(seen) - 1) + [told]
 
 
 def test_transaction_ids_wrap_around() -> None:

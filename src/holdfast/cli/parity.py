@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.failures import FAILED, run
-from holdfast.cli.output import as_typed, directory_option, json_option, print_json
-from holdfast.cli.sim import plural
+from holdfast.cli.output import as_typed, directory_option, json_option, plural, print_json
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -52,7 +51,8 @@ def parity(
 
     Takes no lock that others would wait for, and no row for different that is only being changed. A standby whose rows
     differ is named with the table, the blocks and some keys, and taken out of the reads until somebody says
-    `holdfast policy set NODE.readable=true`. Exit status 1 if rows or indexes differ.
+    `holdfast policy set NODE.readable=true`. Exit status 1 if rows differ, or if
+    PostgreSQL cannot read what it has.
     """
     from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local.cluster import LocalCluster
@@ -67,7 +67,7 @@ def parity(
             found = await compare_standbys(
                 cluster, nodes, tables, Pace(share), check_indexes=indexes, progress=bars.show
             )
-            bad = [] if keep_reading else [parity.node for parity in found if not parity.holds]
+            bad = [] if keep_reading else [parity.node for parity in found if not parity.is_standby_sound]
             for node in bad:
                 await take_out_of_reads(cluster, node)
             return found, bad
@@ -101,11 +101,13 @@ class _Bars:
         if progress.node != self._node:
             self.end()
             self._node, self._shown = progress.node, 0
-            self._bar = click.progressbar(length=max(progress.total_bytes, 1), label=progress.node, hidden=self._hidden)
+            self._bar = click.progressbar(
+                length=max(progress.total_blocks, 1), label=progress.node, hidden=self._hidden
+            )
             self._bar.__enter__()
         assert self._bar is not None
-        self._bar.update(progress.done_bytes - self._shown)
-        self._shown = progress.done_bytes
+        self._bar.update(progress.done_blocks - self._shown)
+        self._shown = progress.done_blocks
 
     def end(self) -> None:
         """Leave the last bar as it is."""
@@ -116,13 +118,14 @@ class _Bars:
 
 def _tell(found: Parity) -> None:
     what = f"{plural(found.rows, 'row')} of {plural(found.tables, 'table')} compared in {found.seconds:.1f} s"
-    verdict = f"has what {found.primary} has" if found.holds else f"DIFFERS from {found.primary}"
+    as_far = ", as far as it was compared" if found.skipped else ""
+    verdict = f"has what {found.primary} has{as_far}" if found.holds else f"DIFFERS from {found.primary}"
     indexes = f", {found.indexes} B-trees checked" if found.indexes else ""
     click.echo(f"{found.node} {verdict} (timeline {found.timeline}, replayed {found.replayed_lsn}): {what}{indexes}")
     for mismatch in found.mismatches:
         click.echo(f"  {_in_words(mismatch)}")
-    for broken in found.broken_indexes:
-        click.echo(f"  index {broken}")
+    for damage in found.damage:
+        click.echo(f"  damaged on {damage.node}: {damage.what}")
     if found.undecided:
         click.echo(f"  {plural(found.undecided, 'row')} were being changed whenever they were looked at")
     for skipped in found.skipped:

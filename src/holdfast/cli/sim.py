@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.failures import FAILED
-from holdfast.cli.output import json_option, print_json
+from holdfast.cli.output import json_option, plural, print_json
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -138,11 +138,6 @@ def _show_shrunk(seed: int, left_out: str | None) -> None:
     click.echo("")
     for note in small.timeline:
         click.echo(str(note))
-
-
-def plural(count: int, word: str) -> str:
-    """A number with its noun."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _write(file: Path | None, first: int, tally: Tally, left_out: str | None) -> None:

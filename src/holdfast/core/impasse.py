@@ -63,9 +63,9 @@ def _unconfirmed(now: Standing, led: NodeReport) -> Obstacle | None:
     who = ", ".join(sorted(m.node for m in quorum.members))
     some = f"{quorum.k} of {who}" if len(quorum.members) > 1 else who
     what = f"writes wait: {some} must confirm each commit: {', '.join(missing.values())}"
-    alone = now.policy.local_commits_allowed
     remedy = bring_back(missing)
-    return Obstacle(what, tuple(missing), remedy if alone else f"{remedy}, or: {DEGRADE}")
+    may_degrade = now.policy.local_commits_allowed
+    return Obstacle(what, tuple(missing), remedy if may_degrade else f"{remedy}, or: {DEGRADE}")
 
 
 def _is_held_for_lost(leader: Member, now: Standing) -> bool:
@@ -90,9 +90,10 @@ def _too_few_voters(now: Standing, leader: Member) -> Obstacle | None:
 def _voters_back(now: Standing, away: Collection[str], needed: int) -> str:
     nodes = [name for name in away if name not in now.register.witnesses]
     witnesses = ", ".join(name for name in away if name in now.register.witnesses)
-    ways = [bring_back(nodes)] * bool(nodes) + [f"start the witness {witnesses} again"] * bool(witnesses)
-    few = f" ({needed} of them will do)" if needed < len(away) and len(ways) == 1 else ""
-    return (", or " if needed == 1 else ", and ").join(ways) + few
+    if nodes and witnesses:
+        return f"{bring_back(nodes)}, {'or' if needed == 1 else 'and'} start the witness {witnesses} again"
+    way = bring_back(nodes) if nodes else f"start the witness {witnesses} again"
+    return f"{way} ({needed} of them will do)" if needed < len(away) else way
 
 
 def _obstacle(now: Standing, back: Collection[str] = ()) -> Obstacle | None:

@@ -72,7 +72,6 @@ class Difference:
             {k: v for k, v in self.missing.items() if k in other.missing},
             {k: v for k, v in self.extra.items() if k in other.extra},
             {k: v for k, v in self.different.items() if k in other.different},
-            max(self.undecided, other.undecided),
         )
 
     def add(self, other: Difference) -> None:
@@ -86,6 +85,26 @@ class Difference:
         """Every version that differs, in the order of their places."""
         found = {**self.missing, **self.extra, **self.different}
         return [found[identity] for identity in sorted(found)]
+
+
+@dataclass(slots=True)
+class Looks:
+    """Comparisons of one chunk, one after the other: what differs must do so twice in a row."""
+
+    left: int
+    """How many more there may be."""
+    _last: Difference | None = None
+
+    def judge(self, now: Difference) -> Difference | None:
+        """What has been found by now; None: look again."""
+        self.left -= 1
+        if not now and not now.undecided:
+            return now
+        both = Difference() if self._last is None else self._last.also_in(now)
+        self._last = now
+        if both:
+            return both
+        return None if self.left > 0 else Difference(undecided=now.undecided)
 
 
 def compare(before: Look, before_xmin: int, standby: Look, after: Look) -> Difference:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 
-from holdfast.core.parity import Difference, compare, look_of
+from holdfast.core.parity import Difference, Looks, compare, look_of
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
 from holdfast.model.errors import ConfigurationError, HoldfastError, PostgresError
-from holdfast.model.parity import Mismatch, Parity
-from holdfast.postgres.parity import Chunk, ComparedTable, Side, SideLost
+from holdfast.model.parity import Damage, Mismatch, Parity
+from holdfast.postgres.parity import CannotCompare, Chunk, ComparedTable, Damaged, Side
 
 CHUNKS_AT_ONCE = 16
 """So many chunks of the primary are summed up before the standby is waited for once."""
@@ -35,12 +35,12 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the comparison of a node is: in bytes of the primary's tables."""
+    """How far the comparison of a node is, in blocks of the primary's tables."""
 
     node: str
     table: str
-    done_bytes: int
-    total_bytes: int
+    done_blocks: int
+    total_blocks: int
 
 
 async def compare_standbys(
@@ -88,13 +88,14 @@ class _Comparison:
     progress: Callable[[Progress], None]
     _tables: int = 0
     _rows: int = 0
-    _done_bytes: int = 0
-    _total_bytes: int = 0
+    _done_blocks: int = 0
+    _total_blocks: int = 0
+    _block_bytes: int = 0
     _undecided: int = 0
     _indexes: int = 0
     _mismatches: list[Mismatch] = field(default_factory=list)
     _skipped: list[str] = field(default_factory=list)
-    _broken: list[str] = field(default_factory=list)
+    _damage: list[Damage] = field(default_factory=list)
 
     async def run(self, wanted: Sequence[str]) -> Parity:
         began_s = time.monotonic()
@@ -110,24 +111,26 @@ class _Comparison:
             raise HoldfastError(f"{self.node} could not be compared with {self.primary_name}: {error}") from error
         return Parity(
             self.node, self.primary_name, self.timeline, primary_lsn, replayed_lsn, self._tables, self._rows,
-            self._done_bytes, round(time.monotonic() - began_s, 3), tuple(self._mismatches), self._undecided,
-            tuple(self._skipped), self._indexes, tuple(self._broken),
+            self._done_blocks * self._block_bytes, round(time.monotonic() - began_s, 3), tuple(self._mismatches),
+            self._undecided, tuple(self._skipped), self._indexes, tuple(self._damage),
         )  # fmt: skip
 
     async def _sides(self, stack: AsyncExitStack, database: str) -> tuple[Side, Side]:
-        primary = await stack.enter_async_context(Side.open(self.cluster.superuser_dsn(self.primary_name, database)))
-        standby = await stack.enter_async_context(Side.open(self.cluster.superuser_dsn(self.node, database)))
+        primary = await stack.enter_async_context(self._side(self.primary_name, database))
+        standby = await stack.enter_async_context(self._side(self.node, database))
         return primary, standby
+
+    def _side(self, node: str, database: str) -> AbstractAsyncContextManager[Side]:
+        return Side.open(node, self.cluster.superuser_dsn(node, database))
 
     async def _work(self, wanted: Sequence[str]) -> dict[str, list[ComparedTable]]:
         found: dict[str, list[ComparedTable]] = {}
-        async with Side.open(self.cluster.superuser_dsn(self.primary_name, "postgres")) as side:
-            databases = await side.databases()
+        async with self._side(self.primary_name, "postgres") as side:
+            databases, self._block_bytes = await side.databases(), await side.block_bytes()
         for database in databases:
-            async with Side.open(self.cluster.superuser_dsn(self.primary_name, database)) as side:
+            async with self._side(self.primary_name, database) as side:
                 there = await side.tables(database)
                 found[database] = [t for t in there if not wanted or str(t) in wanted]
-                block_bytes = await side.block_bytes()
         named = {str(table) for tables in found.values() for table in tables}
         missing = [name for name in wanted if name not in named]
         if missing:
@@ -135,7 +138,7 @@ class _Comparison:
                 f"--table {missing[0]}: there is no such table (it is named DATABASE.SCHEMA.TABLE; foreign, unlogged "
                 "and temporary tables have no rows to compare)"
             )
-        self._total_bytes = sum(max(t.blocks, 1) * block_bytes for tables in found.values() for t in tables)
+        self._total_blocks = sum(max(t.blocks, 1) for tables in found.values() for t in tables)
         return {database: tables for database, tables in found.items() if tables}
 
     async def _positions(self) -> tuple[str, str]:
@@ -145,22 +148,25 @@ class _Comparison:
 
     async def _table(self, primary: Side, standby: Side, table: ComparedTable) -> None:
         found = Difference()
+        whole = False
         try:
             for chunks in _grouped(table.chunks()):
                 for chunk in await self._unequal(primary, standby, table, chunks):
                     found.add(await self._look_closely(primary, standby, table, chunk))
             if self.check_indexes:
                 await self._check_indexes(standby, table)
-        except SideLost:
+            whole = True
+        except CannotCompare:
             raise
+        except Damaged as error:
+            self._damage.append(Damage(error.node, f"{table}: {error}"))
         except PostgresError as error:
-            self._skipped.append(f"{table}: {await self._why_not(primary, standby, table) or error}")
-            return
-        changed = await self._why_not(primary, standby, table) if found else None
-        if changed is not None:
-            self._skipped.append(f"{table}: {changed}")
-            return
-        self._tables += 1
+            if await self._is_same(primary, standby, table):
+                self._skipped.append(f"{table}: {error}")
+        if (found or not whole) and not await self._is_same(primary, standby, table):
+            self._skipped.append(f"{table}: was dropped, truncated or rewritten meanwhile")
+            return  # what lay where says nothing any more
+        self._tables += whole
         self._undecided += found.undecided
         if found:
             self._mismatches.append(_mismatch(table, found))
@@ -176,29 +182,23 @@ class _Comparison:
             if there != here and there != await primary.sum_up(table, chunk):
                 unequal.append(chunk)
             self._rows += here.rows
-            self._done_bytes += here.size_bytes
-        self.progress(Progress(self.node, str(table), min(self._done_bytes, self._total_bytes), self._total_bytes))
+        self._done_blocks += (chunks[-1].end or max(table.blocks, 1)) - chunks[0].first
+        self.progress(Progress(self.node, str(table), self._done_blocks, self._total_blocks))
         await self.pace.rest(time.monotonic() - began_s)
         return unequal
 
     async def _look_closely(self, primary: Side, standby: Side, table: ComparedTable, chunk: Chunk) -> Difference:
         """Row by row, more than once: what differs stays so."""
-        found: Difference | None = None
-        for _ in range(_LOOKS_MAX):
+        looks = Looks(_LOOKS_MAX)
+        while True:
             before, oldest_running = await primary.versions(table, chunk)
             await standby.replayed(await primary.written_lsn(), self._patience_s)
             there, _unused = await standby.versions(table, chunk)
             after, _unused = await primary.versions(table, chunk)
-            now = compare(look_of(before), oldest_running, look_of(there), look_of(after))
-            if not now and not now.undecided:
-                return now
-            both = now if found is None else found.also_in(now)
-            if found is not None and both:
-                return both
-            found = both
+            found = looks.judge(compare(look_of(before), oldest_running, look_of(there), look_of(after)))
+            if found is not None:
+                return found
             await asyncio.sleep(_BETWEEN_LOOKS_S)
-        assert found is not None
-        return Difference(undecided=found.undecided)
 
     async def _check_indexes(self, standby: Side, table: ComparedTable) -> None:
         checked = await standby.check_indexes(table)
@@ -208,13 +208,11 @@ class _Comparison:
                 self._skipped.append(words)
             return
         self._indexes += checked[0]
-        self._broken += checked[1]
+        self._damage += [Damage(self.node, words) for words in checked[1]]
 
-    async def _why_not(self, primary: Side, standby: Side, table: ComparedTable) -> str | None:
-        """Why a table cannot be compared by its places; None if nothing speaks against it."""
-        if await primary.is_same(table) and await standby.is_same(table):
-            return None
-        return "was dropped, truncated or rewritten meanwhile"
+    async def _is_same(self, primary: Side, standby: Side, table: ComparedTable) -> bool:
+        """Whether the places of its rows can be compared."""
+        return await primary.is_same(table) and await standby.is_same(table)
 
     @property
     def _patience_s(self) -> float:

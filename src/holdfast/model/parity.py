@@ -24,12 +24,20 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """What PostgreSQL itself says against a table or an index of one node: an invalid page, say."""
+
+    node: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """The comparison of one standby.
 
     The positions are those at the beginning. ``undecided``: rows that were being changed whenever they were looked at.
     ``skipped`` says what was not compared, and why; ``indexes`` counts those that amcheck has gone through on the
-    standby, and ``broken_indexes`` has its words.
+    standby.
     """
 
     node: str
@@ -45,9 +53,14 @@ class Parity:
     undecided: int = 0
     skipped: tuple[str, ...] = ()
     indexes: int = 0
-    broken_indexes: tuple[str, ...] = ()
+    damage: tuple[Damage, ...] = ()
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found that differs."""
-        return not self.mismatches and not self.broken_indexes
+        """Whether nothing was found that differs, and nothing that cannot be read."""
+        return not self.mismatches and not self.damage
+
+    @property
+    def is_standby_sound(self) -> bool:
+        """Whether nothing speaks against reading from the standby; a damaged primary does not."""
+        return not self.mismatches and all(damage.node != self.node for damage in self.damage)

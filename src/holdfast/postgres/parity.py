@@ -14,6 +14,7 @@ from psycopg import sql
 from holdfast.core.parity import Version
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import Lsn
+from holdfast.postgres.session import message_of
 
 CHUNK_BLOCKS = 512
 """4 MB: a standby that holds a chunk's rows up is in nobody's way for long."""
@@ -61,8 +62,7 @@ _SAME = "SELECT pg_relation_filenode(%s::oid)::bigint"
 _DIGEST = 'hashtextextended((holdfast_row.*)::text COLLATE "C", 0)'
 _SUM = (
     "SELECT count(*), coalesce(bit_xor(hashtextextended("
-    "concat_ws(',', holdfast_row.ctid, holdfast_row.xmin, " + _DIGEST + ') COLLATE "C", 0)), 0), '
-    "coalesce(sum(pg_column_size(holdfast_row.*)), 0)::bigint "
+    "concat_ws(',', holdfast_row.ctid, holdfast_row.xmin, " + _DIGEST + ') COLLATE "C", 0)), 0) '
     "FROM ONLY {table} AS holdfast_row WHERE {where}"
 )
 _ROWS = (
@@ -115,22 +115,30 @@ class Sum:
 
     rows: int
     digest: int
-    size_bytes: int
 
 
-class SideLost(PostgresError):
-    """The session with a server is gone."""
+class CannotCompare(PostgresError):
+    """The session with a server is gone, or its replay does not go on: no table can be compared."""
+
+
+class Damaged(PostgresError):
+    """A server cannot read what it has. ``node``: which one."""
+
+    def __init__(self, node: str, words: str) -> None:
+        super().__init__(words)
+        self.node = node
 
 
 class Side:
     """One server, in one database."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    def __init__(self, node: str, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        self._node = node
         self._connection = connection
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, dsn: str) -> AsyncIterator[Side]:
+    async def open(cls, node: str, dsn: str) -> AsyncIterator[Side]:
         """A session for comparing; raises PostgresError."""
         options = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in _SETTINGS.items())
         try:
@@ -138,9 +146,9 @@ class Side:
                 dsn, autocommit=True, connect_timeout=10, options=options
             )
         except psycopg.Error as error:
-            raise _in_words(error) from error
+            raise PostgresError(message_of(error)) from error
         async with connection:
-            yield cls(connection)
+            yield cls(node, connection)
 
     async def databases(self) -> list[str]:
         """The databases that take sessions."""
@@ -159,8 +167,8 @@ class Side:
 
     async def sum_up(self, table: ComparedTable, chunk: Chunk) -> Sum:
         """A digest of what is visible in a chunk."""
-        ((rows, digest, size_bytes),) = await self._fetch(_of(_SUM, table, chunk))
-        return Sum(rows, digest, size_bytes)
+        ((rows, digest),) = await self._fetch(_of(_SUM, table, chunk))
+        return Sum(rows, digest)
 
     async def versions(self, table: ComparedTable, chunk: Chunk) -> tuple[list[Version], int]:
         """What is visible in a chunk, and the oldest transaction that was still running before that look."""
@@ -186,7 +194,7 @@ class Side:
         return int(size)
 
     async def replayed(self, lsn: Lsn, deadline_s: float) -> None:
-        """Of a standby: wait until it has replayed that far; raises PostgresError if it does not in time."""
+        """Of a standby: wait until it has replayed that far; raises CannotCompare if it does not in time."""
         give_up_s = asyncio.get_running_loop().time() + deadline_s
         while True:
             ((there, at),) = await self._fetch(
@@ -196,7 +204,7 @@ class Side:
             if there:
                 return
             if asyncio.get_running_loop().time() > give_up_s:
-                raise PostgresError(
+                raise CannotCompare(
                     f"the standby has replayed up to {at}, and does not come to {lsn}: replay stands still"
                 )
             await asyncio.sleep(_REPLAY_POLL_S)
@@ -210,12 +218,12 @@ class Side:
                 return None
             try:
                 await self._fetch(f"SELECT {schema}.bt_index_check(%s::oid::regclass, true)", (oid,))
-            except PostgresError as error:
+            except Damaged as error:
                 broken.append(f"{table.database}.{name}: {error}")
         return len(indexes), broken
 
     async def _fetch(self, query: str | sql.Composed, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        """Raises PostgresError; what a recovery conflict ended is asked again."""
+        """Raises PostgresError, Damaged, CannotCompare; what a recovery conflict ended is asked again."""
         for attempt in range(_CONFLICTS_MAX):
             try:
                 text = query.encode() if isinstance(query, str) else query
@@ -223,11 +231,13 @@ class Side:
                 return await cursor.fetchall()
             except (psycopg.errors.SerializationFailure, psycopg.errors.QueryCanceled) as error:
                 if attempt == _CONFLICTS_MAX - 1:
-                    raise _in_words(error) from error
+                    raise PostgresError(message_of(error)) from error
                 await asyncio.sleep(_CONFLICT_PAUSE_S)
+            except (psycopg.errors.DataCorrupted, psycopg.errors.IndexCorrupted) as error:
+                raise Damaged(self._node, message_of(error)) from error
             except psycopg.Error as error:
-                words = _in_words(error)
-                raise (SideLost(str(words)) if self._connection.closed else words) from error
+                kind = CannotCompare if self._connection.closed else PostgresError
+                raise kind(message_of(error)) from error
         raise AssertionError("unreachable")
 
 
@@ -238,7 +248,3 @@ def _of(query: LiteralString, table: ComparedTable, chunk: Chunk) -> sql.Compose
     columns = sql.SQL(", ").join(sql.SQL("holdfast_row.{}").format(sql.Identifier(name)) for name in table.key)
     key = sql.SQL("ROW({})::text").format(columns) if table.key else sql.SQL("NULL::text")
     return sql.SQL(query).format(table=sql.Identifier(table.schema, table.name), where=where, key=key)
-
-
-def _in_words(error: psycopg.Error) -> PostgresError:
-    return PostgresError(str(error.diag.message_primary or error).strip().replace("\n", " "))

@@ -106,19 +106,19 @@ class Session:
                 return await self._execute(query, parameters)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if self._connection is not None and not self._connection.broken:
-                    raise PostgresError(f"PostgreSQL: {_message(error)}") from error
+                    raise PostgresError(f"PostgreSQL: {message_of(error)}") from error
                 await self._close()
                 if not held or self._ended:
                     raise _refusal(error) from error
             except psycopg.Error as error:
-                raise PostgresError(f"PostgreSQL: {_message(error)}") from error
+                raise PostgresError(f"PostgreSQL: {message_of(error)}") from error
             try:  # the held session was from before a restart
                 return await self._execute(query, parameters)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self._close()
                 raise _refusal(error) from error
             except psycopg.Error as error:
-                raise PostgresError(f"PostgreSQL: {_message(error)}") from error
+                raise PostgresError(f"PostgreSQL: {message_of(error)}") from error
 
     async def _execute(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         if self._connection is None:
@@ -149,12 +149,13 @@ def _shut(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
 
 
 def _refusal(error: psycopg.Error) -> PostgresError:
-    text = _message(error)
+    text = message_of(error)
     starting = "starting up" in text or "not yet accepting connections" in text or "No such file" in text
     if starting or "Connection refused" in text or "shutting down" in text:
         return NotAccepting(f"PostgreSQL accepts no session: {text}", starting=starting)
     return NoAnswer(f"the session with PostgreSQL broke: {text}")
 
 
-def _message(error: psycopg.Error) -> str:
+def message_of(error: psycopg.Error) -> str:
+    """What the server said, in one line."""
     return str(error.diag.message_primary or error).strip().replace("\n", " ")

@@ -256,8 +256,10 @@ class Checks:
         self.sample()
         sampled = self._loop.time() >= _MEMORY_S / 2
         alone = self.local_allowed()
-        if alone and committed.quorum.k == 0:
-            return  # whoever is near enough may be recruited
-        least = 1 if alone else 2
-        if sampled and not any(recruits_suffice(committed, able) and len(able) >= least for _, able in self._able):
+        anybody, least = alone and committed.quorum.k == 0, 1 if alone else 2  # anybody: who is near enough
+
+        def could(able: frozenset[Member]) -> bool:
+            return (anybody or recruits_suffice(committed, able)) and len(able) >= least
+
+        if sampled and not any(could(able) for _, able in self._able):
             raise Violation(HASTY, f"epoch {new.epoch} is opened, and nobody could have recruited it")

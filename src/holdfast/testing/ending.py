@@ -44,9 +44,8 @@ class Ending:
         return None
 
     def is_tolerable(self, back: Collection[str] = ()) -> bool:
-        """Whether what is left suffices: enough of those who may hold acknowledged writes, and two nodes at all.
-
-        (One node, if the policy lets it acknowledge alone.)
+        """Whether what is left suffices: enough of those who may hold acknowledged writes, and two nodes at all; one,
+        if policy lets it acknowledge alone.
 
         ``back``: the nodes that are supposed to be back with what they had.
         """

@@ -44,19 +44,18 @@ _NOWHERE = Path("/nonexistent")
 @cache
 def settings_of(node: str, nodes: tuple[str, ...], timeouts: Timeouts) -> NodeSettings:
     """The configuration of a node; nothing of it is ever read from a disk."""
-    nowhere = _NOWHERE
     return NodeSettings(
         cluster=ClusterSettings(name=CLUSTER, nodes=nodes),
-        node=NodeIdentity(name=node, state_dir=nowhere),
+        node=NodeIdentity(name=node, state_dir=_NOWHERE),
         postgres=PostgresSettings(
-            data_dir=nowhere,
+            data_dir=_NOWHERE,
             host=node,
             port=5432,
-            socket_dir=nowhere,
-            superuser_password_file=nowhere,
-            replication_password_file=nowhere,
+            socket_dir=_NOWHERE,
+            superuser_password_file=_NOWHERE,
+            replication_password_file=_NOWHERE,
         ),
-        api=ApiSettings(host=node, port=8008, token_file=nowhere),
+        api=ApiSettings(host=node, port=8008, token_file=_NOWHERE),
         store=StoreSettings(endpoints=("http://store:2379",)),
         timeouts=timeouts,
     )
