@@ -263,9 +263,12 @@ async def test_one_standby_counted_twice(lab: Lab) -> None:
         assert await lab.execute("a", senders) == [(1,), (1,)]
 
         await lab.execute("b", "ALTER SYSTEM RESET primary_slot_name")  # the rule: it streams through its own slot
-        await lab.execute("a", "SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
         await lab.execute("b", "SELECT pg_reload_conf()")
-        await lab.until_rows("a", f"{senders} AND pid IN (SELECT active_pid FROM pg_replication_slots)")
+        await lab.execute("a", "SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        through_slot = f"{senders} AND pid IN (SELECT active_pid FROM pg_replication_slots)"
+        await lab.until_rows("a", through_slot)
+        # Between the two it may have connected once more as before: that connection must have ended, too.
+        await lab.until_rows("a", f"{senders} EXCEPT ALL {through_slot}", present=False)
         async with committing(lab, "a", "INSERT INTO t VALUES (2)") as commit:
             await lab.until_rows("a", WAITING)
             await lab.until_rows("a", f"{senders} AND flush_lsn = pg_current_wal_flush_lsn()")
