@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,9 +18,11 @@ import pytest
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.layout import remove
 from holdfast.local.machine import server_user, temporary_root
+from holdfast.local.orders import order
 from holdfast.local.processes import postmaster_of
 from holdfast.local.status import read_status
 from holdfast.model.event import Event
+from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
 from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register, watch_register
@@ -218,12 +220,14 @@ async def sick(sick_directory: Path) -> AsyncIterator[LocalCluster]:
         await opened.close()
 
 
-async def test_a_disk_that_stalls_is_told_and_another_takes_over(sick: LocalCluster) -> None:
+async def lets_go_when_its_disk_stalls(sick: LocalCluster, meanwhile: Callable[[], Awaitable[object]]) -> None:
+    """n1 loses the lead and ends its server although its disk takes nothing; ``meanwhile`` is done once it stalls."""
     epoch = (await the_register(sick)).epoch
     stall = sick.layout.data_dir("n1").parent / "stall"
     async with await connect(await sick.direct_dsn("n1")) as connection:
         stall.touch()
         try:
+            await meanwhile()
             writing = asyncio.ensure_future(connection.execute("CREATE TABLE never_acknowledged (id int)"))
             try:
                 await wait_until_led_by_another(sick, "n1")
@@ -236,6 +240,29 @@ async def test_a_disk_that_stalls_is_told_and_another_takes_over(sick: LocalClus
             stall.unlink()  # before the session is closed, which waits for its statement
     await two_against(sick, epoch, "verdict.storage-stall")
     assert await sick.wait_until_whole(WHOLE_S)
+
+
+async def test_a_disk_that_stalls_is_told_and_another_takes_over(sick: LocalCluster) -> None:
+    async def nothing() -> None:
+        """It is as it was."""
+
+    await lets_go_when_its_disk_stalls(sick, nothing)
+
+
+async def test_a_leader_whose_disk_stalls_while_it_changes_its_quorum_lets_go(sick: LocalCluster) -> None:
+    """Its agent waits for a row to be committed then, which must not keep it from ending its server."""
+
+    async def confirmed_by(k: int, **policy: object) -> None:
+        await order(sick, "/policy", policy)
+        async with asyncio.timeout(WHOLE_S), contextlib.aclosing(watch_register(sick)) as registers:
+            async for register in registers:
+                if register.committed.quorum.k == k:
+                    return
+
+    await confirmed_by(2, durability="degrading", confirmations=2)
+    assert await sick.wait_until_whole(WHOLE_S)
+    await lets_go_when_its_disk_stalls(sick, lambda: confirmed_by(1, confirmations=None))
+    await order(sick, "/policy", {"durability": DEFAULT_POLICY.durability.value})
 
 
 async def test_a_full_disk_of_its_own_is_left_for_one_with_room(sick: LocalCluster) -> None:

@@ -62,6 +62,8 @@ class Session:
         self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self._running: asyncio.Task[Any] | None = None
+        self._given_up: asyncio.Task[Any] | None = None
+        """Whose statement nobody waits for any more: it is not tried again."""
         self._ended = False
 
     async def fetch(
@@ -108,7 +110,7 @@ class Session:
                 if self._connection is not None and not self._connection.broken:
                     raise PostgresError(f"PostgreSQL: {message_of(error)}") from error
                 await self._close()
-                if not held or self._ended:
+                if not held or self._ended or self._given_up is asyncio.current_task():
                     raise _refusal(error) from error
             except psycopg.Error as error:
                 raise PostgresError(f"PostgreSQL: {message_of(error)}") from error
@@ -129,15 +131,13 @@ class Session:
     async def _abandon(self, task: asyncio.Task[list[tuple[Any, ...]]]) -> None:
         """End a statement that is still under way, without asking a server that may be frozen."""
         connection = self._connection
-        mine = self._running is task
-        if not mine or connection is None or connection.closed:
+        if self._running is not task or connection is None or connection.closed:
             task.cancel()
         else:
+            self._given_up = task
             _shut(connection)
         with contextlib.suppress(asyncio.CancelledError, PostgresError, psycopg.Error):
             await task
-        if mine:
-            await self._close()
 
 
 def _shut(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
