@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -14,7 +15,9 @@ import pytest
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
 from holdfast.model.server import ServerStatus
+from holdfast.model.timeouts import Timeouts
 from holdfast.postgres.config import BARRIER
+from holdfast.postgres.disk import DiskSilent
 from holdfast.postgres.process import PidFile, Postmaster, processes_in
 from tests.postgres.lab import DEADLINE_S, Lab
 
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.live
 
 STARTER = """
 import asyncio, sys, time
+from collections.abc import Iterator
 from pathlib import Path
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
@@ -188,3 +192,40 @@ async def test_a_start_that_dies_later_says_why(lab: Lab) -> None:
 def test_a_socket_path_that_is_too_long_is_refused(lab: Lab) -> None:
     with pytest.raises(ConfigurationError, match=r"postgres\.socket_dir"):
         lab.server("a", socket_dir=Path("/tmp") / ("x" * 100))
+
+
+async def test_settings_that_the_disk_does_not_take_are_given_up_in_time_and_never_written_late(lab: Lab) -> None:
+    primary = await lab.primary("a", timeouts=Timeouts(statement_ms=100))
+    with hanging(lab.data_dir("a") / "pg_hba.conf"):
+        with pytest.raises(DiskSilent, match="did not answer within 100 ms"):
+            await primary.set_quorum(None)
+        await primary.kill()
+        with pytest.raises(DiskSilent, match="has not answered an earlier call yet"):
+            await primary.start(standby=False)  # a write of before could come after its own
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            with contextlib.suppress(DiskSilent):
+                await primary.start(standby=False)
+                break
+            await asyncio.sleep(0.01)  # the thread ends by itself
+    view = await lab.until(primary, lambda v: v.status is ServerStatus.PRIMARY)
+    assert view.synchronous_names == BARRIER
+
+
+@contextlib.contextmanager
+def hanging(file: Path) -> Iterator[None]:
+    """Whoever reads the file hangs meanwhile: it is a FIFO that nobody writes to."""
+    text, stat = file.read_text(), file.stat()
+    file.unlink()
+    os.mkfifo(file)
+    os.chown(file, stat.st_uid, stat.st_gid)
+    try:
+        yield
+    finally:
+        writer = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+        file.rename(file.with_suffix(".hung"))
+        file.write_text(text)
+        os.chown(file, stat.st_uid, stat.st_gid)
+        os.write(writer, text.encode())  # what waits goes on
+        os.close(writer)
+        file.with_suffix(".hung").unlink()

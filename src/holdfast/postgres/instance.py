@@ -36,6 +36,8 @@ from holdfast.postgres.timelines import remove_histories_above, timelines_on_dis
 _log = structlog.get_logger(__name__)
 _POLL_S = 0.002
 _STARTED = frozenset({"starting", "ready", "standby"})
+_SETTINGS = "settings"
+"""Whatever writes them is one purpose: a write that hung never ends after a later one."""
 _RELOADED = """
 SELECT extract(epoch FROM pg_conf_load_time())::text,
        current_setting('synchronous_standby_names'), current_setting('primary_conninfo') <> ''
@@ -112,7 +114,8 @@ class Instance:
     ) -> Postmaster:
         """Write the files and start a postmaster; raises EnvironmentFault or ConfigurationError."""
         try:
-            await asyncio.to_thread(self._prepare_start, runtime, standby)
+            prepare = partial(self._prepare_start, runtime, standby)
+            await self.disk.call(_SETTINGS, prepare, self.timeouts.postmaster_ms)
         except OSError as error:
             raise EnvironmentFault(f"cannot prepare the start in {self.layout.data_dir}: {error}") from error
         return Postmaster.spawn(
@@ -193,7 +196,7 @@ class Instance:
             before = (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0][0]
             self.runtime, self.in_force = runtime, False
             try:
-                await asyncio.to_thread(self.configuration.write, runtime)
+                await self.disk.call(_SETTINGS, partial(self.configuration.write, runtime), self.timeouts.statement_ms)
             except OSError as error:
                 raise PostgresError(f"cannot write PostgreSQL's settings: {error}") from error
             postmaster.signal(signal.SIGHUP)

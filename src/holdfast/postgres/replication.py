@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import structlog
 
@@ -213,7 +214,8 @@ async def set_quorum(instance: Instance, quorum: Quorum | None) -> None:
 
 async def write_epoch_record(instance: Instance, epoch: int) -> Lsn:
     """Write the record of an epoch's start. See ``Server.write_epoch_record``."""
-    history = await asyncio.to_thread(read_history, instance.layout.wal_dir, epoch)
+    find = partial(read_history, instance.layout.wal_dir, epoch)
+    history = await instance.disk.call("history", find, instance.timeouts.statement_ms)
     fork = history[-1].switch_lsn if history else Lsn(0)
     await instance.session("work").fetch(_EPOCH_RECORD, (epoch, str(fork)))
     return await flushed_lsn(instance)
