@@ -2,44 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import JsonValue
-
-from holdfast.core.story import tell
-from holdfast.model.event import Event
-
-T0 = 1_000_000.0
-
-
-def event(at: int, source: str, kind: str, epoch: int, rule: str | None = None, **detail: JsonValue) -> Event:
-    return Event(T0 + at, source, kind, epoch, rule, detail)
-
-
-def verdict(at: int, source: str, kind: str, about: str = "n1", epoch: int = 1) -> Event:
-    readings: list[JsonValue] = [{"source": "fresh session", "age_ms": 1600, "says": "answered in 3 ms"}]
-    words: dict[str, JsonValue] = {
-        "about": about,
-        "verdict": kind,
-        "evidence": "as the test says",
-        "readings": readings,
-    }
-    return event(at, source, "verdict.changed", epoch, "verdict.silence", **words)
-
-
-def failover(at: int, old: str, new: str, epoch: int) -> list[Event]:
-    return [
-        verdict(at, "n2", "unreachable", old, epoch - 1),
-        verdict(at + 40, "n3", "unreachable", old, epoch - 1),
-        event(at + 50, "n3", "epoch.opened", epoch, "epoch.suspect", reason="no answer on any path for 1500 ms"),
-        event(at + 60, "n2", "recruit.joined", epoch, "recruit.detach", position="0/5000", timeline=epoch - 1),
-        event(at + 90, "n3", "candidate.chosen", epoch, "epoch.choose", candidate=new, reason="it has the most log"),
-        event(at + 150, new, "primary.promoted", epoch, "barrier.mark"),
-        event(at + 190, new, "epoch.serving", epoch, "barrier.commit", leader=new, quorum="ANY 1 (n3_0)"),
-        event(at + 900, old, "node.rejoined", epoch, "follow.steady", upstream=new),
-    ]
-
-
-CREATED = event(-100_000, "n1", "cluster.created", 1, "create.register", node="n1")
-SERVING = event(-90_000, "n1", "epoch.serving", 1, "barrier.commit", leader="n1", quorum="ANY 1 (n2_0, n3_0)")
+from holdfast.core.story import stories, tell
+from tests.core.histories import CREATED, SERVING, T0, event, failover, verdict
 
 
 def test_a_cluster_that_never_changed_its_leader_has_no_story() -> None:
@@ -98,3 +62,13 @@ def test_a_switchover_begins_with_the_wish() -> None:
     assert story is not None
     assert (story.switchover, story.serving_ms) == (True, 690)
     assert story.lines[0].says == "was asked to hand over to n2"
+
+
+def test_every_one_is_told_each_with_what_came_after_it() -> None:
+    doubt = verdict(40_000, "n1", "overloaded", "n2", 2)
+    events = [CREATED, SERVING, *failover(0, "n1", "n2", 2), doubt, *failover(50_000, "n2", "n1", 3)]
+    first, second = stories(events)
+    assert (first.old, first.new, first.epoch, first.old_back_ms) == ("n1", "n2", 2, 900)
+    assert (second.old, second.new, second.epoch, second.began_at_ms) == ("n2", "n1", 3, T0 + 40_000)
+    assert second == tell(events)
+    assert stories([CREATED, SERVING]) == ()

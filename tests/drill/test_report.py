@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
+from holdfast.core.words import duration
 from holdfast.drill.history import Attempt, History, Outcome
 from holdfast.drill.report import render_report, write_report
 from holdfast.drill.result import Cluster, Connections, DrillResult, LostTransactions, Phases, Reads, Writes
 from holdfast.drill.series import Samples
-from holdfast.drill.words import duration, figures, headline, sentence
+from holdfast.drill.words import figures, headline, sentence
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+from holdfast.core.phases import PHASES, phase_durations
 from holdfast.drill.result import (
-    PHASES,
     Cluster,
     Connections,
     DrillResult,
     Phases,
     Writes,
-    phases_from_journal,
     rejoined_at_ms,
 )
 from holdfast.model.event import Event
@@ -25,11 +24,9 @@ def event(after_ms: float, kind: str, *, epoch: int = 2, node: str = "n2") -> Ev
 
 
 def phases(events: list[Event], acknowledged_after_ms: list[float]) -> Phases:
-    return phases_from_journal(
-        events,
-        fault_at_ms=FAULT_MS,
-        epoch_before=1,
-        acknowledged_at_ms=[FAULT_MS + ms for ms in acknowledged_after_ms],
+    acknowledged_at_ms = [FAULT_MS + ms for ms in acknowledged_after_ms]
+    return Phases(
+        **phase_durations(events, began_at_ms=FAULT_MS, epoch_before=1, acknowledged_at_ms=acknowledged_at_ms)
     )
 
 

@@ -24,7 +24,6 @@ from holdfast.model.settings import (
     PostgresSettings,
     StoreSettings,
 )
-from holdfast.node.journal import Journal
 from holdfast.node.observer import Observer
 from holdfast.node.peers import Peers
 from holdfast.node.performer import Performer
@@ -34,6 +33,7 @@ from holdfast.node.registry import Registry
 from holdfast.postgres.disk import Disk
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Change, Put, Resync
+from holdfast.store.journal import Journal
 from holdfast.store.memory import Fault, MemoryBackend, MemoryStore
 from tests.core.builders import BOTH, N2, N3, TIMEOUTS, observation, recruit, register
 

@@ -8,8 +8,8 @@ import pytest
 
 from holdfast.model.report import Verdict, VerdictKind
 from holdfast.node import verdicts
-from holdfast.node.journal import Journal
 from holdfast.node.verdicts import VerdictNotes
+from holdfast.store.journal import Journal
 from holdfast.store.memory import MemoryStore
 from tests.core.builders import N2, TIMEOUTS, verdict
 

@@ -11,11 +11,11 @@ import pytest
 from holdfast.model.register import Member
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.clock import monotonic_ms
-from holdfast.node.journal import Journal
 from holdfast.node.peers import Peers
 from holdfast.node.reach import HttpReach
 from holdfast.node.slots import SlotKeeper
 from holdfast.postgres.server import Server
+from holdfast.store.journal import Journal
 from holdfast.store.memory import MemoryStore
 from tests.core.builders import observation, peer, register
 from tests.postgres.lab import Lab, new_incarnation

@@ -184,8 +184,8 @@ def _write_json(trial: Trial, entries: list[Entry], *, alone: bool) -> None:
 @click.option("--table", "as_table", is_flag=True, help="One line for each drill and settings instead of each run.")
 def history(as_json: bool, report_dir: Path, as_table: bool) -> None:
     """Say what earlier drills on hosts found; runs may be compared only if their settings' hash is the same."""
+    from holdfast.core.words import duration
     from holdfast.drill.archive import Archive, phase_table, summarize, table
-    from holdfast.drill.words import duration
 
     entries = Archive(report_dir / HISTORY).entries()
     if as_json:

@@ -37,11 +37,6 @@ def as_typed(text: str) -> str:
     return text.replace("`holdfast ", f"`{command_name()} ")
 
 
-def plural(count: int, word: str) -> str:
-    """A number with its noun."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
 class Steps:
     """Lines that say what has just happened and how long it took so far; silent for programs."""
 

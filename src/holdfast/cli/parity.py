@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.failures import FAILED, run
-from holdfast.cli.output import as_typed, directory_option, json_option, plural, print_json
+from holdfast.cli.output import as_typed, directory_option, json_option, print_json
+from holdfast.core.words import plural
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.failures import FAILED
-from holdfast.cli.output import json_option, plural, print_json
+from holdfast.cli.output import json_option, print_json
+from holdfast.core.words import plural
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar

@@ -157,22 +157,26 @@ def _replication(own: Vitals) -> Reading:
 
 
 def _disk(vitals: Vitals, age_ms: int, thresholds: Thresholds) -> Reading | None:
-    parts = []
+    parts, figures = [], {}
     for what, space in (("data", vitals.data_space), ("log", vitals.log_space)):
         if space is not None and (what == "data" or space != vitals.data_space):
             low = ", low" if space.free_bytes < thresholds.disk_low_bytes else ""
             parts.append(f"{what} {space.free_bytes // MEGABYTE:,} MB free{low}")
+            figures[f"{what}_free_bytes"] = float(space.free_bytes)
     if vitals.storage_ms is not None:
         parts.append(f"a small write took {vitals.storage_ms} ms")
-    return Reading(Source.DISK, age_ms, "; ".join(parts)) if parts else None
+        figures["write_ms"] = float(vitals.storage_ms)
+    return Reading(Source.DISK, age_ms, "; ".join(parts), figures) if parts else None
 
 
 def _load(vitals: Vitals, age_ms: int) -> Reading | None:
-    parts = []
+    parts, figures = [], {}
     if vitals.sessions is not None:
         of = f" of {vitals.sessions_max}" if vitals.sessions_max else ""
         parts.append(f"{vitals.sessions}{of} sessions, {vitals.active_sessions or 0} active")
+        figures["sessions_percent"] = 100 * vitals.sessions / vitals.sessions_max if vitals.sessions_max else 0.0
     if vitals.pressure is not None:
         p = vitals.pressure
         parts.append(f"waits for cpu {p.cpu:.0f} %, io {p.io:.0f} %, memory {p.memory:.0f} %")
-    return Reading(Source.LOAD, age_ms, "; ".join(parts)) if parts else None
+        figures |= {"cpu_waits_percent": p.cpu, "io_waits_percent": p.io, "memory_waits_percent": p.memory}
+    return Reading(Source.LOAD, age_ms, "; ".join(parts), figures) if parts else None

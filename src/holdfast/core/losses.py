@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.model.event import Event
@@ -38,7 +38,7 @@ def opened_under(events: Sequence[Event]) -> dict[int, Quorum | None]:
 
 def is_unacknowledged(account: LostLog, opened: Mapping[int, Quorum | None]) -> bool:
     """Whether it is proved that nobody was told of any commit in a divergent log."""
-    epochs = range(account.timeline + 1, account.epoch + 1)
+    epochs = _replaced_by(account)
     return len(epochs) > 0 and all(_needed_quorum(opened, epoch) for epoch in epochs)
 
 
@@ -47,18 +47,28 @@ def is_empty(account: LostLog) -> bool:
     return not account.of_clients and not account.unread
 
 
-def proof(events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], epoch: int | None) -> Proof:
-    """What journal and lists amount to; ``epoch`` is the register's, None if nobody knows it."""
+def proof(
+    events: Sequence[Event],
+    accounts: Sequence[LostLog],
+    silent: Sequence[str],
+    epoch: int | None,
+    only: Collection[int] | None = None,
+) -> Proof:
+    """What journal and lists amount to; ``epoch`` is the register's, None if nobody knows it.
+
+    ``only``: the openings of these epochs are meant, not every one so far.
+    """
     if epoch is None:
         return Proof(False, ("the store has no register, or does not answer: the journal is missing",))
     doubts = [f"{node} does not answer: what it knows is missing" for node in silent]
     opened = opened_under(events)
-    for account in accounts:
+    meant = range(2, epoch + 1) if only is None else only
+    for account in (a for a in accounts if only is None or not set(_replaced_by(a)).isdisjoint(only)):
         if not is_unacknowledged(account, opened) and not is_empty(account):
             what = f"{len(account.of_clients)} transactions" if account.of_clients else "transactions"
             doubts.append(f"{account.member.node} may have acknowledged {what} that are not in epoch {account.epoch}")
     examined = _examined(events, accounts)
-    for number in (n for n in range(2, epoch + 1) if not _needed_quorum(opened, n) and n not in examined):
+    for number in (n for n in meant if not _needed_quorum(opened, n) and n not in examined):
         quorum = opened.get(number)
         why = "the journal does not tell its quorum" if quorum is None else "commits were local"
         doubts.append(f"{why} before epoch {number}, and there is no list of the log of the primary that it replaced")
@@ -70,11 +80,16 @@ def _examined(events: Sequence[Event], accounts: Sequence[LostLog]) -> set[int]:
     leaders = {e.epoch: str(e.detail.get("leader")) for e in events if e.kind == "epoch.serving"}
     examined: set[int] = set()
     for account in accounts:
-        replaced_by = range(account.timeline + 1, account.epoch + 1)
+        replaced_by = _replaced_by(account)
         served_between = leaders.keys() & set(replaced_by[:-1])
         if leaders.get(account.timeline) == account.member.node and not served_between:
             examined.update(replaced_by)
     return examined
+
+
+def _replaced_by(account: LostLog) -> range:
+    """The epochs that the log of the account is not in."""
+    return range(account.timeline + 1, account.epoch + 1)
 
 
 def _needed_quorum(opened: Mapping[int, Quorum | None], epoch: int) -> bool:

@@ -1,8 +1,8 @@
-"""What happened in the last change of leadership, told from the journal: who saw what, who did what, by which rule."""
+"""What happened in each change of leadership, told from the journal: who saw what, who did what, by which rule."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -59,17 +59,40 @@ class Story:
 
 def tell(events: Sequence[Event]) -> Story | None:
     """The last change of leadership in a journal (oldest first); None if there has been none."""
+    told = stories(events)
+    return told[-1] if told else None
+
+
+def stories(events: Sequence[Event]) -> tuple[Story, ...]:
+    """Every change of leadership in a journal, oldest first."""
+    return tuple(story for story, _ in chapters(events))
+
+
+def chapters(events: Sequence[Event]) -> tuple[tuple[Story, tuple[Event, ...]], ...]:
+    """The stories, each with its part of the journal: from its first sign until that of the next."""
     ordered = sorted(events, key=lambda e: e.at_ms)
-    opened = [i for i, e in enumerate(ordered) if e.kind == "epoch.opened"]
-    if not opened:
-        return None
-    before = [i for i in range(opened[-1]) if ordered[i].kind in ("epoch.serving", "cluster.created")]
-    start = before[-1] + 1 if before else 0
-    led = ordered[before[-1]] if before else None
-    first = next(i for i in opened if i >= start)
-    onset = _onset(ordered, start, first)
-    told = [e for i, e in enumerate(ordered) if i >= onset and _belongs(e, early=i < first)]
-    return _story(told, led)
+    begun = list(_beginnings(ordered))
+    ends = [*(onset for _, _, onset in begun[1:]), len(ordered)][: len(begun)]
+    found = []
+    for (led, opened, onset), end in zip(begun, ends, strict=True):
+        told = [e for i, e in enumerate(ordered[onset:end], onset) if _belongs(e, early=i < opened)]
+        found.append((_story(told, led), tuple(ordered[onset:end])))
+    return tuple(found)
+
+
+def _beginnings(ordered: Sequence[Event]) -> Iterator[tuple[Event | None, int, int]]:
+    """Of each change: who served before, where an epoch was opened for it, and where its first sign is.
+
+    An epoch that had to be replaced before it served belongs to the change that it began.
+    """
+    led: Event | None = None
+    start, is_open = 0, False
+    for i, event in enumerate(ordered):
+        if event.kind in ("epoch.serving", "cluster.created"):
+            led, start, is_open = event, i + 1, False
+        elif event.kind == "epoch.opened" and not is_open:
+            is_open = True
+            yield led, i, _onset(ordered, start, i)
 
 
 def _onset(events: Sequence[Event], start: int, opened: int) -> int:
@@ -175,6 +198,13 @@ _WORDS = {
     "clone.done": "has a copy of {source}'s data, and is the new member {incarnation}",
     "walsender.ended": "ended a broken connection of {node}, which kept it from connecting again",
     "node.rejoined": "is back: it streams from {upstream}",
+    "clients.held": "had {held} statements wait, the longest for {longest_ms} ms; {refused} of them were refused, "
+    "{unknown} have an unknown outcome, and {undone} transactions were undone",
+    "log.accounted": "found {transactions} transactions ({lost_bytes} bytes) in its log beyond the fork at {fork}",
+    "log.unaccounted": "could not list what lies in its log beyond the fork: {reason}",
+    "rows.salvaged": "read {rows} rows of lost transactions",
+    "rows.salvaged-in-part": "read {rows} rows of lost transactions, and not all: {missing}",
+    "failover.approved": "has a person's approval for the failover",
     "fence.done": "ran the fencing command against {node}: {outcome}",
     "hook.done": "ran the hook for {role}: {outcome}",
     "alarm": "raises an alarm: {reason}",

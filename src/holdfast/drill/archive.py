@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.words import amount, duration
 from holdfast.drill.result import DrillResult
-from holdfast.drill.words import amount, duration
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 
 NOT_RUN = "not run"

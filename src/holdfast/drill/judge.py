@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
+from holdfast.core.phases import phase_durations
+from holdfast.core.words import duration
 from holdfast.drill.checker import Verdict, check
 from holdfast.drill.cluster import ClusterUnderTest
 from holdfast.drill.history import Row
@@ -20,14 +22,13 @@ from holdfast.drill.result import (
     Connections,
     DrillResult,
     LostTransactions,
+    Phases,
     Reads,
     Writes,
-    phases_from_journal,
     rejoined_at_ms,
 )
 from holdfast.drill.scenario import LOWERED_WRITER, Drill
 from holdfast.drill.series import Samples
-from holdfast.drill.words import duration
 from holdfast.drill.workload import Workload
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.lost import read_lost, read_proof
@@ -259,6 +260,16 @@ class Judge:
             }
             self._problems += [f"{count} {words}, and none should have" for words, count in told.items() if count]
 
+    def _phases(self, events: Sequence[Event], acknowledged_at_ms: Sequence[float]) -> Phases:
+        return Phases(
+            **phase_durations(
+                events,
+                began_at_ms=self.fault_at_ms,
+                epoch_before=self.epoch_before,
+                acknowledged_at_ms=acknowledged_at_ms,
+            )
+        )
+
     def _result(self, events: Sequence[Event], shown: Verdict, asked: bool, failovers: int) -> DrillResult:
         load, tally, history = self._drill.load, self._workload.tally, self._workload.history
         back_at_ms = rejoined_at_ms(events, self._old_primary, epoch_before=self.epoch_before)
@@ -277,12 +288,7 @@ class Judge:
                 etcd=self._cluster.etcd_version,
             ),
             rto_ms=round(shown.rto_ms, 1),
-            phases_ms=phases_from_journal(
-                events,
-                fault_at_ms=self.fault_at_ms,
-                epoch_before=self.epoch_before,
-                acknowledged_at_ms=history.acknowledged_at_ms(),
-            ),
+            phases_ms=self._phases(events, history.acknowledged_at_ms()),
             writes=_writes(shown, asked=asked, sqlstates=history.sqlstates()),
             connections=Connections(
                 clients=load.writers + load.long_writers,

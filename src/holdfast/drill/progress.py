@@ -15,9 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.core.phases import PHASES, failover_marks
+from holdfast.core.words import amount, duration
 from holdfast.drill.observer import Observer, Plan, Step
-from holdfast.drill.result import PHASES, DrillResult, failover_marks
-from holdfast.drill.words import amount, duration, figures, headline
+from holdfast.drill.result import DrillResult
+from holdfast.drill.words import figures, headline
 from holdfast.drill.workload import Counters
 from holdfast.model.event import Event
 

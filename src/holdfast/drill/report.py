@@ -14,9 +14,11 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from holdfast import __version__
-from holdfast.drill.result import PHASE_MEANING, DrillResult
+from holdfast.core.phases import PHASE_MEANING
+from holdfast.core.words import amount, duration
+from holdfast.drill.result import DrillResult
 from holdfast.drill.series import Samples, Series
-from holdfast.drill.words import amount, duration, headline, sentence, story
+from holdfast.drill.words import headline, sentence, story
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import psycopg
 import structlog
 
+from holdfast.core.phases import failover_marks
 from holdfast.drill.cluster import ClusterUnderTest
 from holdfast.drill.hardship import Hardship
 from holdfast.drill.judge import Judge
 from holdfast.drill.observer import Observer, Plan, Step
-from holdfast.drill.result import DrillResult, failover_marks
+from holdfast.drill.result import DrillResult
 from holdfast.drill.scenario import Drill, NotInjected, Scene
 from holdfast.drill.scenario import Step as DrillStep
 from holdfast.drill.workload import Workload, steady_clock

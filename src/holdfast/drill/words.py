@@ -7,28 +7,9 @@ from string import Formatter
 
 from pydantic import JsonValue
 
+from holdfast.core.words import amount, duration
 from holdfast.drill.result import DrillResult, LostTransactions
 from holdfast.model.event import Event
-
-
-def duration(ms: float) -> str:
-    """``<0.1 ms``, ``0.4 ms``, ``420 ms``, ``1.24 s``, ``2 min 5 s``."""
-    if 0 < ms < 0.05:
-        return "<0.1 ms"
-    if 0 < ms < 9.95:
-        return f"{ms:.1f} ms"
-    if ms < 999.5:
-        return f"{ms:.0f} ms"
-    if ms < 59_995:
-        return f"{ms / 1000:.2f} s"
-    seconds = round(ms / 1000)
-    return f"{seconds // 60} min {seconds % 60} s"
-
-
-def amount(count: int) -> str:
-    """``12,345``."""
-    return f"{count:,}"
-
 
 _SENTENCES = {
     "verdict.changed": "holds {about} for {verdict}: {evidence}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pydantic import TypeAdapter, ValidationError
@@ -66,6 +66,8 @@ class Reading:
     source: Source
     age_ms: int | None
     says: str
+    figures: dict[str, float] = field(default_factory=dict)
+    """The same for programs, where there are figures: ``cpu_waits_percent``, ``free_bytes``, ``sessions``..."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.control import Control
-from holdfast.node.journal import Journal
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Store
+from holdfast.store.journal import Journal
 
 log = structlog.get_logger(__name__)
 

@@ -15,9 +15,9 @@ from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
 from holdfast.model.register import Phase
 from holdfast.model.timeouts import Timeouts
-from holdfast.node.journal import Journal
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Entry, Store
+from holdfast.store.journal import Journal
 
 STARTED_JUST_NOW = "the agent has only just started: try again"
 CHANGED_MEANWHILE = "the cluster changed meanwhile: look at `holdfast status` and try again"

@@ -11,10 +11,10 @@ from holdfast.core.observation import Observation
 from holdfast.model.keys import Keys
 from holdfast.model.lease import LeaseRecord
 from holdfast.model.register import Register
-from holdfast.node.journal import Journal
 from holdfast.node.peers import Peers
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Entry, Store
+from holdfast.store.journal import Journal
 
 Hands = dict[type[a.Action], Callable[..., Awaitable[bool]]]
 

@@ -8,7 +8,7 @@ from holdfast.core.observation import Observation
 from holdfast.model.settings import FencingSettings
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.commands import run_command
-from holdfast.node.journal import Journal
+from holdfast.store.journal import Journal
 
 
 class Fencing:

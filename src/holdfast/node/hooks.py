@@ -17,7 +17,7 @@ import structlog
 from holdfast.model.errors import ConfigurationError
 from holdfast.model.settings import HookSettings, WebhookSettings
 from holdfast.node.commands import run_command
-from holdfast.node.journal import Journal
+from holdfast.store.journal import Journal
 
 log = structlog.get_logger(__name__)
 

@@ -12,10 +12,10 @@ from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ServerView, Upstream, WalSender
 from holdfast.model.vitals import Room, Survey
-from holdfast.node.journal import Journal
 from holdfast.node.promise import Names, PromiseKeeper
 from holdfast.node.reach import PeerReach, SessionReach
 from holdfast.store.contract import Store
+from holdfast.store.journal import Journal
 
 
 class LocalServer(Protocol):

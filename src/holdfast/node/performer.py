@@ -20,13 +20,13 @@ from holdfast.model.server import Upstream
 from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.coordinator import Coordinator, Hands
-from holdfast.node.journal import Journal
 from holdfast.node.observer import Observer
 from holdfast.node.parts import LocalServer
 from holdfast.node.peers import Peers
 from holdfast.node.promise import Names, Promise, PromiseKeeper
 from holdfast.node.registry import Registry
 from holdfast.store.contract import ABSENT, Store
+from holdfast.store.journal import Journal
 
 log = structlog.get_logger(__name__)
 

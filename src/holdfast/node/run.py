@@ -13,7 +13,6 @@ from holdfast.model.errors import ConfigurationError, EnvironmentFault, Holdfast
 from holdfast.model.settings import NodeSettings, WitnessSettings
 from holdfast.node.agent import Agent
 from holdfast.node.api import Api
-from holdfast.node.journal import Journal
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, PromiseFile
 from holdfast.node.reach import HttpReach, SqlReach
@@ -22,6 +21,7 @@ from holdfast.postgres.accounting import read_accounts
 from holdfast.postgres.installation import find_installation
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Store
+from holdfast.store.journal import Journal
 
 log = structlog.get_logger(__name__)
 

@@ -14,9 +14,9 @@ from holdfast.model.register import Phase
 from holdfast.model.server import ServerStatus, WalSender
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.clock import monotonic_ms
-from holdfast.node.journal import Journal
 from holdfast.node.parts import LocalServer
 from holdfast.node.peers import Peers
+from holdfast.store.journal import Journal
 
 log = structlog.get_logger(__name__)
 _RUNNING = (ServerStatus.STANDBY, ServerStatus.PRIMARY)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from holdfast.model.report import Verdict, VerdictKind
+from pydantic import JsonValue
+
+from holdfast.model.report import Reading, Verdict, VerdictKind
 from holdfast.node.clock import monotonic_ms
-from holdfast.node.journal import Journal
+from holdfast.store.journal import Journal
 
 QUIET_MS = 30_000
 """A primary that is slow, and well, and slow again is noted at most this often: the journal has an end."""
@@ -40,5 +42,10 @@ class VerdictNotes:
             about=verdict.about.node,
             verdict=verdict.kind.value,
             evidence=verdict.evidence,
-            readings=[{"source": r.source.value, "age_ms": r.age_ms, "says": r.says} for r in verdict.readings],
+            readings=[_entry(reading) for reading in verdict.readings],
         )
+
+
+def _entry(reading: Reading) -> dict[str, JsonValue]:
+    entry: dict[str, JsonValue] = {"source": reading.source.value, "age_ms": reading.age_ms, "says": reading.says}
+    return {**entry, "figures": dict(reading.figures)} if reading.figures else entry

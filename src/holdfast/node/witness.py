@@ -22,7 +22,6 @@ from holdfast.node.clock import monotonic_ms
 from holdfast.node.control import Control
 from holdfast.node.coordinator import Coordinator
 from holdfast.node.fencing import Fencing
-from holdfast.node.journal import Journal
 from holdfast.node.observer import Look, Observer
 from holdfast.node.peers import Peers, PrimaryProbe
 from holdfast.node.publisher import Publisher
@@ -31,6 +30,7 @@ from holdfast.node.registry import Registry
 from holdfast.node.telling import NO_INCARNATION, report_of
 from holdfast.node.verdicts import VerdictNotes
 from holdfast.store.contract import Store
+from holdfast.store.journal import Journal
 
 log = structlog.get_logger(__name__)
 

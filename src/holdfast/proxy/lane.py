@@ -90,6 +90,7 @@ class Lane:
     """Whether the primary that the routing names is the only one now."""
     counters: Counters = field(default_factory=Counters)
     held: int = 0
+    _longest_hold_s: float = 0.0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
     _turn: int = 0
     _failing: bool = False
@@ -139,6 +140,11 @@ class Lane:
         standbys = self.routing.standbys()
         turn = self._turn % len(standbys) if standbys else 0
         return standbys[turn:] + standbys[:turn] + ([primary] if primary is not None else [])
+
+    def take_longest_hold_ms(self) -> int:
+        """The longest wait of a statement that has ended since this was last asked."""
+        longest_s, self._longest_hold_s = self._longest_hold_s, 0.0
+        return round(longest_s * 1000)
 
     # waiting
 
@@ -283,6 +289,7 @@ class _Hold:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._is_counted = False
+        self._began_s = 0.0
 
     def begin(self) -> None:
         """From now on it is held; raises HoldEnded if too many are."""
@@ -292,6 +299,7 @@ class _Hold:
         if self._lane.held >= limit:
             raise HoldEnded(_too_many_wait(limit))
         self._is_counted = True
+        self._began_s = asyncio.get_running_loop().time()
         self._lane.held += 1
         self._lane.counters.statements_held += 1
 
@@ -302,7 +310,9 @@ class _Hold:
             yield
         finally:
             if self._is_counted:
+                waited_s = asyncio.get_running_loop().time() - self._began_s
                 self._lane.held -= 1
+                self._lane._longest_hold_s = max(self._lane._longest_hold_s, waited_s)
 
 
 def _retry_hint() -> str:

@@ -21,6 +21,7 @@ from holdfast.model.keys import Keys
 from holdfast.model.settings import ListenerSettings, ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.client import Client
+from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX
 from holdfast.proxy.obedience import Obedience
@@ -31,6 +32,7 @@ from holdfast.proxy.status import start_status_endpoint
 from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
 from holdfast.store.contract import Change, Put, Resync, Store
+from holdfast.store.journal import Journal
 from holdfast.store.leased import LeasedRecord
 from holdfast.wire import messages as m
 
@@ -56,6 +58,8 @@ class Proxy:
             purpose: Lane(purpose, self.routing, users, settings, testimony.saw, self._obedience.is_fresh)
             for purpose in Purpose
         }
+        self._journal = Journal(store, f"proxy {name}", settings.timeouts)
+        self._impact = Impact(self.lanes.values(), self._tell_impact)
         self._store = store
         self._clients: set[Client] = set()
         self._relays: dict[int, Relay] = {}
@@ -66,6 +70,7 @@ class Proxy:
         self._watch: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._obeying: asyncio.Task[None] | None = None
+        self._accounting: list[asyncio.Task[None]] = []
         self._letting_go: asyncio.Task[None] | None = None
         self._announced = keys.announced
         self._heard = asyncio.Event()
@@ -87,6 +92,7 @@ class Proxy:
         self._watch = asyncio.get_running_loop().create_task(self._follow_store())
         self._telling = asyncio.get_running_loop().create_task(self._record.run())
         self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
+        self._accounting = [asyncio.create_task(self._journal.run()), asyncio.create_task(self._impact.run())]
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -117,6 +123,10 @@ class Proxy:
             await asyncio.gather(self._obeying, return_exceptions=True)
             self._obeying = None
             await self._obedience.close()
+        for task in self._accounting:
+            task.cancel()
+        await asyncio.gather(*self._accounting, return_exceptions=True)
+        self._accounting.clear()
         if self._status is not None:
             await self._status.cleanup()
             self._status = None
@@ -185,6 +195,9 @@ class Proxy:
             for relay in relays[step::steps]:
                 relay.let_go()
             await asyncio.sleep(times.let_go_step_ms / 1000)
+
+    def _tell_impact(self, toll: Toll, longest_ms: int) -> None:
+        self._journal.record("clients.held", self.routing.epoch, longest_ms=longest_ms, **asdict(toll))
 
     def _is_fresh(self) -> None:
         self.routing.wake()

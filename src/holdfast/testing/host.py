@@ -25,10 +25,10 @@ from holdfast.model.settings import (
 )
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.agent import Agent
-from holdfast.node.journal import Journal
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, Promise, PromiseKeeper
 from holdfast.node.witness import Witness
+from holdfast.store.journal import Journal
 from holdfast.testing.loop import within
 from holdfast.testing.machine import Machine, Voter
 from holdfast.testing.postgres import Postgres

@@ -1,0 +1,225 @@
+"""Why it may have happened, with the evidence for it, and what would make the next time better.
+
+Candidates, not verdicts: the evidence is what observers saw before the primary was lost, and it is shown beside each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pydantic import JsonValue
+
+from holdfast.core.story import Story
+from holdfast.core.words import duration
+from holdfast.model.event import Event
+from holdfast.model.register import Quorum
+from holdfast.model.report import VerdictKind
+
+RECENT_MS = 15 * 60 * 1000
+"""A change of settings counts as a candidate for this long."""
+CPU_WAITS_PERCENT, IO_WAITS_PERCENT, MEMORY_WAITS_PERCENT = 60.0, 50.0, 10.0
+"""Of ten seconds, in which something waited (/proc/pressure, "some"): from here on it is worth a look."""
+SESSIONS_PERCENT = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing that may have caused it. ``evidence`` says who saw what; ``look_at`` is where to find out more."""
+
+    what: str
+    evidence: tuple[str, ...]
+    look_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrail:
+    """Something to change or to prove; ``command`` can be typed as it stands, if there is one."""
+
+    what: str
+    command: str = ""
+
+
+class _Reason(NamedTuple):
+    what: str
+    look_at: str
+    drill: str
+
+
+_REASONS = {
+    "verdict.process-gone": _Reason(
+        "its PostgreSQL ended: a crash, the kernel's out-of-memory killer, or a person",
+        "the end of PostgreSQL's log on {old}, and `journalctl -k` there for killed processes",
+        "primary-crash",
+    ),
+    "verdict.refused": _Reason(
+        "its PostgreSQL and its agent were gone while the host was there: a reboot, or processes that were ended",
+        "`last -x` and `journalctl -b -1` on {old}",
+        "host-loss",
+    ),
+    "verdict.other-directory": _Reason(
+        "its data directory was replaced by another one", "who changed disks or directories on {old}", "lost-disk"
+    ),
+    "verdict.silence": _Reason(
+        "its host, its network or its power failed: nothing was heard of it on any path",
+        "the console of {old}, its switch ports, and `journalctl -k -b -1` there",
+        "power-loss",
+    ),
+    "verdict.disk-full": _Reason(
+        "there was no room left on its disk",
+        "what grew there: log kept for a standby or an archive that is stuck, temporary files, data",
+        "disk-full",
+    ),
+    "verdict.storage-stall": _Reason(
+        "its disk took no more writes",
+        "`journalctl -k` on {old} for its device, and the storage below it (limits of a volume, a path that failed)",
+        "storage-stall",
+    ),
+    "verdict.no-commit": _Reason(
+        "its PostgreSQL committed nothing, and its disk was not seen to be why",
+        "what PostgreSQL's processes on {old} waited for, in its log",
+        "database-freeze",
+    ),
+    "verdict.no-session": _Reason(
+        "its PostgreSQL let nobody in any more, though its host answered",
+        "PostgreSQL's log on {old}; a stopped or starved postmaster",
+        "postmaster-freeze",
+    ),
+}
+_LESS = {VerdictKind.OVERLOADED.value, VerdictKind.STANDBYS_AT_FAULT.value, VerdictKind.DISK_FULL.value}
+"""Verdicts that open no epoch, or need not, and may tell why a later one did."""
+
+
+def causes_of(story: Story, own: Sequence[Event], before: Sequence[Event]) -> tuple[Candidate, ...]:
+    """Candidates, the likeliest first; ``own`` is the incident's part of the journal, ``before`` what precedes it."""
+    opened = [e for e in own if e.kind == "epoch.opened"]
+    against = [e for e in own if e.kind == "verdict.changed" and e.at_ms <= opened[0].at_ms]
+    return (
+        *_asked_for(story, own),
+        *_by_verdict(story, against),
+        *_by_load(against),
+        *_slow_before(story, (*before, *own), against),
+        *_changed_before(story, before),
+    )
+
+
+def _asked_for(story: Story, own: Sequence[Event]) -> Iterator[Candidate]:
+    if story.switchover:
+        begun = next(e for e in own if e.kind == "handover.begun")
+        yield Candidate("it was asked for", (f"{begun.source} was told to hand over to {begun.detail.get('target')}",))
+
+
+def _by_verdict(story: Story, against: Sequence[Event]) -> Iterator[Candidate]:
+    by_rule: dict[str, list[Event]] = {}
+    for event in against:
+        if event.rule in _REASONS and event.detail.get("about") == story.old:
+            by_rule.setdefault(event.rule, []).append(event)
+    for rule, events in sorted(by_rule.items(), key=lambda item: -len(item[1])):
+        reason = _REASONS[rule]
+        evidence = tuple(f"{e.source}: {e.detail.get('evidence')}" for e in events)
+        yield Candidate(reason.what, evidence, reason.look_at.format(old=story.old))
+
+
+_PRESSURES = (
+    ("cpu_waits_percent", CPU_WAITS_PERCENT, "the processor was short", "what ran there: `ps`, pg_stat_statements"),
+    ("io_waits_percent", IO_WAITS_PERCENT, "the disk was busy", "`iostat -x`, checkpoints and vacuum in the log"),
+    ("memory_waits_percent", MEMORY_WAITS_PERCENT, "memory was short", "`free`, work_mem times sessions, swap"),
+    ("sessions_percent", SESSIONS_PERCENT, "nearly all sessions were taken", "pools of the applications"),
+)
+
+
+def _by_load(against: Sequence[Event]) -> Iterator[Candidate]:
+    for name, limit, what, look_at in _PRESSURES:
+        seen = [(e, reading) for e in against for reading in _readings(e) if _figure(reading, name) >= limit]
+        if seen:
+            event, reading = max(seen, key=lambda pair: _figure(pair[1], name))
+            yield Candidate(what, (f"{event.source}: {reading.get('says')}",), look_at)
+
+
+def _slow_before(story: Story, events: Sequence[Event], against: Sequence[Event]) -> Iterator[Candidate]:
+    since_ms, until_ms = story.began_at_ms - RECENT_MS, max((e.at_ms for e in against), default=story.began_at_ms)
+    seen = [
+        e
+        for e in events
+        if e.kind == "verdict.changed"
+        and since_ms <= e.at_ms <= until_ms
+        and e.detail.get("verdict") in _LESS
+        and e.detail.get("about") == story.old
+        and e.rule not in {a.rule for a in against if a.rule in _REASONS}
+    ]
+    if seen:
+        said = tuple(
+            f"{e.source}, {duration(max(0.0, story.began_at_ms - e.at_ms))} before: {e.detail.get('evidence')}"
+            for e in seen[-3:]
+        )
+        yield Candidate("it was not well before it was lost", said, "what began at that time")
+
+
+def _changed_before(story: Story, before: Sequence[Event]) -> Iterator[Candidate]:
+    for event in before:
+        if event.kind == "policy.changed" and story.began_at_ms - event.at_ms <= RECENT_MS:
+            changes = event.detail.get("changes")
+            words = ", ".join(f"{k} = {v}" for k, v in changes.items()) if isinstance(changes, dict) else str(changes)
+            ago = duration(story.began_at_ms - event.at_ms)
+            yield Candidate("the policy was changed shortly before", (f"{ago} before: {words}",), "")
+
+
+def _readings(event: Event) -> list[Mapping[str, JsonValue]]:
+    readings = event.detail.get("readings")
+    return [r for r in readings if isinstance(r, dict)] if isinstance(readings, list) else []
+
+
+def _figure(reading: Mapping[str, JsonValue], name: str) -> float:
+    figures = reading.get("figures")
+    value = figures.get(name) if isinstance(figures, dict) else None
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+# ---- what to change -----------------------------------------------------------------------------------------------
+
+
+def guardrails_for(story: Story, own: Sequence[Event], *, refused: int) -> tuple[Guardrail, ...]:
+    """What would make the next time better; ``refused`` statements waited in vain."""
+    return (
+        *_for_commits(own),
+        *_for_clients(refused),
+        *_for_standbys(story, own),
+        *_to_be_proved(story, own),
+    )
+
+
+def _for_commits(own: Sequence[Event]) -> Iterator[Guardrail]:
+    opened = [Quorum.parse(str(e.detail.get("quorum", ""))) for e in own if e.kind == "epoch.opened"]
+    if any(quorum is not None and quorum.k == 0 for quorum in opened):
+        yield Guardrail(
+            "Commits were local, so that what was acknowledged last could be lost: let a standby confirm them",
+            "holdfast policy set durability=strict",
+        )
+
+
+def _for_clients(refused: int) -> Iterator[Guardrail]:
+    if refused:
+        yield Guardrail("Statements were refused that could have waited: raise `timeouts.hold_max_ms` of the proxies")
+
+
+def _for_standbys(story: Story, own: Sequence[Event]) -> Iterator[Guardrail]:
+    kinds = {e.kind for e in own}
+    if "rewind.failed" in kinds:
+        yield Guardrail(
+            "The old primary could not be rewound and was copied anew: keep more log (`wal_keep_size` in "
+            "`postgres.parameters`)"
+        )
+    if story.old is not None and story.new not in (None, story.old) and story.old_back_ms is None:
+        yield Guardrail(f"{story.old} is not back: until it is, there is one standby less", "holdfast status")
+    served = [Quorum.parse(str(e.detail.get("quorum", ""))) for e in own if e.kind == "epoch.serving"]
+    if served and served[-1] is not None and 0 < len(served[-1].members) == served[-1].k and not story.old_back_ms:
+        yield Guardrail("No standby could be spared afterwards: have one more of them", "holdfast forecast")
+
+
+def _to_be_proved(story: Story, own: Sequence[Event]) -> Iterator[Guardrail]:
+    if story.switchover:
+        return
+    rules = [e.rule for e in own if e.kind == "verdict.changed" and e.rule in _REASONS]
+    drill = _REASONS[rules[0]].drill if rules and rules[0] is not None else "primary-crash"
+    yield Guardrail("Prove that it goes as well the next time, on a cluster of its own", f"holdfast drill run {drill}")

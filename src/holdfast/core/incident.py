@@ -1,0 +1,226 @@
+"""An incident, for those who were asleep: what happened, what clients met, what was lost, why, and what to change.
+
+Everything here is read from the journal and from the lists of lost transactions, so that it can be told again at any
+time; what they do not say is said to be unknown. Nobody is blamed: a person's deed is a fact among others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.core.causes import Candidate, Guardrail, causes_of, guardrails_for
+from holdfast.core.losses import proof
+from holdfast.core.phases import PHASE_MEANING, PHASES, phase_durations
+from holdfast.core.story import Story, chapters
+from holdfast.core.words import amount, duration, plural
+from holdfast.model.event import Event
+from holdfast.model.lost import LostLog
+
+MONTH_MS = 30 * 24 * 3600 * 1000
+"""What an availability objective is counted over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the way from the first sign to the first epoch that served."""
+
+    name: str
+    ms: float
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What clients met at the proxies, all of them together; ``longest_ms`` is the longest wait of one statement."""
+
+    proxies: tuple[str, ...]
+    held: int
+    longest_ms: int
+    refused: int
+    unknown: int
+    undone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """``proved``: nothing that was acknowledged is lost; else ``doubts`` say why that is not proved.
+
+    ``transactions``: how many the lists name, whose clients may have been told of them.
+    """
+
+    proved: bool
+    transactions: int
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What was promised: no stall longer than this, and this share of each 30 days without one."""
+
+    rto_ms: int | None = None
+    availability_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One change of leadership; its number is the epoch that ended it, or that has not ended it yet."""
+
+    number: int
+    story: Story
+    parts: tuple[Part, ...]
+    impact: Impact | None
+    """None: no proxy has told."""
+    losses: Losses
+    causes: tuple[Candidate, ...]
+    guardrails: tuple[Guardrail, ...]
+
+    @property
+    def stall_ms(self) -> int | None:
+        """The stall: the longest wait of a client that is known, else from the first sign until writes were served."""
+        return self.impact.longest_ms if self.impact is not None else self.story.serving_ms
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """The five lines to read."""
+        return (_what(self.story), _time(self), _clients(self.impact), _lost(self.losses), _whole(self.story))
+
+
+def incidents(
+    events: Sequence[Event], accounts: Sequence[LostLog] = (), silent: Sequence[str] = ()
+) -> tuple[Incident, ...]:
+    """Every change of leadership that the journal knows, oldest first; ``silent``: agents that gave no account."""
+    told = chapters(events)
+    return tuple(
+        _incident(story, own, events, accounts, silent, _served_before([s for s, _ in told[:n]]))
+        for n, (story, own) in enumerate(told)
+    )
+
+
+def _served_before(earlier: Sequence[Story]) -> int:
+    return earlier[-1].epoch if earlier else 1
+
+
+def _incident(
+    story: Story,
+    own: Sequence[Event],
+    events: Sequence[Event],
+    accounts: Sequence[LostLog],
+    silent: Sequence[str],
+    before: int,
+) -> Incident:
+    durations = phase_durations(own, began_at_ms=story.began_at_ms, epoch_before=before)
+    parts = tuple(Part(name, durations[name], PHASE_MEANING[name]) for name in PHASES if name != "reroute")
+    impact = _impact(own, before)
+    losses = _losses(events, accounts, silent, {e.epoch for e in own if e.kind == "epoch.opened"})
+    causes = causes_of(story, own, [e for e in events if e.at_ms < story.began_at_ms])
+    return Incident(
+        number=story.epoch,
+        story=story,
+        parts=parts,
+        impact=impact,
+        losses=losses,
+        causes=causes,
+        guardrails=guardrails_for(story, own, refused=impact.refused if impact is not None else 0),
+    )
+
+
+def _impact(own: Sequence[Event], before: int) -> Impact | None:
+    told = [e for e in own if e.kind == "clients.held" and e.epoch > before]
+    if not told:
+        return None
+
+    def figures(name: str) -> list[int]:
+        found = [e.detail.get(name) for e in told]
+        return [int(value) for value in found if isinstance(value, int | float)]
+
+    return Impact(
+        proxies=tuple(sorted({e.source for e in told})),
+        held=sum(figures("held")),
+        longest_ms=max(figures("longest_ms"), default=0),
+        refused=sum(figures("refused")),
+        unknown=sum(figures("unknown")),
+        undone=sum(figures("undone")),
+    )
+
+
+def _losses(events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], opened: set[int]) -> Losses:
+    found = proof(events, accounts, silent, max(opened), only=opened)
+    replaced = [a for a in accounts if opened & set(range(a.timeline + 1, a.epoch + 1))]
+    return Losses(found.nothing_lost, sum(len(a.of_clients) for a in replaced), found.doubts)
+
+
+# ---- the five lines -----------------------------------------------------------------------------------------------
+
+
+def _what(story: Story) -> str:
+    old = story.old or "the primary"
+    if story.switchover:
+        return f"Somebody asked {old} to hand over; {story.new or 'nobody'} leads since."
+    if story.new is None:
+        return f"{old} was lost, and nobody has taken over yet."
+    if story.new == old:
+        return f"{old} was lost for a while, and leads again."
+    return f"{old} was lost, and {story.new} took over."
+
+
+def _time(incident: Incident) -> str:
+    story = incident.story
+    if story.serving_ms is None:
+        return "It has not ended: no epoch has served since."
+    slowest = max(incident.parts, key=lambda part: part.ms)
+    served = f"From its first sign to an epoch that serves it took {duration(story.serving_ms)}"
+    return f"{served}, {duration(slowest.ms)} of it {slowest.meaning}."
+
+
+def _clients(impact: Impact | None) -> str:
+    if impact is None:
+        return "What clients met is not known: no proxy has told of statements that had to wait."
+    said = f"{plural(impact.held, 'statement')} had to wait, the longest for {duration(impact.longest_ms)}"
+    failed = [
+        f"{amount(count)} {words}"
+        for count, words in (
+            (impact.refused, "refused"),
+            (impact.unknown, "with an unknown outcome"),
+            (impact.undone, "in transactions that were undone"),
+        )
+        if count
+    ]
+    return f"{said}; {', '.join(failed)}." if failed else f"{said}; none failed."
+
+
+def _lost(losses: Losses) -> str:
+    if losses.proved:
+        return "Nothing that was acknowledged is lost: that is proved."
+    if losses.transactions:
+        return (
+            f"{plural(losses.transactions, 'transaction')} did not make it; their clients may have been told of them."
+        )
+    return f"It is not proved that nothing is lost: {losses.doubts[0]}."
+
+
+def _whole(story: Story) -> str:
+    if story.old is None or story.new in (None, story.old):
+        return "There is no other old primary to come back."
+    if story.old_back_ms is None:
+        return f"{story.old} is not back yet."
+    return f"{story.old} was back as a standby after {duration(story.old_back_ms)}."
+
+
+def against(objectives: Objectives, incident: Incident) -> tuple[str, ...]:
+    """What the stall is worth, held against what was promised."""
+    stall_ms = incident.stall_ms
+    if stall_ms is None:
+        return ()
+    said = []
+    if objectives.rto_ms is not None:
+        kept = "kept" if stall_ms <= objectives.rto_ms else "missed"
+        said.append(f"A stall of {duration(stall_ms)} against at most {duration(objectives.rto_ms)}: {kept}.")
+    if objectives.availability_percent is not None:
+        budget_ms = MONTH_MS * (100 - objectives.availability_percent) / 100
+        share = f"{100 * stall_ms / budget_ms:.1f} %" if budget_ms else "all"
+        said.append(
+            f"{objectives.availability_percent:g} % of 30 days leave {duration(budget_ms)} a month; "
+            f"this took {share} of it."
+        )
+    return tuple(said)

@@ -1,0 +1,70 @@
+"""What clients met is in the journal afterwards: how many waited, how long, and what failed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from holdfast.model.event import Event
+from holdfast.proxy.lane import Purpose
+from tests.proxy.cluster import Cluster, Pair, fetch
+from tests.proxy.servers import Server
+
+pytestmark = pytest.mark.live
+
+
+async def told(cluster: Cluster) -> Event:
+    """The first account in the journal."""
+    async with asyncio.timeout(30):
+        while True:
+            for event in await cluster.store.read_events():
+                if event.kind == "clients.held":
+                    return event
+            await asyncio.sleep(0.05)  # the journal is read, not watched
+
+
+async def test_statements_that_waited_for_a_failover_are_told_with_the_longest_wait(pair: Pair) -> None:
+    connections = [await pair.cluster.connect() for _ in range(5)]
+    loop = asyncio.get_running_loop()
+    await pair.lose_primary()
+    began_s = loop.time()
+    tasks = [asyncio.create_task(fetch(c, "select 1")) for c in connections]
+    await pair.wait_until_held(5)
+    await asyncio.sleep(0.2)
+    await pair.promote()
+    await asyncio.gather(*tasks)
+    waited_ms = (loop.time() - began_s) * 1000
+    event = await told(pair.cluster)
+    longest_ms = event.detail.pop("longest_ms")
+    assert event.detail == {"held": 5, "refused": 0, "unknown": 0, "undone": 0}
+    assert isinstance(longest_ms, int)
+    assert 200 <= longest_ms <= waited_ms + 1
+    assert event.epoch == pair.proxy.routing.epoch
+    assert event.source == f"proxy 127.0.0.1:{pair.cluster.write_port}"
+    for connection in connections:
+        await connection.close()
+
+
+async def test_statements_that_waited_in_vain_are_told_as_refused(cluster: Cluster, lasting: Server) -> None:
+    await cluster.serve(lasting, 1)
+    proxy = await cluster.start(hold_max_ms=200)
+    async with await cluster.connect() as connection:
+        await cluster.open_epoch()
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("select 1")
+        assert proxy.lanes[Purpose.WRITE].counters.holds_ended == 1
+    event = await told(cluster)
+    assert (event.detail["held"], event.detail["refused"]) == (1, 1)
+
+
+async def test_what_was_under_way_is_told_by_what_became_of_it(pair: Pair) -> None:
+    async with await pair.cluster.connect() as connection:
+        await connection.execute("begin")
+        await connection.execute("select 1")
+        await pair.fail_over()
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("select 1")
+    event = await told(pair.cluster)
+    assert event.detail["undone"] == 1
