@@ -193,6 +193,27 @@ def test_a_drill_on_a_running_cluster(running: Running) -> None:
     assert running.wait_until_healthy()["primary"] == found["new_primary"]
 
 
+def test_what_happened_so_far_is_told_as_incidents(running: Running, tmp_path: Path) -> None:
+    running.wait_until_healthy()
+    planned, crash = answer("incident", "list", "--dir", running.root)[-2:]
+    assert (planned["switchover"], crash["switchover"]) == (True, False)
+    assert (crash["nothing_lost"], crash["old"]) == (True, planned["new"])
+    told = answer("incident", "show", crash["number"], "--rto", "30s", "--dir", running.root)
+    assert told["causes"][0]["what"].startswith("its PostgreSQL ended")
+    assert told["impact"]["held"] > 0
+    assert sum(part["ms"] for part in told["parts"]) == pytest.approx(told["story"]["serving_ms"], abs=2)
+    assert any("holdfast drill run primary-crash" in g["command"] for g in told["guardrails"])
+    assert "kept." in told["against_objectives"][0]
+    assert crash["summary"][0] in holdfast("incident", "show", "--dir", running.root).stdout
+    page, text = tmp_path / "incident.html", tmp_path / "incident.md"
+    written = answer("incident", "report", "--html", page, "--markdown", text, "--dir", running.root)
+    assert written == {"incident": crash["number"], "html": str(page), "markdown": str(text)}
+    assert all(crash["summary"][0] in file.read_text() for file in (page, text))
+    lines = holdfast("incident", "export", planned["number"], "--dir", running.root).stdout.splitlines()
+    assert "handover.begun" in {json.loads(line)["kind"] for line in lines}
+    assert_refused(holdfast("incident", "show", 99, "--dir", running.root), "there is no incident 99", "incident list")
+
+
 def test_a_quorum_proves_that_nothing_is_lost(running: Running) -> None:
     assert running.wait_until_healthy()["epoch"] > 1
     found = answer("lost", "show", "--dir", running.root)

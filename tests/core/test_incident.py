@@ -73,7 +73,7 @@ def test_five_lines_say_it() -> None:
     incident = only([*PLAIN, held(250, "p1", 2, held=1, longest_ms=240)])
     assert incident.summary == (
         "n1 was lost, and n2 took over.",
-        "From its first sign to an epoch that serves it took 190 ms, 60 ms of it until it had left recovery.",
+        "From its first sign to an epoch that serves it took 190 ms; the longest part was promote, 60 ms.",
         "1 statement had to wait, the longest for 240 ms; none failed.",
         "Nothing that was acknowledged is lost: that is proved.",
         "n1 was back as a standby after 900 ms.",

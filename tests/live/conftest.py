@@ -56,10 +56,24 @@ def running(installation: Installation) -> Iterator[Path]:
 async def cluster(running: Path) -> AsyncIterator[LocalCluster]:
     opened = LocalCluster.open(running)
     try:
-        assert await opened.wait_until_whole(WHOLE_S), "the test before left the cluster unwhole"
+        await until_whole(opened)
         yield opened
     finally:
         await opened.close()
+
+
+async def until_whole(cluster: LocalCluster) -> None:
+    """A primary serves and every other node follows; else everything that may explain why not."""
+    if await cluster.wait_until_whole(WHOLE_S):
+        return
+    told = "\n".join(f"{name}: {report}" for name, report in (await cluster.reports()).items())
+    journal = "\n".join(map(str, (await cluster.events())[-60:]))
+    logs = "\n".join(_end_of(path) for path in sorted(cluster.layout.root.rglob("*.log")))
+    raise AssertionError(f"not whole: {await cluster.register()}\n{told}\n{journal}\n{logs}")
+
+
+def _end_of(path: Path) -> str:
+    return f"== {path}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-25:])
 
 
 async def noted_by_all(cluster: LocalCluster, wanted: Callable[[tuple[Event, ...]], bool]) -> tuple[Event, ...]:

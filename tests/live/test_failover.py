@@ -14,7 +14,16 @@ from holdfast.drill.primary_crash import run_primary_crash
 from holdfast.drill.runner import DrillOptions
 from holdfast.drill.scenario import Load
 from holdfast.local.cluster import LocalCluster
-from tests.live.conftest import WHOLE_S, another, connect, noted_by_all, the_leader, the_register, watch_register
+from tests.live.conftest import (
+    WHOLE_S,
+    another,
+    connect,
+    noted_by_all,
+    the_leader,
+    the_register,
+    until_whole,
+    watch_register,
+)
 
 pytestmark = pytest.mark.live
 
@@ -112,7 +121,7 @@ async def test_an_old_primary_with_log_of_its_own_comes_back_without_it(cluster:
             await connection.execute("INSERT INTO diverging SELECT generate_series(1, 1000)")
     await cluster.kill_postgres(leader)
     await wait_until_epoch_serves(cluster, epoch + 1)
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     counts = set()
     for node in cluster.nodes:
         async with await connect(await cluster.direct_dsn(node)) as connection:
@@ -167,7 +176,7 @@ async def test_a_switchover_loses_nobody(cluster: LocalCluster) -> None:
         assert await cursor.fetchone() == (written,)
         await idle.execute("SELECT 1")
         assert await servers_let_go(cluster) > let_go_before  # announced: the idle one gave its server up
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     events = await noted_by_all(cluster, lambda seen: any(e.kind == "handover.begun" for e in seen))
     handed_over_ms = max(e.at_ms for e in events if e.kind == "handover.begun")
     assert not [e for e in events if e.kind == "rewind.begun" and e.at_ms > handed_over_ms]

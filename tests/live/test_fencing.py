@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from holdfast.local.cluster import LocalCluster
-from tests.live.conftest import WHOLE_S, the_leader, the_register
+from tests.live.conftest import WHOLE_S, the_leader, the_register, until_whole
 from tests.live.test_failover import wait_until_epoch_serves
 from tests.live.test_processes import kill_process
 from tests.live.test_switchover import noted
@@ -89,7 +89,7 @@ async def test_a_lost_primary_is_fenced_and_everybody_is_told(cluster: LocalClus
             for node in cluster.nodes:
                 configure(cluster, node, tmp_path, receiver.port)
                 await kill_process(cluster, node)
-            assert await cluster.wait_until_whole(WHOLE_S)
+            await until_whole(cluster)
             await _lose_the_leader(cluster, tmp_path, machines, receiver)
     finally:
         for node in cluster.nodes:
@@ -109,7 +109,7 @@ async def _lose_the_leader(
     # With its agent frozen too, it is another voter that opens the epoch: who is alive need not be fenced.
     with frozen(postmaster(cluster, leader), psutil.Process(agent.pid)):
         await wait_until_epoch_serves(cluster, before.epoch + 1)
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     fenced = await noted(cluster, "fence.done", 0)
     assert (fenced.detail["node"], fenced.detail["outcome"]) == (leader, "exit status 3; it said: refused")
     assert fenced.source != leader

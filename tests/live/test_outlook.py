@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.local.cluster import LocalCluster
 from tests.cli.running import holdfast
-from tests.live.conftest import WHOLE_S, noted_by_all, the_leader, the_register
+from tests.live.conftest import WHOLE_S, noted_by_all, the_leader, the_register, until_whole
 from tests.live.test_failover import wait_until_epoch_serves
 
 pytestmark = pytest.mark.live
@@ -22,7 +22,7 @@ STEPS = ["verdict.changed", "epoch.opened", "candidate.chosen", "primary.promote
 async def wait_until_told(cluster: LocalCluster, epoch: int) -> None:
     """Until the epoch serves, the cluster is whole, and the journal has every step of the way."""
     await wait_until_epoch_serves(cluster, epoch)
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     first, *others = STEPS
     await noted_by_all(
         cluster,

@@ -15,7 +15,7 @@ from holdfast.local.layout import remove
 from holdfast.local.machine import server_user, temporary_root
 from holdfast.model.report import VerdictKind
 from holdfast.model.timeouts import Timeouts
-from tests.live.conftest import WHOLE_S, connect, the_leader, the_register
+from tests.live.conftest import connect, the_leader, the_register, until_whole
 from tests.live.test_verdicts import wait_until_held
 from tests.ports import next_window
 
@@ -48,7 +48,7 @@ async def test_a_primary_that_lets_nobody_in_for_want_of_room_is_overloaded(smal
     cluster = LocalCluster.open(small)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
-        assert await cluster.wait_until_whole(WHOLE_S)
+        await until_whole(cluster)
         before, leader = await the_register(cluster), await the_leader(cluster)
         dsn = await cluster.direct_dsn(leader)
         crowd: list[psycopg.AsyncConnection[tuple[object, ...]]] = []

@@ -24,7 +24,7 @@ from holdfast.local.parity import Pace, Progress, compare_standbys
 from holdfast.local.status import read_status
 from holdfast.model.errors import ConfigurationError
 from holdfast.postgres.installation import Installation
-from tests.live.conftest import WHOLE_S, another, connect, the_leader
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, until_whole
 
 pytestmark = pytest.mark.live
 BLOCK_BYTES = 8192
@@ -170,7 +170,7 @@ async def forged(cluster: LocalCluster, installation: Installation, table: str, 
     row = RowPlace(str(file), int(str(block)), int(str(offset)))
     await asyncio.to_thread(take_away, installation, cluster.layout.data_dir(victim), row, seal=seal)
     await order(cluster, "/policy", {"paused": False})
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     return row.block
 
 

@@ -23,7 +23,7 @@ from holdfast.model.server import ServerStatus
 from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Resync
 from tests.installations import oldest_and_newest, version_id
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch, watch_register
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, until_whole, watch, watch_register
 from tests.live.test_processes import kill_process, postmaster_pid
 
 NEWEST = oldest_and_newest()[-1:]
@@ -110,7 +110,7 @@ async def test_a_killed_agent_finds_the_lease_of_its_former_life(ordered: LocalC
         await connection.execute("CREATE TABLE IF NOT EXISTS local_commits (id int)")
         await kill_process(ordered, leader)
         await connection.execute("INSERT INTO local_commits VALUES (1)")
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)
     after = await the_register(ordered)
     assert (after.epoch, after.committed.leader) == (before.epoch, before.committed.leader)
     assert postmaster_pid(ordered, leader) == pid
@@ -136,7 +136,7 @@ async def test_a_primary_whose_agent_is_frozen_is_killed_before_another_is_promo
             await connection.execute("CREATE TABLE IF NOT EXISTS after_the_lease (id int)")
     chosen = [e for e in await ordered.events() if e.kind == "candidate.chosen" and e.epoch == after.epoch]
     assert [e.detail["reason"] for e in chosen] == [ChoiceReason.WITHIN_LAG.value]
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)
 
 
 async def test_local_commits_go_on_without_the_store_while_the_members_give_their_word(ordered: LocalCluster) -> None:
@@ -151,7 +151,7 @@ async def test_local_commits_go_on_without_the_store_while_the_members_give_thei
                     await ended(server)
             await connection.execute("INSERT INTO without_the_store VALUES (1)")
     assert is_alive(server)
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)
     assert (await the_register(ordered)).epoch == before.epoch
 
 
@@ -172,7 +172,7 @@ async def test_a_degrading_cluster_writes_on_without_standbys_and_comes_back_to_
             assert {m.node for m in alone.committed.quorum.members} == set(standbys)
     restored = await until(ordered, lambda r: r.committed.quorum.k == 1)
     assert restored.committed.leader.node == leader
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)
 
 
 async def test_a_failover_waits_for_approval_where_the_policy_asks_for_it(ordered: LocalCluster) -> None:
@@ -195,7 +195,7 @@ async def test_a_failover_waits_for_approval_where_the_policy_asks_for_it(ordere
         )
         after = await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
         assert after.committed.leader.node != leader
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)
 
 
 async def clients_notice_no_pause(cluster: LocalCluster) -> None:
@@ -226,7 +226,7 @@ async def test_a_paused_cluster_is_left_alone(ordered: LocalCluster) -> None:
     before = await the_register(ordered)
     assert before.phase is Phase.SERVING
     await order(ordered, "/policy", {"paused": False})
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)
     async with await connect(ordered.write_dsn) as connection:
         await connection.execute("SELECT 1")
 
@@ -268,4 +268,4 @@ async def test_an_acknowledged_row_survives_the_way_back_to_a_quorum(ordered: Lo
         async with asyncio.timeout(WHOLE_S), await connect(ordered.write_dsn) as connection:
             cursor: psycopg.AsyncCursor[tuple[object, ...]] = await connection.execute("SELECT count(*) FROM way_back")
             assert await cursor.fetchone() == (1000,)
-    assert await ordered.wait_until_whole(WHOLE_S)
+    await until_whole(ordered)

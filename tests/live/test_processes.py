@@ -16,7 +16,7 @@ from holdfast.local.supervisor import wait_until_ended
 from holdfast.model.keys import Keys
 from holdfast.model.server import ServerStatus
 from holdfast.store.contract import Deleted
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch, watch_register
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, until_whole, watch, watch_register
 
 pytestmark = pytest.mark.live
 
@@ -45,7 +45,7 @@ async def test_a_killed_agent_leaves_postgresql_serving_and_picks_it_up(cluster:
             pid = postmaster_pid(cluster, node)
             await kill_process(cluster, node)
             await connection.execute("INSERT INTO kept VALUES (1)")
-            assert await cluster.wait_until_whole(WHOLE_S)
+            await until_whole(cluster)
             assert postmaster_pid(cluster, node) == pid
     register = await the_register(cluster)
     assert (register.epoch, register.leader and register.leader.node) == (epoch, leader)
@@ -78,7 +78,7 @@ async def test_who_starts_while_the_primarys_agent_is_away_finds_the_primary(clu
             assert await cursor.fetchone() == (cluster.file.ports.nodes[leader].postgres,)
     finally:
         agent.send(signal.SIGCONT)
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     after = await the_register(cluster)
     assert (after.epoch, after.leader) == (before.epoch, before.leader)
 
@@ -106,7 +106,7 @@ async def test_a_standby_that_dies_is_started_again(cluster: LocalCluster) -> No
     await cluster.kill_postgres(standby)
     async with await connect(cluster.write_dsn) as connection:
         await connection.execute("CREATE TABLE IF NOT EXISTS while_one_is_away (id int)")
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     assert (await the_register(cluster)).epoch == epoch
 
 
@@ -136,7 +136,7 @@ async def test_a_lost_directory_comes_back_as_a_copy_and_as_a_new_member(cluster
             renewed = {m.node: m for m in register.committed.quorum.members}
             if standby in renewed and renewed[standby] != members[standby]:
                 break
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     assert await the_leader(cluster) == leader
 
 
@@ -163,7 +163,7 @@ async def test_a_whole_cluster_stops_and_starts_as_it_was(cluster: LocalCluster)
     cluster.start()
     try:
         await cluster.wait_until_serving(lambda step: None)
-        assert await cluster.wait_until_whole(WHOLE_S)
+        await until_whole(cluster)
         after = await the_register(cluster)
         assert (after.epoch, after.leader) == (before.epoch, before.leader)
         async with await connect(cluster.write_dsn) as connection:

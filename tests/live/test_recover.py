@@ -15,7 +15,7 @@ import pytest
 from holdfast.local.cluster import LocalCluster
 from holdfast.model.keys import Keys
 from tests.cli.running import holdfast
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, until_whole
 from tests.live.test_failover import wait_until_epoch_serves
 from tests.live.test_processes import kill_process
 
@@ -71,7 +71,7 @@ async def test_a_register_that_was_deleted_under_load_is_rebuilt_and_nothing_is_
         stop.set()
         with contextlib.suppress(asyncio.CancelledError):
             await writing
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     async with await connect(cluster.write_dsn) as connection:
         cursor = await connection.execute("SELECT id FROM recovered")
         found = {row[0] for row in await cursor.fetchall()}
@@ -83,7 +83,7 @@ async def test_an_older_register_raises_alarms_and_is_replaced(cluster: LocalClu
     leader = await the_leader(cluster)
     await cluster.kill_postgres(leader)
     await wait_until_epoch_serves(cluster, old.epoch + 1)
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     now = await the_register(cluster)
     refused = await asyncio.to_thread(holdfast, "recover", "--dir", cluster.layout.root, "--yes")
     assert refused.returncode == 1
@@ -93,7 +93,7 @@ async def test_an_older_register_raises_alarms_and_is_replaced(cluster: LocalClu
     await cluster.store().put(keys.register, old.to_json())
     await wait_until_alarmed(cluster)
     assert (await recovered(cluster, "--yes"))["epoch"] == now.epoch + 1
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     async with await connect(cluster.write_dsn) as connection:
         cursor = await connection.execute("SELECT count(*) FROM after_backup")
         assert await cursor.fetchone() == (1,)
@@ -113,7 +113,7 @@ async def test_a_missing_agent_is_named_before_anything_is_written(cluster: Loca
         )
         assert f"RISK {absent}: could not have taken over alone" in told.stdout
         await recovered(cluster, "--ignore", absent, "--yes")
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)
     assert (await the_register(cluster)).epoch > register.epoch
 
 

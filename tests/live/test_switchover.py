@@ -14,7 +14,7 @@ from holdfast.local.switchover import cancel, plan, planned, rehearse
 from holdfast.model.errors import HoldfastError
 from holdfast.model.event import Event
 from tests.cli.running import holdfast
-from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, watch_register
+from tests.live.conftest import WHOLE_S, another, connect, the_leader, the_register, until_whole, watch_register
 from tests.live.test_verdicts import frozen, walreceiver
 
 pytestmark = pytest.mark.live
@@ -87,4 +87,4 @@ async def test_a_target_that_does_not_get_the_last_record_leaves_the_leader_lead
         await connection.execute("INSERT INTO gone_on VALUES (2)")
     after = await the_register(cluster)
     assert (after.epoch, after.leader, after.handover) == (before.epoch, before.leader, None)
-    assert await cluster.wait_until_whole(WHOLE_S)
+    await until_whole(cluster)

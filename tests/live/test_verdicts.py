@@ -25,7 +25,7 @@ from holdfast.model.event import Event
 from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
-from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register, watch_register
+from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register, until_whole, watch_register
 from tests.live.test_processes import kill_process
 from tests.ports import next_window
 
@@ -211,10 +211,10 @@ async def sick(sick_directory: Path) -> AsyncIterator[LocalCluster]:
     """The cluster, led by the node on the small disk."""
     opened = LocalCluster.open(sick_directory)
     try:
-        assert await opened.wait_until_whole(WHOLE_S)
+        await until_whole(opened)
         if await the_leader(opened) != "n1":
             await opened.switch_over("n1")
-            assert await opened.wait_until_whole(WHOLE_S)
+            await until_whole(opened)
         yield opened
     finally:
         await opened.close()
@@ -239,7 +239,7 @@ async def lets_go_when_its_disk_stalls(sick: LocalCluster, meanwhile: Callable[[
         finally:
             stall.unlink()  # before the session is closed, which waits for its statement
     await two_against(sick, epoch, "verdict.storage-stall")
-    assert await sick.wait_until_whole(WHOLE_S)
+    await until_whole(sick)
 
 
 async def test_a_disk_that_stalls_is_told_and_another_takes_over(sick: LocalCluster) -> None:
@@ -260,7 +260,7 @@ async def test_a_leader_whose_disk_stalls_while_it_changes_its_quorum_lets_go(si
                     return
 
     await confirmed_by(2, durability="degrading", confirmations=2)
-    assert await sick.wait_until_whole(WHOLE_S)
+    await until_whole(sick)
     await lets_go_when_its_disk_stalls(sick, lambda: confirmed_by(1, confirmations=None))
     await order(sick, "/policy", {"durability": DEFAULT_POLICY.durability.value})
 
@@ -277,4 +277,4 @@ async def test_a_full_disk_of_its_own_is_left_for_one_with_room(sick: LocalClust
     finally:
         ballast.unlink()
     await two_against(sick, epoch, "verdict.disk-full")
-    assert await sick.wait_until_whole(WHOLE_S)
+    await until_whole(sick)

@@ -17,7 +17,7 @@ from holdfast.local.orders import order
 from holdfast.local.status import read_status
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
-from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register
+from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register, until_whole
 from tests.live.test_verdicts import frozen, postmaster, wait_until_held, wait_until_led_by_another
 from tests.ports import next_window
 
@@ -49,7 +49,7 @@ async def test_the_survivor_takes_over_with_the_witnesss_vote(two_and_a_witness:
     cluster = LocalCluster.open(two_and_a_witness)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
-        assert await cluster.wait_until_whole(WHOLE_S)
+        await until_whole(cluster)
         register = await the_register(cluster)
         assert (register.voters, register.witnesses, register.data_nodes) == (("n1", "n2", "w1"), ("w1",), ("n1", "n2"))
         async with asyncio.timeout(WHOLE_S):
@@ -60,7 +60,7 @@ async def test_the_survivor_takes_over_with_the_witnesss_vote(two_and_a_witness:
         async with await connect(cluster.write_dsn) as connection:
             await connection.execute("CREATE TABLE kept AS SELECT 1 AS id")
         await _lose_the_host_of(cluster, leader)
-        assert await cluster.wait_until_whole(WHOLE_S)
+        await until_whole(cluster)
         events = await noted_by_all(
             cluster, lambda seen: any(e.rule == "verdict.silence" and e.source == "w1" for e in seen)
         )
@@ -84,7 +84,7 @@ async def test_without_its_vote_one_node_does_not_take_over(two_and_a_witness: P
     cluster = LocalCluster.open(two_and_a_witness)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
-        assert await cluster.wait_until_whole(WHOLE_S)
+        await until_whole(cluster)
         before, leader = await the_register(cluster), await the_leader(cluster)
         agents = [cluster.state().processes[name].process for name in (leader, "w1")]
         server = postmaster(cluster, leader)
@@ -93,4 +93,4 @@ async def test_without_its_vote_one_node_does_not_take_over(two_and_a_witness: P
             await wait_until_held(cluster, VerdictKind.UNREACHABLE, 1)
             await asyncio.sleep(2 * 1.5)  # nothing is to happen for twice the time that silence takes
             assert (await the_register(cluster)).epoch == before.epoch
-        assert await cluster.wait_until_whole(WHOLE_S)
+        await until_whole(cluster)

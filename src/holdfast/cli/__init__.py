@@ -23,6 +23,7 @@ _COMMANDS = {
     "drill": "holdfast.cli.drill:drill",
     "explain": "holdfast.cli.explain:explain",
     "forecast": "holdfast.cli.forecast:forecast",
+    "incident": "holdfast.cli.incident:incident",
     "lost": "holdfast.cli.lost:lost",
     "node": "holdfast.cli.processes:node",
     "parity": "holdfast.cli.parity:parity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby
@@ -81,11 +82,7 @@ def _print_story(story: Story, from_store: bool) -> None:
     if not from_store:
         click.echo("The store does not answer: this is what the agents that answer remember.")
     click.echo("")
-    who = max(len(line.who) for line in story.lines)
-    for line in story.lines:
-        click.echo(f"{_after(line.offset_ms):>10}  {line.who:{who}}  {line.says}")
-        for detail in _details(line):
-            click.echo(f"{'':{who + 14}}{detail}")
+    print_lines(story.lines)
     click.echo("")
     for name, words in (
         ("opened_ms", "an epoch was open"),
@@ -98,6 +95,15 @@ def _print_story(story: Story, from_store: bool) -> None:
         click.echo(
             f"{'-' if value is None else _after(value):>10}  {words if value is not None else 'not yet: ' + words}"
         )
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    """What happened, line by line, each with the rule and the evidence that led to it."""
+    who = max(len(line.who) for line in lines)
+    for line in lines:
+        click.echo(f"{_after(line.offset_ms):>10}  {line.who:{who}}  {line.says}")
+        for detail in _details(line):
+            click.echo(f"{'':{who + 14}}{detail}")
 
 
 def _details(line: Line) -> list[str]:

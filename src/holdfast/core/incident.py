@@ -146,7 +146,7 @@ def _impact(own: Sequence[Event], before: int) -> Impact | None:
 
 def _losses(events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], opened: set[int]) -> Losses:
     found = proof(events, accounts, silent, max(opened), only=opened)
-    replaced = [a for a in accounts if opened & set(range(a.timeline + 1, a.epoch + 1))]
+    replaced = [a for a in accounts if not opened.isdisjoint(a.replaced_by)]
     return Losses(found.nothing_lost, sum(len(a.of_clients) for a in replaced), found.doubts)
 
 
@@ -170,7 +170,7 @@ def _time(incident: Incident) -> str:
         return "It has not ended: no epoch has served since."
     slowest = max(incident.parts, key=lambda part: part.ms)
     served = f"From its first sign to an epoch that serves it took {duration(story.serving_ms)}"
-    return f"{served}, {duration(slowest.ms)} of it {slowest.meaning}."
+    return f"{served}; the longest part was {slowest.name}, {duration(slowest.ms)}."
 
 
 def _clients(impact: Impact | None) -> str:

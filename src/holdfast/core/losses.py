@@ -38,7 +38,7 @@ def opened_under(events: Sequence[Event]) -> dict[int, Quorum | None]:
 
 def is_unacknowledged(account: LostLog, opened: Mapping[int, Quorum | None]) -> bool:
     """Whether it is proved that nobody was told of any commit in a divergent log."""
-    epochs = _replaced_by(account)
+    epochs = account.replaced_by
     return len(epochs) > 0 and all(_needed_quorum(opened, epoch) for epoch in epochs)
 
 
@@ -63,7 +63,7 @@ def proof(
     doubts = [f"{node} does not answer: what it knows is missing" for node in silent]
     opened = opened_under(events)
     meant = range(2, epoch + 1) if only is None else only
-    for account in (a for a in accounts if only is None or not set(_replaced_by(a)).isdisjoint(only)):
+    for account in (a for a in accounts if only is None or not set(a.replaced_by).isdisjoint(only)):
         if not is_unacknowledged(account, opened) and not is_empty(account):
             what = f"{len(account.of_clients)} transactions" if account.of_clients else "transactions"
             doubts.append(f"{account.member.node} may have acknowledged {what} that are not in epoch {account.epoch}")
@@ -80,16 +80,11 @@ def _examined(events: Sequence[Event], accounts: Sequence[LostLog]) -> set[int]:
     leaders = {e.epoch: str(e.detail.get("leader")) for e in events if e.kind == "epoch.serving"}
     examined: set[int] = set()
     for account in accounts:
-        replaced_by = _replaced_by(account)
+        replaced_by = account.replaced_by
         served_between = leaders.keys() & set(replaced_by[:-1])
         if leaders.get(account.timeline) == account.member.node and not served_between:
             examined.update(replaced_by)
     return examined
-
-
-def _replaced_by(account: LostLog) -> range:
-    """The epochs that the log of the account is not in."""
-    return range(account.timeline + 1, account.epoch + 1)
 
 
 def _needed_quorum(opened: Mapping[int, Quorum | None], epoch: int) -> bool:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from holdfast import __version__
@@ -19,8 +15,8 @@ from holdfast.core.words import amount, duration
 from holdfast.drill.result import DrillResult
 from holdfast.drill.series import Samples, Series
 from holdfast.drill.words import headline, sentence, story
-from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
+from holdfast.pages.page import asset, source, style, template, write_whole
 
 EVENTS_BEFORE_MS = 2000.0
 """How much of the journal before the fault the timeline shows."""
@@ -54,18 +50,7 @@ def write_report(path: Path, result: DrillResult, samples: Samples, events: Sequ
 
     ``events`` is the journal of the run, in any order.
     """
-    page = render_report(result, samples, events)
-    half_made = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half_made.write_text(page, encoding="utf-8")
-        half_made.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            half_made.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"the report cannot be written to {path}: {error.strerror}. Choose another place for it, or free some space"
-        ) from error
+    write_whole(path, render_report(result, samples, events))
 
 
 def render_report(result: DrillResult, samples: Samples, events: Sequence[Event]) -> str:
@@ -73,7 +58,7 @@ def render_report(result: DrillResult, samples: Samples, events: Sequence[Event]
     phases = [_Phase(i, n, ms, PHASE_MEANING[n]) for i, (n, ms) in enumerate(result.phases_ms.in_order(), 1)]
     total_ms = sum(phase.ms for phase in phases)
     lines = story(result)
-    return _template().render(
+    return template(source("holdfast.drill", "assets", "report.html.j2")).render(
         r=result,
         version=__version__,
         headline=headline(result),
@@ -88,7 +73,7 @@ def render_report(result: DrillResult, samples: Samples, events: Sequence[Event]
         timeline=_timeline(result, samples, events, total_ms),
         figures=_figures(result),
         data=_data(result, samples, phases, total_ms),
-        css=_asset("report.css"),
+        css=style(),
         js=_asset("report.js"),
         moment=_moment(result),
         uplot_css=_asset("uPlot.min.css"),
@@ -102,29 +87,8 @@ def _moment(result: DrillResult) -> str:
     return "fault" if result.fault else "kill"
 
 
-def _template_source() -> str:
-    return resources.files("holdfast.drill").joinpath("assets", "report.html.j2").read_text(encoding="utf-8")
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=DictLoader({"report": _template_source()}), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"duration": duration, "day": _day, "clock": _clock}
-    return environment.get_template("report")
-
-
 def _asset(name: str) -> Markup:
-    """One of our own files, which goes into the page as it is."""
-    return Markup(resources.files("holdfast.drill").joinpath("assets", name).read_text(encoding="utf-8"))
-
-
-def _day(at: datetime) -> str:
-    return f"{at.day} {at:%B %Y}"
-
-
-def _clock(at: datetime) -> str:
-    return f"{at:%H:%M:%S}"
+    return asset("holdfast.drill", "assets", name)
 
 
 def _tiles(result: DrillResult) -> list[_Tile]:

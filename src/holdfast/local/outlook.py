@@ -17,13 +17,22 @@ async def read_story(cluster: LocalCluster) -> tuple[Story | None, bool]:
 
     Raises StoreUnavailable if neither tells anything.
     """
+    events, from_store = await read_events(cluster)
+    return tell(events), from_store
+
+
+async def read_events(cluster: LocalCluster) -> tuple[tuple[Event, ...], bool]:
+    """The journal, oldest first, and whether the store told it (else the agents that answer did).
+
+    Raises StoreUnavailable if neither tells anything.
+    """
     try:
-        return tell(await cluster.events()), True
+        return await cluster.events(), True
     except StoreUnavailable as error:
         events = await _events_of_agents(cluster)
         if not events:
             raise StoreUnavailable(f"neither the store nor any agent answers: {error}") from error
-        return tell(events), False
+        return events, False
 
 
 async def _events_of_agents(cluster: LocalCluster) -> tuple[Event, ...]:

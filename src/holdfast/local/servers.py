@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from holdfast.local.layout import PROXY, ClusterFile, Layout, Program
@@ -19,11 +18,12 @@ def _dotted(version: object) -> str:
 
 
 def find_servers(private_copy_dir: Path, os_user: str | None) -> tuple[Program, Program]:
-    """PostgreSQL and etcd, both looked for at once; raises ConfigurationError or EnvironmentFault with the fix."""
-    with ThreadPoolExecutor(2) as both:
-        postgresql = both.submit(find_postgresql, private_copy_dir, os_user)
-        etcd = both.submit(find_etcd, private_copy_dir, os_user)
-        return postgresql.result(), etcd.result()
+    """PostgreSQL and etcd; raises ConfigurationError or EnvironmentFault with the fix.
+
+    One after the other: each may be copied and then tried, and a program that is forked for the one while the other is
+    being copied keeps that file open for writing, so that it cannot be executed ("text file busy").
+    """
+    return find_postgresql(private_copy_dir, os_user), find_etcd(private_copy_dir, os_user)
 
 
 def find_postgresql(private_copy_dir: Path, os_user: str | None) -> Program:

@@ -97,6 +97,11 @@ class LostLog:
         return max(0, self.end_lsn - self.fork_lsn)
 
     @property
+    def replaced_by(self) -> range:
+        """The epochs that the log is not in."""
+        return range(self.timeline + 1, self.epoch + 1)
+
+    @property
     def of_clients(self) -> tuple[LostTransaction, ...]:
         """Without Holdfast's own."""
         return tuple(t for t in self.transactions if not t.is_own)

@@ -1,0 +1,238 @@
+"""``holdfast incident``: what happened, what clients met, what was lost, why, and what to change."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.failures import run
+from holdfast.cli.output import as_typed, directory_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from holdfast.core.incident import Incident, Objectives
+    from holdfast.local.incidents import Record
+
+_UNITS_MS = {"ms": 1, "s": 1000, "min": 60_000}
+
+number_argument = click.argument("number", type=int, required=False)
+
+
+def _time_ms(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A time with its unit, in milliseconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min)", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no time with a unit, such as 500ms, 2s or 1.5min.", ctx, param)
+    return round(float(found[1]) * _UNITS_MS[found[2]])
+
+
+rto_option = click.option(
+    "--rto", "rto_ms", metavar="TIME", callback=_time_ms, help="The longest stall that was promised, such as 2s."
+)
+availability_option = click.option(
+    "--availability",
+    type=click.FloatRange(0, 100, max_open=True),
+    help="The availability that was promised, in percent of 30 days, such as 99.95.",
+)
+
+
+@click.group()
+def incident() -> None:
+    """Failovers and switchovers, told from the journal for those who were asleep."""
+
+
+@incident.command("list")
+@directory_option
+@json_option
+def list_incidents(directory: Path, as_json: bool) -> None:
+    """List every change of the primary that the journal knows, oldest first.
+
+    The number is the epoch that ended it. The journal keeps the newest 10,000 entries.
+    """
+    record = _read(directory)
+    if as_json:
+        print_json([_short(i) for i in record.incidents])
+        return
+    if not record.incidents:
+        click.echo("Nobody has taken over from anybody yet.")
+    for one in record.incidents:
+        stall = "-" if one.stall_ms is None else f"{one.stall_ms} ms"
+        click.echo(f"{one.number:>5}  {_at(one):%Y-%m-%d %H:%M:%S} UTC  {stall:>9}  {one.summary[0]}")
+
+
+@incident.command("show")
+@number_argument
+@rto_option
+@availability_option
+@directory_option
+@json_option
+def show(number: int | None, rto_ms: int | None, availability: float | None, directory: Path, as_json: bool) -> None:
+    """Tell one incident: five lines, where the time went, why, what to change, and what happened.
+
+    Without NUMBER it is the last one.
+    """
+    record = _read(directory)
+    one, objectives = record.one(number), _objectives(rto_ms, availability)
+    if as_json:
+        print_json(_whole(one, objectives))
+        return
+    _print(one, objectives)
+    if not record.from_store:
+        click.echo("\nThe store does not answer: this is what the agents that answer remember.")
+
+
+@incident.command("report")
+@number_argument
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write it as Markdown there.")
+@rto_option
+@availability_option
+@directory_option
+@json_option
+def report(
+    number: int | None,
+    html: Path | None,
+    markdown: Path | None,
+    rto_ms: int | None,
+    availability: float | None,
+    directory: Path,
+    as_json: bool,
+) -> None:
+    """Write the retrospective of one incident: a page that opens without a network, or Markdown.
+
+    Without NUMBER it is of the last one; without --html and --markdown the page goes to incident-NUMBER.html.
+    """
+    from holdfast.pages.incident import incident_markdown, incident_page
+    from holdfast.pages.page import write_whole
+
+    record = _read(directory)
+    one, objectives = record.one(number), _objectives(rto_ms, availability)
+    accounts = record.accounts_of(one)
+    if html is None and markdown is None:
+        html = Path(f"incident-{one.number}.html")
+    cluster = _cluster_name(directory)
+    if html is not None:
+        write_whole(html, incident_page(one, cluster, accounts, objectives))
+    if markdown is not None:
+        write_whole(markdown, incident_markdown(one, cluster, accounts, objectives))
+    written = {
+        kind: str(path.absolute()) for kind, path in (("html", html), ("markdown", markdown)) if path is not None
+    }
+    if as_json:
+        print_json({"incident": one.number, **written})
+        return
+    for line in one.summary:
+        click.echo(line)
+    for path in written.values():
+        click.echo(f"The report is in {path}")
+
+
+@incident.command("export")
+@number_argument
+@click.option("--everything", is_flag=True, help="The whole journal instead of one incident's part of it.")
+@directory_option
+@json_option
+def export(number: int | None, everything: bool, directory: Path, as_json: bool) -> None:
+    """Print the journal's entries of one incident, each as a line of JSON; with --json as one list.
+
+    Without NUMBER they are those of the last one.
+    """
+    record = _read(directory)
+    if everything and number is not None:
+        raise click.UsageError("--everything is the whole journal: leave the number out.")
+    events = record.events if everything else record.events_of(record.one(number))
+    if as_json:
+        print_json([asdict(event) for event in events])
+        return
+    for event in events:
+        click.echo(event.to_json())
+
+
+def _read(directory: Path) -> Record:
+    from holdfast.cli.logs import configure_quiet_logs
+    from holdfast.local.cluster import LocalCluster
+    from holdfast.local.incidents import read_record
+
+    configure_quiet_logs()
+    cluster = LocalCluster.open(directory)
+
+    async def work() -> Record:
+        try:
+            return await read_record(cluster)
+        finally:
+            await cluster.close()
+
+    return run(work())
+
+
+def _cluster_name(directory: Path) -> str:
+    from holdfast.local.cluster import LocalCluster
+
+    return LocalCluster.open(directory).name
+
+
+def _objectives(rto_ms: int | None, availability_percent: float | None) -> Objectives:
+    from holdfast.core.incident import Objectives
+
+    return Objectives(rto_ms, availability_percent)
+
+
+def _at(one: Incident) -> datetime:
+    return datetime.fromtimestamp(one.story.began_at_ms / 1000, UTC)
+
+
+def _short(one: Incident) -> dict[str, object]:
+    return {
+        "number": one.number,
+        "switchover": one.story.switchover,
+        "began_at_ms": one.story.began_at_ms,
+        "old": one.story.old,
+        "new": one.story.new,
+        "stall_ms": one.stall_ms,
+        "nothing_lost": one.losses.proved,
+        "summary": one.summary,
+    }
+
+
+def _whole(one: Incident, objectives: Objectives) -> dict[str, object]:
+    from holdfast.core.incident import against
+
+    return {**_short(one), **asdict(one), "against_objectives": against(objectives, one)}
+
+
+def _print(one: Incident, objectives: Objectives) -> None:
+    from holdfast.cli.explain import print_lines
+    from holdfast.core.incident import against
+    from holdfast.core.words import duration
+
+    click.echo(f"Incident {one.number}, {_at(one):%Y-%m-%d %H:%M:%S} UTC\n")
+    for line in (*one.summary, *against(objectives, one)):
+        click.echo(f"  {line}")
+    click.echo("\nWhere the time went")
+    for part in one.parts:
+        click.echo(f"  {part.name:8}  {duration(part.ms):>9}  {part.meaning}")
+    click.echo("\nWhy it may have happened")
+    for cause in one.causes:
+        click.echo(f"  {cause.what}")
+        for words in cause.evidence:
+            click.echo(f"      {words}")
+        if cause.look_at:
+            click.echo(f"      look at {cause.look_at}")
+    if not one.causes:
+        click.echo("  The journal tells of nothing that would explain it.")
+    if one.losses.doubts:
+        click.echo("\nWhat is in doubt")
+        for doubt in one.losses.doubts:
+            click.echo(f"  {doubt}")
+    if one.guardrails:
+        click.echo("\nWhat would make the next time better")
+        for guardrail in one.guardrails:
+            click.echo(f"  {guardrail.what}" + as_typed(f": `{guardrail.command}`" if guardrail.command else ""))
+    click.echo("\nWhat happened")
+    print_lines(one.story.lines)

@@ -1,0 +1,56 @@
+"""The incidents of a local cluster: its journal, and what its agents have of lost transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.core.incident import Incident, incidents
+from holdfast.core.story import chapters
+from holdfast.local.cluster import LocalCluster
+from holdfast.local.lost import read_lost
+from holdfast.local.outlook import read_events
+from holdfast.model.errors import ConfigurationError, StoreUnavailable
+from holdfast.model.event import Event
+from holdfast.model.lost import LostLog
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything that is known of what happened; ``from_store``: else the agents that answer remember it."""
+
+    incidents: tuple[Incident, ...]
+    events: tuple[Event, ...]
+    accounts: tuple[LostLog, ...]
+    from_store: bool
+
+    def one(self, number: int | None) -> Incident:
+        """An incident by its number, or the last one; raises ConfigurationError with what there is."""
+        if not self.incidents:
+            raise ConfigurationError("nobody has taken over from anybody yet: there is no incident to tell of")
+        if number is None:
+            return self.incidents[-1]
+        for incident in self.incidents:
+            if incident.number == number:
+                return incident
+        known = ", ".join(str(i.number) for i in self.incidents)
+        raise ConfigurationError(f"there is no incident {number}; there are {known} (`holdfast incident list`)")
+
+    def accounts_of(self, incident: Incident) -> list[LostLog]:
+        """The lists of what an incident left behind."""
+        opened = {e.epoch for e in self.events_of(incident) if e.kind == "epoch.opened"}
+        return [a for a in self.accounts if not opened.isdisjoint(a.replaced_by)]
+
+    def events_of(self, incident: Incident) -> Sequence[Event]:
+        """Its part of the journal, everything that was noted in that time."""
+        return next(own for story, own in chapters(self.events) if story == incident.story)
+
+
+async def read_record(cluster: LocalCluster) -> Record:
+    """Ask the store and every agent; raises StoreUnavailable if neither tells anything."""
+    events, from_store = await read_events(cluster)
+    try:
+        accounts, silent = await read_lost(cluster)
+    except StoreUnavailable:
+        accounts, silent = [], list(cluster.nodes)
+    return Record(incidents(events, accounts, silent), events, tuple(accounts), from_store)

@@ -1,0 +1,163 @@
+"""The retrospective of an incident, for those who were asleep: a page, and the same as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from holdfast import __version__
+from holdfast.core.incident import Incident, Objectives, against
+from holdfast.core.phases import ENDS
+from holdfast.core.words import amount, duration
+from holdfast.model.lost import LostLog, Tuples
+from holdfast.pages.page import clock, day, moment, source, style, template
+
+LISTED_MAX = 200
+"""Lost transactions that the page lists; `holdfast lost show` has all of them."""
+
+
+class _Tile(NamedTuple):
+    name: str
+    figure: str
+    note: str
+
+
+class _Part(NamedTuple):
+    number: int
+    name: str
+    ms: float
+    meaning: str
+
+
+class _Lost(NamedTuple):
+    node: str
+    xid: int
+    committed_at: str
+    wrote: str
+
+
+def incident_page(
+    incident: Incident, cluster: str, accounts: Sequence[LostLog] = (), objectives: Objectives | None = None
+) -> str:
+    """The page as text; ``accounts`` are the lists of lost transactions that belong to the incident."""
+    parts = [_Part(i, p.name, p.ms, p.meaning) for i, p in enumerate(incident.parts, 1)]
+    lost = _lost(accounts)
+    return template(source("holdfast.pages", "incident.html.j2")).render(
+        i=incident,
+        cluster=cluster,
+        ended=incident.story.serving_ms is not None,
+        began=moment(incident.story.began_at_ms),
+        promised=against(objectives or Objectives(), incident),
+        tiles=_tiles(incident),
+        parts=parts,
+        total_ms=sum(p.ms for p in parts),
+        lost=lost[:LISTED_MAX],
+        left_out=max(0, len(lost) - LISTED_MAX),
+        marks=set(ENDS.values()),
+        css=style(),
+        version=__version__,
+    )
+
+
+def incident_markdown(
+    incident: Incident, cluster: str, accounts: Sequence[LostLog] = (), objectives: Objectives | None = None
+) -> str:
+    """The same for a ticket or a wiki."""
+    began = moment(incident.story.began_at_ms)
+    promised = against(objectives or Objectives(), incident)
+    lines = [
+        f"# Incident {incident.number} of cluster {cluster}: {day(began)}, {clock(began)} UTC",
+        "",
+        *(f"- {line}" for line in (*incident.summary, *promised)),
+        "",
+        "## Where the time went",
+        "",
+        *_table(("part", "took", "what it is"), [(p.name, duration(p.ms), p.meaning) for p in incident.parts]),
+        "",
+        "## Why it may have happened",
+        "",
+        *_causes(incident),
+        "",
+        "## What was lost",
+        "",
+        incident.summary[3],
+        *(f"- {doubt}" for doubt in incident.losses.doubts),
+        *_lost_table(accounts),
+        "",
+        "## What would make the next time better",
+        "",
+        *(f"- {g.what}." + (f" `{g.command}`" if g.command else "") for g in incident.guardrails),
+        "",
+        "## What happened",
+        "",
+        *_table(
+            ("after", "who", "what", "rule"),
+            [(f"+{duration(line.offset_ms)}", line.who, line.says, line.rule or "") for line in incident.story.lines],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tiles(incident: Incident) -> list[_Tile]:
+    impact, stall_ms = incident.impact, incident.stall_ms
+    told = "not known"
+    failed = None if impact is None else impact.refused + impact.unknown + impact.undone
+    return [
+        _Tile(
+            "Longest stall",
+            told if stall_ms is None else duration(stall_ms),
+            "from the first sign until writes were served" if impact is None else "wait of one statement at a proxy",
+        ),
+        _Tile(
+            "Acknowledged writes lost",
+            "0"
+            if incident.losses.proved
+            else f"up to {amount(incident.losses.transactions)}"
+            if incident.losses.transactions
+            else told,
+            "proved" if incident.losses.proved else "transactions; see below",
+        ),
+        _Tile("Statements held", told if impact is None else amount(impact.held), "they waited and went on"),
+        _Tile("Statements failed", told if failed is None else amount(failed), "refused, cut off or undone"),
+    ]
+
+
+def _causes(incident: Incident) -> list[str]:
+    lines = []
+    for cause in incident.causes:
+        lines.append(f"- **{cause.what}**" + (f" (look at {cause.look_at})" if cause.look_at else ""))
+        lines += [f"  - {words}" for words in cause.evidence]
+    return lines or ["The journal tells of nothing that would explain it."]
+
+
+def _lost(accounts: Sequence[LostLog]) -> list[_Lost]:
+    return [
+        _Lost(account.member.node, t.xid, t.committed_at, _wrote(t.relations))
+        for account in accounts
+        for t in account.of_clients
+    ]
+
+
+def _wrote(relations: Mapping[str, Tuples]) -> str:
+    return ", ".join(f"{name}: {_counted(tuples)}" for name, tuples in relations.items())
+
+
+def _counted(tuples: Tuples) -> str:
+    counts = (("inserted", tuples.inserted), ("updated", tuples.updated), ("deleted", tuples.deleted))
+    return " ".join(f"{count} {word}" for word, count in counts if count)
+
+
+def _lost_table(accounts: Sequence[LostLog]) -> list[str]:
+    lost = _lost(accounts)
+    if not lost:
+        return []
+    rows = [(row.node, str(row.xid), row.committed_at, row.wrote) for row in lost[:LISTED_MAX]]
+    return ["", *_table(("node", "xid", "committed (UTC)", "what it wrote"), rows)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

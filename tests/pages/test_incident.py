@@ -1,0 +1,112 @@
+"""The retrospective: one file that needs nothing else, says what the journal says, and runs nobody's markup."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from holdfast.core.incident import Incident, Objectives, incidents
+from holdfast.model.errors import EnvironmentFault
+from holdfast.model.event import Event
+from holdfast.model.lost import LostLog, LostTransaction, Tuples
+from holdfast.model.lsn import Lsn
+from holdfast.model.register import Member
+from holdfast.pages.incident import LISTED_MAX, incident_markdown, incident_page
+from holdfast.pages.page import write_whole
+from tests.core.histories import CREATED, SERVING, event, failover
+
+LOCAL = "ANY 0 (n2_00000002, n3_00000003)"
+HOSTILE = "<script>alert(1)</script> | pipe"
+
+
+def an_incident(*more: Event, quorum: str = "ANY 1 (n2_00000002, n3_00000003)") -> Incident:
+    return incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2, quorum=quorum), *more])[-1]
+
+
+def an_account(transactions: int) -> LostLog:
+    listed = tuple(
+        LostTransaction(700 + n, Lsn(n), "2026-01-01 00:00:00", relations={"app.public.pay": Tuples(2, 0, 1)})
+        for n in range(transactions)
+    )
+    return LostLog(Member("n1", "00000001"), 2, 1, Lsn(5), Lsn(9), "/evidence", listed)
+
+
+HELD = event(
+    230, "proxy 127.0.0.1:6432", "clients.held", 2, None, held=12, longest_ms=870, refused=1, unknown=0, undone=0
+)
+
+
+def test_the_page_says_what_the_incident_says() -> None:
+    page = incident_page(an_incident(HELD), "shop", objectives=Objectives(500, 99.95))
+    for words in (
+        "n1 was lost, and n2 took over.",
+        "12 statements had to wait, the longest for 870 ms; 1 refused.",
+        "A stall of 870 ms against at most 500 ms: missed.",
+        "its host, its network or its power failed",
+        "holdfast drill run power-loss",
+        "passed the barrier and serves",
+        "verdict.silence",
+    ):
+        assert words in page, words
+    assert "shop" in page
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
+    page = incident_page(an_incident(event(300, "n2", "alarm", 2, None, reason=HOSTILE)), HOSTILE)
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)\s*=|url\(|@import""", page)
+    assert "default-src 'none'" in page
+
+
+def test_what_was_lost_is_listed_up_to_a_bound() -> None:
+    account = an_account(LISTED_MAX + 3)
+    incident = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2, quorum=LOCAL)], [account])[-1]
+    page = incident_page(incident, "shop", [account])
+    assert page.count("app.public.pay: 2 inserted 1 deleted") == LISTED_MAX
+    assert "And 3 more" in page
+    assert "up to 203" in page
+
+
+def test_markdown_keeps_its_tables_whatever_the_journal_holds() -> None:
+    text = incident_markdown(an_incident(HELD, event(300, "n2", "alarm", 2, None, reason=HOSTILE)), "shop")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 5}
+    assert "- n1 was lost, and n2 took over." in text
+    assert "`holdfast drill run power-loss`" in text
+
+
+def test_one_that_goes_on_can_be_told_too() -> None:
+    (incident,) = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2)[:4]])
+    assert "Not over" in incident_page(incident, "shop")
+    assert "nobody has taken over yet" in incident_markdown(incident, "shop")
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        write_whole(tmp_path / "taken", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.live
+def test_a_browser_shows_it_whole(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser to open the page with")
+    page = tmp_path / "incident.html"
+    page.write_text(incident_page(an_incident(HELD), "shop", objectives=Objectives(500, 99.95)))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run(
+        [browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    assert "n1 was lost, and n2 took over." in shown
+    picture = tmp_path / "incident.png"
+    subprocess.run(
+        [browser, *options, "--window-size=1100,2400", f"--screenshot={picture}", page.as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert picture.stat().st_size > 20_000
