@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.postgres.salvage import trees
-from holdfast.postgres.salvage.trees import can_share_blocks, copy_tree
+from holdfast.postgres.salvage.trees import can_share_blocks, copy_tree, on_thread
 
 
 async def test_a_tree_is_copied_without_what_is_left_out(tmp_path: Path) -> None:
@@ -72,3 +72,22 @@ def test_whether_blocks_are_shared_is_tried(tmp_path: Path) -> None:
     assert can_share_blocks(source, probe) in (True, False)
     assert not probe.exists()
     assert can_share_blocks(tmp_path / "nothing", probe) is False
+
+
+async def test_what_is_cancelled_on_a_thread_has_ended_when_the_cancellation_comes_back() -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(60)
+        ended.set()
+
+    task = asyncio.create_task(on_thread(work))
+    await asyncio.to_thread(begun.wait, 60)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()

@@ -24,7 +24,7 @@ from holdfast.postgres.files import make_directory
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import free_bytes
 from holdfast.postgres.process import Postmaster, kill_everything
-from holdfast.postgres.salvage.trees import can_share_blocks, copy_tree
+from holdfast.postgres.salvage.trees import can_share_blocks, copy_tree, on_thread
 from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in, shared_memory_of
 from holdfast.postgres.timelines import history_name, is_placeholder, segment_name, timelines_on_disk
 
@@ -75,18 +75,18 @@ class IsolatedCopy:
                 f"the socket of the copy, {socket}, has too long a path: set postgres.socket_dir to a shorter one"
             )
         await self.close()
-        await asyncio.to_thread(self._prepare)
-        await asyncio.to_thread(self._require_room)
+        await on_thread(self._prepare)
+        await on_thread(self._require_room)
         source = self._instance.layout.data_dir
         await copy_tree(source, self._data_dir, _LEFT_OUT)
         for link in (self._data_dir / "pg_tblspc").iterdir():
             space = self._place / f"tablespace-{link.name}"
-            await asyncio.to_thread(make_directory, space, self._instance.user)
+            await on_thread(make_directory, space, self._instance.user)
             await copy_tree(link.resolve(), space)
             link.unlink()
             link.symlink_to(space)
         self._shown = Lsn(redo - redo % self._segment_bytes)
-        await asyncio.to_thread(self._write_log, limit)
+        await on_thread(self._write_log, limit)
 
     async def start(self) -> None:
         """Start it, and wait until it has replayed what it was shown; raises PostgresError, EnvironmentFault."""
@@ -108,7 +108,7 @@ class IsolatedCopy:
 
     async def show(self, limit: Lsn, beyond: Lsn) -> None:
         """Let it replay up to ``limit``, and wait until it is ``beyond`` a position; raises PostgresError, OSError."""
-        await asyncio.to_thread(self._write_log, limit)
+        await on_thread(self._write_log, limit)
         session = await self.connect("postgres")
         while True:
             try:

@@ -7,8 +7,12 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
@@ -27,6 +31,16 @@ async def copy_tree(source: Path, target: Path, left_out: Iterable[str] = ()) ->
     except asyncio.CancelledError:
         given_up.set()
         await asyncio.wait([work])
+        raise
+
+
+async def on_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """`asyncio.to_thread` that is not cancelled before the thread has ended: what follows may undo its work."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments, **named))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
         raise
 
 
