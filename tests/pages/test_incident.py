@@ -15,7 +15,7 @@ from holdfast.model.event import Event
 from holdfast.model.lost import LostLog, LostTransaction, Tuples
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member
-from holdfast.pages.incident import LISTED_MAX, incident_markdown, incident_page
+from holdfast.pages.incident import LISTED_MAX, UNTOLD, incident_markdown, incident_page
 from holdfast.pages.page import write_whole
 from tests.core.histories import CREATED, SERVING, event, failover
 
@@ -69,6 +69,16 @@ def test_what_was_lost_is_listed_up_to_a_bound() -> None:
     assert page.count("app.public.pay: 2 inserted 1 deleted") == LISTED_MAX
     assert "And 3 more" in page
     assert "up to 203" in page
+
+
+def test_transactions_that_nobody_was_told_of_are_called_so() -> None:
+    account = an_account(2)
+    proved = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2)], [account])[-1]
+    doubted = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2, quorum=LOCAL)], [account])[-1]
+    for tell in (incident_page, incident_markdown):
+        assert UNTOLD in tell(proved, "shop", [account])
+        assert UNTOLD not in tell(doubted, "shop", [account])
+        assert UNTOLD not in tell(proved, "shop")
 
 
 def test_markdown_keeps_its_tables_whatever_the_journal_holds() -> None:

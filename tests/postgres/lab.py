@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +170,20 @@ class Lab:
         )
         self._connections.append(connection)
         return connection
+
+    @contextlib.contextmanager
+    def frozen(self, node: str) -> Iterator[None]:
+        """Every process of a server stands still meanwhile."""
+        processes = processes_in(self.data_dir(node))
+        try:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):  # a worker that has ended since it was listed
+                    os.kill(process.pid, signal.SIGSTOP)
+            yield
+        finally:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGCONT)
 
     async def execute(self, node: str, query: str) -> list[tuple[Any, ...]]:
         """Run one statement in a session of its own."""

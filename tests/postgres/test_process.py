@@ -81,18 +81,10 @@ async def test_kill_reaches_a_frozen_postmaster_and_its_orphans(lab: Lab) -> Non
 
 async def test_a_frozen_server_is_unresponsive_and_then_well_again(lab: Lab) -> None:
     primary = await lab.primary("a")
-    pids = [p.pid for p in processes_in(lab.data_dir("a"))]
-    try:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):  # a worker that has ended since it was listed
-                os.kill(pid, signal.SIGSTOP)
+    with lab.frozen("a"):
         view = await primary.view(deadline_ms=100)
         assert view.status is ServerStatus.UNRESPONSIVE
         assert (await primary.view(deadline_ms=100)).status is ServerStatus.UNRESPONSIVE
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
     await lab.until(primary, lambda v: v.status is ServerStatus.PRIMARY)
 
 

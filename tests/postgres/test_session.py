@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast.postgres.process import processes_in
 from holdfast.postgres.session import NoAnswer, Session
 from tests.postgres.lab import DEADLINE_S, PASSWORD, Lab
 
@@ -29,20 +26,6 @@ async def held_session(lab: Lab) -> AsyncIterator[Session]:
         yield session
     finally:
         await session.close()
-
-
-@contextlib.contextmanager
-def frozen(lab: Lab) -> Iterator[None]:
-    processes = processes_in(lab.data_dir("a"))
-    try:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # a worker that has ended since it was listed
-                os.kill(process.pid, signal.SIGSTOP)
-        yield
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
 
 
 async def ends(work: asyncio.Task[object]) -> None:
@@ -66,7 +49,7 @@ async def test_a_statement_that_waits_for_a_lock_is_given_up_in_time_and_not_tri
 async def test_a_frozen_server_is_given_up_in_time(lab: Lab) -> None:
     await lab.primary("a")
     async with held_session(lab) as session:
-        with frozen(lab):
+        with lab.frozen("a"):
             for _ in range(2):  # of the session that was held, and of one that cannot be opened
                 asked = asyncio.ensure_future(session.fetch("SELECT 1", deadline_ms=100))
                 await ends(asked)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.failures import FAILED, run
+from holdfast.cli.clusters import with_cluster
+from holdfast.cli.failures import FAILED
 from holdfast.cli.output import directory_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -52,20 +53,9 @@ def explain(ctx: click.Context, last: bool, directory: Path, as_json: bool) -> N
 
 
 def _explain_last(directory: Path, as_json: bool) -> int:
-    from holdfast.cli.logs import configure_quiet_logs
-    from holdfast.local.cluster import LocalCluster
     from holdfast.local.outlook import read_story
 
-    configure_quiet_logs()
-    cluster = LocalCluster.open(directory)
-
-    async def work() -> tuple[Story | None, bool]:
-        try:
-            return await read_story(cluster)
-        finally:
-            await cluster.close()
-
-    story, from_store = run(work())
+    story, from_store = with_cluster(directory, read_story)
     if as_json:
         print_json({"source": "store" if from_store else "agents", "story": None if story is None else asdict(story)})
     elif story is None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.failures import FAILED, run
+from holdfast.cli.clusters import with_cluster
+from holdfast.cli.failures import FAILED
 from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -33,20 +34,9 @@ def forecast(ctx: click.Context, directory: Path, report_dir: Path, as_json: boo
 
     The same rules that decide in a failover are applied to what the agents report at this moment. Nothing is changed.
     """
-    from holdfast.cli.logs import configure_quiet_logs
-    from holdfast.local.cluster import LocalCluster
     from holdfast.local.outlook import read_forecast
 
-    configure_quiet_logs()
-    cluster = LocalCluster.open(directory)
-
-    async def work() -> Forecast:
-        try:
-            return await read_forecast(cluster, _by_drills(cluster, report_dir))
-        finally:
-            await cluster.close()
-
-    found = run(work())
+    found = with_cluster(directory, lambda cluster: read_forecast(cluster, _by_drills(cluster, report_dir)))
     if as_json:
         print_json(asdict(found))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.failures import run
+from holdfast.cli.clusters import with_cluster
 from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def list_incidents(directory: Path, as_json: bool) -> None:
     for one in record.incidents:
         stall = "-" if one.stall_ms is None else f"{one.stall_ms} ms"
         click.echo(f"{one.number:>5}  {_at(one):%Y-%m-%d %H:%M:%S} UTC  {stall:>9}  {one.summary[0]}")
+    _say_who_told(record)
 
 
 @incident.command("show")
@@ -83,8 +84,7 @@ def show(number: int | None, rto_ms: int | None, availability: float | None, dir
         print_json(_whole(one, objectives))
         return
     _print(one, objectives)
-    if not record.from_store:
-        click.echo("\nThe store does not answer: this is what the agents that answer remember.")
+    _say_who_told(record)
 
 
 @incident.command("report")
@@ -116,11 +116,10 @@ def report(
     accounts = record.accounts_of(one)
     if html is None and markdown is None:
         html = Path(f"incident-{one.number}.html")
-    cluster = _cluster_name(directory)
     if html is not None:
-        write_whole(html, incident_page(one, cluster, accounts, objectives))
+        write_whole(html, incident_page(one, record.cluster, accounts, objectives))
     if markdown is not None:
-        write_whole(markdown, incident_markdown(one, cluster, accounts, objectives))
+        write_whole(markdown, incident_markdown(one, record.cluster, accounts, objectives))
     written = {
         kind: str(path.absolute()) for kind, path in (("html", html), ("markdown", markdown)) if path is not None
     }
@@ -155,32 +154,20 @@ def export(number: int | None, everything: bool, directory: Path, as_json: bool)
 
 
 def _read(directory: Path) -> Record:
-    from holdfast.cli.logs import configure_quiet_logs
-    from holdfast.local.cluster import LocalCluster
     from holdfast.local.incidents import read_record
 
-    configure_quiet_logs()
-    cluster = LocalCluster.open(directory)
-
-    async def work() -> Record:
-        try:
-            return await read_record(cluster)
-        finally:
-            await cluster.close()
-
-    return run(work())
-
-
-def _cluster_name(directory: Path) -> str:
-    from holdfast.local.cluster import LocalCluster
-
-    return LocalCluster.open(directory).name
+    return with_cluster(directory, read_record)
 
 
 def _objectives(rto_ms: int | None, availability_percent: float | None) -> Objectives:
     from holdfast.core.incident import Objectives
 
     return Objectives(rto_ms, availability_percent)
+
+
+def _say_who_told(record: Record) -> None:
+    if not record.from_store:
+        click.echo("\nThe store does not answer: this is what the agents that answer remember.")
 
 
 def _at(one: Incident) -> datetime:

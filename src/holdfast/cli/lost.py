@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.failures import FAILED, run
+from holdfast.cli.clusters import with_cluster
+from holdfast.cli.failures import FAILED
 from holdfast.cli.output import directory_option, json_option, print_json
 from holdfast.model.errors import ConfigurationError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from holdfast.local.lost import SalvagedRow
     from holdfast.model.lost import LostLog, LostTransaction
 
-T = TypeVar("T")
 _VALUE_CHARACTERS = 60
 """Of a value in a line for people; ``--json`` and the files have all of it."""
 
@@ -49,7 +48,7 @@ def show(ctx: click.Context, directory: Path, as_json: bool) -> None:
         accounts, silent = await read_lost(cluster)
         return accounts, silent, *await read_proof(cluster, accounts, silent)
 
-    accounts, silent, proof, unacknowledged = _with_cluster(directory, work)
+    accounts, silent, proof, unacknowledged = with_cluster(directory, work)
     if as_json:
         listed = [_as_json(a, is_unacknowledged=a in unacknowledged) for a in accounts]
         print_json({"accounts": listed, "silent": silent, "nothing_lost": proof.nothing_lost, "doubts": proof.doubts})
@@ -109,27 +108,11 @@ def script(node: str | None, epoch: int | None, directory: Path, as_json: bool) 
         click.echo(f"not whole: {note}", err=True)
 
 
-def _with_cluster(directory: Path, work: Callable[[LocalCluster], Awaitable[T]]) -> T:
-    from holdfast.cli.logs import configure_quiet_logs
-    from holdfast.local.cluster import LocalCluster
-
-    configure_quiet_logs()
-    cluster = LocalCluster.open(directory)
-
-    async def whole() -> T:
-        try:
-            return await work(cluster)
-        finally:
-            await cluster.close()
-
-    return run(whole())
-
-
 def _one_with_rows(directory: Path, node: str | None, epoch: int | None) -> LostLog:
     """The log whose rows are meant; raises ConfigurationError unless it is exactly one."""
     from holdfast.local.lost import read_lost
 
-    accounts, silent = _with_cluster(directory, read_lost)
+    accounts, silent = with_cluster(directory, read_lost)
     there = [a for a in accounts if a.salvage is not None]
     found = [a for a in there if node in (None, a.member.node) and epoch in (None, a.epoch)]
     if len(found) == 1:

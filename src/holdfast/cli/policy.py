@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from holdfast.cli.failures import run
+from holdfast.cli.clusters import with_cluster
 from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 from holdfast.model.errors import ConfigurationError
 
@@ -23,18 +23,9 @@ def policy() -> None:
 @json_option
 def show(directory: Path, as_json: bool) -> None:
     """Show the policy in force, each setting with its meaning."""
-    from holdfast.local.cluster import LocalCluster
     from holdfast.model.policy import Policy
 
-    cluster = LocalCluster.open(directory)
-
-    async def work() -> Policy:
-        try:
-            return await cluster.policy()
-        finally:
-            await cluster.close()
-
-    now = run(work())
+    now = with_cluster(directory, lambda cluster: cluster.policy())
     if as_json:
         print_json(now.model_dump(mode="json"))
         return
@@ -112,18 +103,9 @@ def _text(value: object) -> str:
 
 
 def _give(directory: Path, path: str, body: dict[str, Any], as_json: bool) -> None:
-    from holdfast.local.cluster import LocalCluster
     from holdfast.local.orders import order
 
-    cluster = LocalCluster.open(directory)
-
-    async def work() -> str:
-        try:
-            return await order(cluster, path, body)
-        finally:
-            await cluster.close()
-
-    message = run(work())
+    message = with_cluster(directory, lambda cluster: order(cluster, path, body))
     if as_json:
         print_json({"ok": True, "message": message})
     else:

@@ -19,6 +19,7 @@ from holdfast.model.lost import LostLog
 class Record:
     """Everything that is known of what happened; ``from_store``: else the agents that answer remember it."""
 
+    cluster: str
     incidents: tuple[Incident, ...]
     events: tuple[Event, ...]
     accounts: tuple[LostLog, ...]
@@ -53,4 +54,4 @@ async def read_record(cluster: LocalCluster) -> Record:
         accounts, silent = await read_lost(cluster)
     except StoreUnavailable:
         accounts, silent = [], list(cluster.nodes)
-    return Record(incidents(events, accounts, silent), events, tuple(accounts), from_store)
+    return Record(cluster.name, incidents(events, accounts, silent), events, tuple(accounts), from_store)

@@ -15,6 +15,9 @@ from holdfast.pages.page import clock, day, moment, source, style, template
 LISTED_MAX = 200
 """Lost transactions that the page lists; `holdfast lost show` has all of them."""
 
+UNTOLD = "These were in the log of the old primary alone; nobody was told that they had been committed."
+"""What the listed transactions are when nothing that was acknowledged is lost."""
+
 
 class _Tile(NamedTuple):
     name: str
@@ -52,6 +55,7 @@ def incident_page(
         parts=parts,
         total_ms=sum(p.ms for p in parts),
         lost=lost[:LISTED_MAX],
+        untold=UNTOLD,
         left_out=max(0, len(lost) - LISTED_MAX),
         marks=set(ENDS.values()),
         css=style(),
@@ -82,7 +86,7 @@ def incident_markdown(
         "",
         incident.summary[3],
         *(f"- {doubt}" for doubt in incident.losses.doubts),
-        *_lost_table(accounts),
+        *_lost_table(accounts, proved=incident.losses.proved),
         "",
         "## What would make the next time better",
         "",
@@ -147,12 +151,12 @@ def _counted(tuples: Tuples) -> str:
     return " ".join(f"{count} {word}" for word, count in counts if count)
 
 
-def _lost_table(accounts: Sequence[LostLog]) -> list[str]:
+def _lost_table(accounts: Sequence[LostLog], *, proved: bool) -> list[str]:
     lost = _lost(accounts)
     if not lost:
         return []
     rows = [(row.node, str(row.xid), row.committed_at, row.wrote) for row in lost[:LISTED_MAX]]
-    return ["", *_table(("node", "xid", "committed (UTC)", "what it wrote"), rows)]
+    return [*(("", UNTOLD) if proved else ()), "", *_table(("node", "xid", "committed (UTC)", "what it wrote"), rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
