@@ -70,13 +70,17 @@ def test_recruits_that_could_not_have_confirmed_anything_do_not_count() -> None:
     assert over(candidate(recruits=joined))
 
 
-@pytest.mark.parametrize("status", [ServerStatus.STOPPED, ServerStatus.ABSENT])
-def test_a_leader_whose_agent_says_that_it_is_stopped_shows_nothing_any_more(status: ServerStatus) -> None:
+NO_PRIMARY = [ServerStatus.STOPPED, ServerStatus.ABSENT, ServerStatus.STARTING, ServerStatus.STANDBY]
+
+
+@pytest.mark.parametrize("status", NO_PRIMARY)
+def test_a_leader_whose_agent_says_that_it_is_stopped_or_a_standby_shows_nothing_any_more(status: ServerStatus) -> None:
     heard = candidate(recruits=silent(0), obeying={"p": 1})
     assert not over(heard)
     assert over(replace(heard, peers={"n1": peer(N1, status=status, promised=2)}))
     assert not over(replace(heard, peers={"n1": peer(N1, status=status, promised=1)}))
-    assert not over(replace(heard, peers={"n1": peer(N1, status=ServerStatus.PRIMARY, promised=2)}))
+    for other in set(ServerStatus) - set(NO_PRIMARY):
+        assert not over(replace(heard, peers={"n1": peer(N1, status=other, promised=2)}))
     assert over(replace(heard, recruits=(*silent(0), recruit(N1, 2, 1, 100))))
 
 

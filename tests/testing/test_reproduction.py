@@ -53,7 +53,8 @@ def test_a_fault_is_read_as_it_is_written() -> None:
 
 
 def test_a_failing_run_is_made_smaller() -> None:
-    needless = (Fault(1400, "delay", ("5",), 300), Fault(1600, "loss", ("0.05",), 200))
+    too_late = Fault(100_000, "delay", ("5",), 300)
+    needless = (Fault(1400, "delay", ("5",), 300), Fault(1600, "loss", ("0.05",), 200), too_late)
     broken = plan_of(11)
     plan = replace(broken, faults=tuple(sorted((*needless, *broken.faults), key=lambda fault: fault.at_ms)))
     wiring = wiring_of("closed-until-serving")
@@ -63,6 +64,7 @@ def test_a_failing_run_is_made_smaller() -> None:
     assert failed.violation is not None
     assert small.violation.kind == failed.violation.kind
     assert len(small.plan.faults) < len(failed.plan.faults)
+    assert too_late not in small.plan.faults
 
 
 def test_figures_are_written_for_programs(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from holdfast.core.observation import Observation
 from holdfast.model.register import Register
 from holdfast.model.server import ServerStatus
 
+_NO_PRIMARY = (ServerStatus.STOPPED, ServerStatus.ABSENT, ServerStatus.STARTING, ServerStatus.STANDBY)
+
 
 def old_reads_are_over(o: Observation, register: Register) -> bool:
     """Whether a candidate may serve without any proxy still showing its client the old leader's state.
@@ -27,7 +29,11 @@ def old_reads_are_over(o: Observation, register: Register) -> bool:
 
 
 def is_fenced(o: Observation, register: Register) -> bool:
-    """Whether the committed leader's server is known to be stopped, by its own agent, which obeys this epoch."""
+    """Whether the committed leader's server is known to have ended, by its own agent, which obeys this epoch.
+
+    It promises only after that end. Started again it is a standby: no session of before lives there, and a proxy that
+    still takes it for the primary refuses it.
+    """
     leader = register.committed.leader
     joined = o.recruit(leader)
     if leader == o.member or (joined is not None and joined.epoch == register.epoch):
@@ -36,4 +42,4 @@ def is_fenced(o: Observation, register: Register) -> bool:
     report = peer.report if peer is not None else None
     if report is None or report.promised < register.epoch:
         return False
-    return report.member == leader and report.status in (ServerStatus.STOPPED, ServerStatus.ABSENT)
+    return report.member == leader and report.status in _NO_PRIMARY
