@@ -172,3 +172,19 @@ def title_of(process: psutil.Process) -> str | None:
         return " ".join(process.cmdline()).strip() or None
     except psutil.NoSuchProcess:
         return None
+
+
+async def test_files_made_ahead_do_not_hide_the_log(lab: Lab) -> None:
+    """``pg_waldump`` learns the size of segments from the first file that the directory happens to list."""
+    primary = await lab.primary("a")
+    await lab.execute("a", "CREATE TABLE t AS SELECT generate_series(1, 1000)")
+    await primary.stop("immediate", 30_000)
+    end = await primary.end_of_log()
+    assert end is not None
+    control = await read_control(lab.installation, lab.data_dir("a"), None)
+    made_ahead = [end.lsn + n * control.segment_bytes for n in range(1, 40)]
+    for lsn in made_ahead:
+        path = lab.data_dir("a") / "pg_wal" / segment_name(end.timeline, lsn, control.segment_bytes)
+        with path.open("wb") as file:
+            file.truncate(control.segment_bytes)
+    assert await lab.server("a").end_of_log() == end

@@ -20,13 +20,13 @@ from holdfast.model.errors import EnvironmentFault, PostgresError
 from holdfast.model.lost import LostLog, LostTransaction
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member
-from holdfast.postgres.control import read_control
+from holdfast.postgres.control import dump_arguments, read_control
 from holdfast.postgres.files import write_durably
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import free_bytes
 from holdfast.postgres.programs import environment, identity
 from holdfast.postgres.salvage.run import salvage
-from holdfast.postgres.timelines import read_history
+from holdfast.postgres.timelines import read_history, segment_name
 from holdfast.postgres.waldump import DivergentLog
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +114,7 @@ def read_accounts(state_dir: Path) -> list[LostLog]:
 
 
 def _segments(instance: Instance, timeline: int, start: Lsn, segment_bytes: int) -> list[Path]:
-    first = f"{timeline:08X}{start // 2**32:08X}{start % 2**32 // segment_bytes:08X}"
+    first = segment_name(timeline, start, segment_bytes)
     names = f"{timeline:08X}" + "?" * 16
     return sorted(p for p in instance.layout.wal_dir.glob(names) if p.name >= first)
 
@@ -157,7 +157,7 @@ async def _list(instance: Instance, fork: Fork, end: Lsn, segment_bytes: int) ->
     oldest = Lsn(int(name[8:16], 16) * 2**32 + int(name[16:], 16) * segment_bytes)
     start = max(oldest, Lsn(max(0, fork.lsn - LOOK_BACK_BYTES)))
     log = DivergentLog(fork.lsn)
-    arguments = [f"--path={instance.layout.wal_dir}", f"--timeline={fork.timeline}", f"--start={start}", f"--end={end}"]
+    arguments = dump_arguments(instance.layout.wal_dir, fork.timeline, start, end, segment_bytes)
     status, words = await _each_line(instance, arguments, log.take)
     if status != 0 and "invalid record length" not in words and "invalid magic number" not in words:
         raise PostgresError(f"pg_waldump could not read the log beyond the fork: {words}")

@@ -72,6 +72,17 @@ async def read_control(installation: Installation, data_dir: Path, user: OsUser 
         raise PostgresError(f"the control file in {data_dir} cannot be read: {outcome.last_words}") from error
 
 
+def dump_arguments(wal_dir: Path, timeline: int, start: Lsn, end: Lsn, segment_bytes: int) -> list[str]:
+    """What to read with ``pg_waldump``.
+
+    The first file is named: else it learns the size of segments from whichever file the directory lists first, and
+    gives up if PostgreSQL has made that one ahead and not written to it. Then the last one must be named, too.
+    Without an end it waits five seconds for a segment file that does not exist.
+    """
+    files = (segment_name(timeline, start, segment_bytes), segment_name(timeline, end - 1, segment_bytes))
+    return ["-p", str(wal_dir), "-s", str(start), "-e", str(end), *files]
+
+
 class LogReader:
     """Finds the end of a stopped server's log, the way a start would; with ``pg_waldump`` unless it ended cleanly."""
 
@@ -80,6 +91,7 @@ class LogReader:
         self._data_dir = data_dir
         self._wal_dir = data_dir / "pg_wal"
         self._user = user
+        self._last_words = "it ended without a word"
 
     async def end(self) -> Position:
         """Where the log ends, brought to the disk first; raises PostgresError if it cannot be told."""
@@ -94,7 +106,10 @@ class LogReader:
                 continue
             await asyncio.to_thread(self._sync, start, end, control.segment_bytes)
             return Position(owner_of(end, timeline, history), end)
-        raise PostgresError(f"the log of {self._data_dir} has no valid record at {control.redo}, where recovery starts")
+        raise PostgresError(
+            f"the log of {self._data_dir} has no valid record at {control.redo}, where recovery starts "
+            f"({self._last_words})"
+        )
 
     def _clean_end(self) -> Position | None:
         """The end that a clean shutdown left; None if there was none, or files of newer timelines must be looked at."""
@@ -124,12 +139,12 @@ class LogReader:
         limit = await asyncio.to_thread(self._end_of_files, timeline, start, segment_bytes)
         if limit <= start:
             return None
-        first = await self._record(timeline, start, limit)
+        first = await self._record(timeline, start, limit, segment_bytes)
         if first is None or first.start > _first_byte(start, segment_bytes):
             return None
-        summary = await self._dump(timeline, start, limit, "--stats")
+        summary = await self._dump(timeline, start, limit, segment_bytes, "--stats")
         match = _ERROR_AFTER.search(summary)
-        last = await self._record(timeline, Lsn.parse(match[1]), limit) if match else None
+        last = await self._record(timeline, Lsn.parse(match[1]), limit, segment_bytes) if match else None
         if last is None:
             last = await self._last_before(timeline, first.start, limit, segment_bytes)
         return last.end(segment_bytes)
@@ -146,19 +161,20 @@ class LogReader:
         begin = limit
         while begin > start:
             begin = Lsn(max(int(start), begin - segment_bytes))
-            records = _records(await self._dump(timeline, begin, limit))
+            records = _records(await self._dump(timeline, begin, limit, segment_bytes))
             if records:
                 return records[-1]
         raise PostgresError(f"the log of timeline {timeline} in {self._wal_dir} cannot be read to its end")
 
-    async def _record(self, timeline: int, at: Lsn, limit: Lsn) -> _Record | None:
-        records = _records(await self._dump(timeline, at, limit, "--limit=1"))
+    async def _record(self, timeline: int, at: Lsn, limit: Lsn, segment_bytes: int) -> _Record | None:
+        records = _records(await self._dump(timeline, at, limit, segment_bytes, "--limit=1"))
         return records[0] if records else None
 
-    async def _dump(self, timeline: int, start: Lsn, limit: Lsn, *options: str) -> str:
-        """Without a limit ``pg_waldump`` waits five seconds for a segment file that does not exist."""
-        where = ["-p", str(self._wal_dir), "-t", str(timeline), "-s", str(start), "-e", str(limit)]
-        outcome = await run_program(self._installation, ["pg_waldump", *where, *options], self._user)
+    async def _dump(self, timeline: int, start: Lsn, limit: Lsn, segment_bytes: int, *options: str) -> str:
+        where = dump_arguments(self._wal_dir, timeline, start, limit, segment_bytes)
+        outcome = await run_program(self._installation, ["pg_waldump", *options, *where], self._user)
+        if outcome.status != 0:
+            self._last_words = outcome.last_words
         return outcome.said
 
     def _sync(self, start: Lsn, end: Lsn, segment_bytes: int) -> None:
