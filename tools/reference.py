@@ -26,6 +26,7 @@ from pydantic_core import PydanticUndefined
 from holdfast.model.policy import NodeTags, Policy
 from holdfast.model.settings import NodeSettings, ProxySettings, WitnessSettings
 from holdfast.model.timeouts import Timeouts
+from holdfast.model.traffic import BUILT_IN, TrafficClass
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "<!-- Written by tools/reference.py; change the code it describes and run that. -->"
@@ -100,14 +101,25 @@ def policy_lines() -> Iterator[str]:
     """The policy, which lies in the store and is changed at run time."""
     yield "What people decide about a running cluster: `holdfast policy show`, `holdfast policy set NAME=VALUE...`."
     yield "It lies in the store, is checked against the cluster first, and is in force at every node within a moment."
-    for prefix, kind in (("", Policy), ("NODE.", NodeTags)):
-        fields = [(name, f) for name, f in kind.model_fields.items() if name not in ("nodes", "format")]
+    for prefix, kind in (("", Policy), ("NODE.", NodeTags), ("classes.CLASS.", TrafficClass)):
+        fields = [(name, f) for name, f in kind.model_fields.items() if name not in ("nodes", "classes", "format")]
         rows = [
             (f"`{prefix}{name}`", type_name(f.annotation), default_text(f), limits(f), f.description or "")
             for name, f in fields
         ]
         yield ""
         yield from table(("name", "type", "default", "limits", "meaning"), rows)
+    yield ""
+    yield from built_in_classes()
+
+
+def built_in_classes() -> Iterator[str]:
+    """The classes that every cluster has."""
+    names = [name for name in TrafficClass.model_fields if TrafficClass.model_fields[name].annotation is int]
+    rows = [(f"`{name}`", *(str(getattr(c, field)) for field in names)) for name, c in BUILT_IN.items()]
+    yield "The built-in classes; a session that no class asks for is `normal`: see [overload.md](overload.md)."
+    yield ""
+    yield from table(("CLASS", *names), rows)
 
 
 def timeout_rows() -> list[tuple[str, ...]]:

@@ -26,7 +26,7 @@ def stopped(place: Path) -> Layout:
     return layout
 
 
-@pytest.mark.parametrize("command", ["status", "down", "switchover", "drill run primary-crash"])
+@pytest.mark.parametrize("command", ["status", "down", "switchover", "ramp show", "drill run primary-crash"])
 def test_commands_that_need_a_cluster(place: Path, command: str) -> None:
     typed = {"HOLDFAST_COMMAND": "../clone/holdfast"}
     done = holdfast(*command.split(), "--dir", place / "none", environment=typed)

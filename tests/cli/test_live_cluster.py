@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -176,6 +177,31 @@ def test_switchover(running: Running) -> None:
     assert after["primary"] == target
     assert after["epoch"] == before["epoch"] + 1
     assert_refused(holdfast("switchover", "--dir", running.root, "--to", "n9"), "--to n9", "n1, n2, n3")
+
+
+def test_what_is_let_in_is_decided_and_shown(running: Running) -> None:
+    running.wait_until_healthy()
+    place = ("--dir", running.root)
+    wanted = ("statements_max=50", "classes.background.users=etl, reports", "classes.nightly.share=3")
+    assert answer("policy", "set", *wanted, *place)["ok"] is True
+    shown = holdfast("policy", "show", *place).stdout
+    assert re.search(r'classes.background +share=10 +most_percent=30 .*users=\["etl", "reports"\]', shown)
+    until(lambda: answer("ramp", "show", *place)["write"]["limit"] == 50, "the proxy has heard", deadline_s=DEADLINE_S)
+    assert set(answer("ramp", "show", *place)["read"]["classes"]) == {"critical", "normal", "background", "nightly"}
+    assert "write: at most 50 at once; 0 inside, 0 wait" in holdfast("ramp", "show", *place).stdout
+    for order in ("hold", "resume", "faster", "end"):
+        assert order in answer("ramp", order, *place)["message"]
+    for wrong, *words in (
+        ("classes.background.share=much", "classes.background.share", "'much'"),
+        ("classes.background.speed=1", "classes.background.speed is not known"),
+        ("classes.Background.share=1", "classes.Background"),
+        ("classes.background=10", "classes.background.share=20"),
+        ("ramp_start_percent=0", "ramp_start_percent", "not 0"),
+    ):
+        assert_refused(holdfast("policy", "set", wrong, *place), *words, status=2 if "=10" in wrong else 1)
+    again = ("statements_max=", "classes.background=", "classes.nightly=")
+    assert answer("policy", "set", *again, *place)["ok"] is True
+    assert answer("policy", "show", *place)["classes"] == {}
 
 
 def test_a_drill_on_a_running_cluster(running: Running) -> None:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "pause": "holdfast.cli.policy:pause",
     "policy": "holdfast.cli.policy:policy",
     "proxy": "holdfast.cli.processes:proxy",
+    "ramp": "holdfast.cli.ramp:ramp",
     "resume": "holdfast.cli.policy:resume",
     "recover": "holdfast.cli.recover:recover",
     "sim": "holdfast.cli.sim:sim",

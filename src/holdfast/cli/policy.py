@@ -30,11 +30,15 @@ def show(directory: Path, as_json: bool) -> None:
         print_json(now.model_dump(mode="json"))
         return
     for name, field in Policy.model_fields.items():
-        if name not in ("nodes", "format"):
+        if name not in ("nodes", "classes", "format"):
             click.echo(f"{name:18} {_text(getattr(now, name)):14} {field.description}")
     for node, tags in sorted(now.nodes.items()):
         for name, field in type(tags).model_fields.items():
             click.echo(f"{node + '.' + name:18} {_text(getattr(tags, name)):14} {field.description}")
+    for name, traffic_class in now.traffic_classes().items():
+        values = traffic_class.model_dump(mode="json")
+        said = "  ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value != [])
+        click.echo(f"classes.{name:22} {said}".rstrip())
 
 
 @policy.command("set")
@@ -44,8 +48,9 @@ def show(directory: Path, as_json: bool) -> None:
 def set_policy(changes: tuple[str, ...], directory: Path, as_json: bool) -> None:
     """Change the policy: validated first, then in force at every node within a moment.
 
-    NAME is a setting of `holdfast policy show`, or NODE.TAG: `durability=degrading`, `confirmations=2`
-    (`confirmations=` for the default), `n3.promotable=false`, `n2.priority=10`.
+    NAME is a setting of `holdfast policy show`, NODE.TAG, or classes.CLASS.SETTING: `durability=degrading`,
+    `confirmations=2` (`confirmations=` for the default), `n3.promotable=false`, `n2.priority=10`,
+    `classes.background.users=etl,reports` (`classes.background=` for a class as it was).
     """
     _give(directory, "/policy", parse_changes(changes), as_json)
 
@@ -82,11 +87,32 @@ def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigurationError(f"{word!r} is not NAME=VALUE, such as durability=degrading or n2.priority=10")
         node, dot, tag = name.partition(".")
-        if dot:
+        if dot and node == "classes":
+            _change_class(changes.setdefault("classes", {}), word, tag, text)
+        elif dot:
             changes.setdefault("nodes", {}).setdefault(node, {})[tag] = _value(text)
         else:
             changes[name] = _value(text)
     return changes
+
+
+def _change_class(changes: dict[str, Any], word: str, name: str, text: str) -> None:
+    """``CLASS.SETTING=VALUE``, or ``CLASS=`` for all of one."""
+    traffic_class, dot, setting = name.partition(".")
+    if not dot:
+        if text:
+            example = f"`classes.{name}.share=20`, or `classes.{name}=` for the class as it was"
+            raise ConfigurationError(f"{word!r} does not say which setting of the class: {example}")
+        changes[traffic_class] = None
+        return
+    value = _value(text)
+    if setting in _LISTS and value is not None and not isinstance(value, list):
+        value = [part.strip() for part in text.split(",")]
+    fields = changes.get(traffic_class)
+    changes[traffic_class] = {**(fields or {}), setting: value}
+
+
+_LISTS = ("users", "databases", "application_names")
 
 
 def _value(text: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holdfast.core.admission.ramp import RULES as RAMP_RULES
 from holdfast.core.coordination import COORDINATION
 from holdfast.core.detection import verdict_rules
 from holdfast.core.leadership import TABLE, Duty, Situation
@@ -45,7 +46,7 @@ def comment_of(rule_id: str) -> str | None:
     if rule_id in RULES:
         return RULES[rule_id].comment
     found = {rule.id: rule.comment for rule in COORDINATION.values()} | {r.id: r.comment for r in verdict_rules()}
-    return found.get(rule_id)
+    return (found | RAMP_RULES).get(rule_id)
 
 
 _BEGINS = {Duty.CREATE: "[*]", Duty.PROMOTE: Phase.PROMOTING.value, Duty.YIELD: Phase.SERVING.value}

@@ -200,6 +200,10 @@ _WORDS = {
     "node.rejoined": "is back: it streams from {upstream}",
     "clients.held": "had {held} statements wait, the longest for {longest_ms} ms; {refused} of them were refused, "
     "{unknown} have an unknown outcome, and {undone} transactions were undone",
+    "ramp.begun": "lets {limit} statements in at once, {percent} % of the usual {usual}: the new primary is cold",
+    "ramp.step": "lets {limit} statements in at once, {percent} % of the usual {usual}; {waited} had to wait before",
+    "ramp.ended": "lets everybody in again, after {took_ms} ms",
+    "ramp.ordered": "passes a person's order for the ramp on: {order}",
     "log.accounted": "found {transactions} transactions ({lost_bytes} bytes) in its log beyond the fork at {fork}",
     "log.unaccounted": "could not list what lies in its log beyond the fork: {reason}",
     "rows.salvaged": "read {rows} rows of lost transactions",

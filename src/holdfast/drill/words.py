@@ -30,6 +30,9 @@ _SENTENCES = {
     "rewind.failed": "{node} could not be rewound: {reason}",
     "clone.begun": "{node} is cloned from {source}",
     "clone.done": "{node} is cloned",
+    "ramp.begun": "lets {limit} statements in at once",
+    "ramp.step": "lets {limit} statements in at once",
+    "ramp.ended": "lets everybody in again",
     "alarm": "ALARM: {reason}",
 }
 

@@ -154,6 +154,11 @@ class LocalCluster:
         port = ports.witness_api if node == self.file.witness else ports.nodes[node].api
         return f"http://{self.file.address(node)}:{port}"
 
+    @property
+    def proxy_url(self) -> str:
+        """Where the proxy answers."""
+        return f"http://{LOOPBACK}:{self.file.ports.proxy_api}"
+
     async def register(self) -> Register | None:
         """The register as the store has it; raises StoreUnavailable."""
         entry = await self.store().get(self._keys.register)

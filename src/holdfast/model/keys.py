@@ -20,6 +20,7 @@ class Keys:
         self.planned = f"{self.prefix}planned-switchover"
         self.approval = f"{self.prefix}approval"
         self.announced = f"{self.prefix}announced-switchover"
+        self.ramp_order = f"{self.prefix}ramp-order"
 
     def node(self, name: str) -> str:
         """Where a node's record is."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast.model.errors import ConfigurationError, RegisterError
 from holdfast.model.register import NodeName
+from holdfast.model.traffic import BUILT_IN, ClassName, TrafficClass, with_changes
 
 POLICY_FORMAT = 1
 DEFAULT_MAXIMUM_LAG_BYTES = 1024 * 1024
@@ -67,6 +68,20 @@ class Policy(BaseModel):
     )
     paused: bool = Field(False, description="agents look on and touch nothing: no start, stop, failover or rejoin")
     nodes: dict[NodeName, NodeTags] = Field({}, description="tags of single nodes: promotable, priority, zone")
+    admission: bool = Field(True, description="whether proxies bound and ramp what they let into a server at once")
+    statements_max: int | None = Field(
+        None, ge=1, le=100_000,
+        description="statements that a proxy lets into a server at once, on each port; unset: any number",
+    )  # fmt: skip
+    ramp_start_percent: int = Field(
+        10, ge=1, le=100, description="after a promotion, the part of the usual number that is let in first; 100: all"
+    )
+    ramp_window_s: int = Field(
+        60, ge=1, le=3600, description="in which it climbs to all, if the new primary is not as fast as usual before"
+    )
+    classes: dict[ClassName, TrafficClass] = Field(
+        {}, description="classes of sessions: shares, bounds, who is in them"
+    )
     format: int = Field(POLICY_FORMAT, description="version of this record's layout")
 
     def tags(self, node: str) -> NodeTags:
@@ -80,6 +95,10 @@ class Policy(BaseModel):
     def readable(self, node: str) -> bool:
         """Whether the read-only port leads there."""
         return self.tags(node).readable
+
+    def traffic_classes(self) -> dict[str, TrafficClass]:
+        """All classes by name: the built-in ones, as far as they are not changed, and own ones."""
+        return {**BUILT_IN, **self.classes}
 
     @property
     def local_commits_allowed(self) -> bool:
@@ -108,7 +127,7 @@ class Policy(BaseModel):
         """This policy with other values; raises ConfigurationError that names every wrong one.
 
         ``nodes`` merges: tags of nodes that are not mentioned, and tags not mentioned of a node that is, stay. A tag
-        of None has its default again.
+        of None has its default again. ``classes`` merges in the same way; a class of None is removed, or as built in.
         """
         merged = self.model_dump()
         for name, value in changes.items():
@@ -117,6 +136,11 @@ class Policy(BaseModel):
                     now = {**merged["nodes"].get(node, {}), **(tags if isinstance(tags, dict) else {})}
                     known = NodeTags.model_fields
                     merged["nodes"][node] = {tag: v for tag, v in now.items() if v is not None or tag not in known}
+            elif name == "classes" and isinstance(value, dict):
+                for traffic_class, fields in value.items():
+                    now = merged["classes"].pop(traffic_class, {})
+                    if isinstance(fields, dict):
+                        merged["classes"][traffic_class] = with_changes(traffic_class, now, fields)
             else:
                 merged[name] = value
         try:

@@ -95,6 +95,7 @@ class Api:
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
                 web.post("/approve", self._control(self._approve)),
+                web.post("/ramp", self._control(self._subject.control.order_ramp)),
                 web.post("/pledge", self._control(self._pledge)),
             ]
         )

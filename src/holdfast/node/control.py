@@ -13,6 +13,7 @@ from holdfast.model.errors import ConfigurationError, PostgresError, StoreUnavai
 from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
+from holdfast.model.ramp import Order, RampOrder
 from holdfast.model.register import Phase
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.registry import Registry
@@ -163,6 +164,23 @@ class Control:
             return False, str(error)
         self._journal.record("failover.approved", register.epoch, None)
         return True, f"the end of epoch {register.epoch} is approved: {lost} is being replaced"
+
+    async def order_ramp(self, wanted: dict[str, Any]) -> tuple[bool, str]:
+        """Tell the ramps of all proxies how to go on; raises ConfigurationError for an order that is none."""
+        register = self._registry.register
+        if register is None or register.phase is not Phase.SERVING:
+            return False, "no primary serves now: a ramp begins when one does"
+        try:
+            order = RampOrder(register.epoch, Order(str(wanted.get("order"))))
+        except ValueError:
+            orders = ", ".join(order.value for order in Order)
+            raise ConfigurationError(f"a ramp takes one of the orders {orders}, not {wanted.get('order')!r}") from None
+        try:
+            await self._store.put(self._keys.ramp_order, order.to_json())
+        except StoreUnavailable as error:
+            return False, str(error)
+        self._journal.record("ramp.ordered", register.epoch, None, order=order.order.value)
+        return True, f"every proxy that ramps in epoch {order.epoch} is told: {order.order.value}"
 
 
 def _said(since: str, changes: dict[str, Any]) -> str | None:

@@ -4,8 +4,10 @@ users      who may log in, and the keys to log in elsewhere as them
 routing    which server serves what, by the store's word
 server     one connection to a server: login, check, replay
 lane       one port's way to a server: choosing, holding, pacing
+admission  one port's gate and ramp: who is let in, who waits, who is refused
 client     one connection of a client: start-up, TLS, authentication
 relay      one session: every message in both directions, and what happens when its server is lost
+answers    what a client is told in place of a lost server's answer
 status     the proxy's own HTTP endpoint
 run        listeners and their life
 """

@@ -29,7 +29,7 @@ class Toll:
         counters = [lane.counters for lane in lanes]
         return cls(
             held=sum(c.statements_held for c in counters),
-            refused=sum(c.holds_ended for c in counters),
+            refused=sum(c.holds_ended + c.statements_shed for c in counters),
             unknown=sum(c.outcomes_unknown for c in counters),
             undone=sum(c.transactions_lost for c in counters),
         )

@@ -14,6 +14,7 @@ import structlog
 from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
+from holdfast.proxy.admission import Admission
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, open_server
@@ -67,6 +68,7 @@ class Counters:
 
     statements_held: int = 0
     holds_ended: int = 0
+    statements_shed: int = 0
     servers_opened: int = 0
     servers_refused: int = 0
     servers_lost: int = 0
@@ -88,6 +90,7 @@ class Lane:
     """Told what was met at a server."""
     is_fresh: Callable[[], bool] = lambda: True
     """Whether the primary that the routing names is the only one now."""
+    admission: Admission = field(default_factory=Admission)
     counters: Counters = field(default_factory=Counters)
     held: int = 0
     _longest_hold_s: float = 0.0

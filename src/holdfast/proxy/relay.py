@@ -7,21 +7,25 @@ or a switchover asks for patience, the first message of a statement waits (`_wai
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from holdfast.core.admission.gate import Permit
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.report import ProxyOutcome
+from holdfast.proxy.admission import Shed
+from holdfast.proxy.answers import answers_to, cannot_move, transaction_lost
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
 from holdfast.proxy.server import ServerConnection, ServerRefused
 from holdfast.wire import messages as m
 from holdfast.wire.frames import CONTINUED, FrameCutter
-from holdfast.wire.loss import SERVER_GONE, Loss, judge_loss
-from holdfast.wire.owed import Ledger, Step
+from holdfast.wire.loss import Loss, judge_loss
+from holdfast.wire.owed import OPENS_BATCH, Ledger, Step
 from holdfast.wire.requests import Requests
 from holdfast.wire.sql import Control, control_of, split_statements
 from holdfast.wire.startup import Login
@@ -37,6 +41,7 @@ _FROM_SERVER: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
 _LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
 _IGNORED_WHEN_IDLE: Final = frozenset((m.FLUSH, m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL))
 _WHOLE_STATEMENTS: Final = frozenset((m.QUERY, m.FUNCTION_CALL))
+_BEGINS_WORK: Final = frozenset((*_WHOLE_STATEMENTS, *OPENS_BATCH))
 _ACK_HOLE: Final = "SyncRepWaitForLSN"
 """The routine that warns when a commit stopped waiting for its standbys: the row is local only, yet success follows."""
 
@@ -47,6 +52,9 @@ class _Fate(Enum):
     FORWARD = auto()
     DROP = auto()
     WAIT = auto()
+    """For a server."""
+    QUEUE = auto()
+    """To be let in."""
 
 
 class Relay:
@@ -65,6 +73,8 @@ class Relay:
         self._reported: dict[str, str] = {}
         self._client_cutter = FrameCutter(_FROM_CLIENT)
         self._server_cutter = FrameCutter(_FROM_SERVER)
+        self._permit = self._new_permit()
+        self._permit_version = lane.admission.version
         self._attaching: asyncio.Task[None] | None = None
         self._refusal: m.Report | None = None
         self._is_over = False
@@ -104,6 +114,7 @@ class Relay:
         self._is_over = True
         if self._attaching is not None:
             self._attaching.cancel()
+        self.lane.admission.leave(self._permit)
         server, self.current = self.current, None
         if server is not None:
             server.close()
@@ -156,9 +167,11 @@ class Relay:
             if begin < start:
                 self._to_server(buffer[begin:start])
             begin = end
-            if fate is _Fate.WAIT:
+            if fate is _Fate.WAIT or fate is _Fate.QUEUE:
                 self._client_cutter.push_back(buffer[start : frames[-1][2]])
-                self._wait_for_server()
+                if fate is _Fate.WAIT:
+                    self.lane.admission.leave(self._permit)  # it was let in, and meanwhile there is no server for it
+                self._wait(self._attach() if fate is _Fate.WAIT else self._enter())
                 return
         if begin < end:
             self._to_server(buffer[begin:end])
@@ -184,6 +197,11 @@ class Relay:
             fate = self._without_server(kind, buffer, start, end)
             if fate is not _Fate.FORWARD:
                 return fate
+        if not self._permit.is_in and kind in _BEGINS_WORK:
+            if self._refusal is not None:
+                return self._refuse(kind, self._refusal)
+            if not self._may_enter():
+                return _Fate.QUEUE
         self._ledger.sent(kind, self._requests.read(kind, buffer, start, end))
         self._is_forwarding = True
         return _Fate.FORWARD
@@ -208,9 +226,12 @@ class Relay:
         if self._lost_transaction is not None:
             return self._tell_of_lost_transaction(kind, buffer, start, end)
         if self._refusal is not None:
-            refusal, self._refusal = self._refusal, None
-            return self._fail(kind, refusal)
+            return self._refuse(kind, self._refusal)
         return _Fate.WAIT
+
+    def _refuse(self, kind: int, refusal: m.Report) -> _Fate:
+        self._refusal = None
+        return self._fail(kind, refusal)
 
     def _fail(self, kind: int, report: m.Report) -> _Fate:
         """Answer a statement with an error of our own; the session goes on."""
@@ -231,7 +252,7 @@ class Relay:
             return _Fate.WAIT  # in the failed transaction that the next server is given
         ends = control is Control.COMMIT
         self._ledger.status = m.IDLE if ends else m.IN_FAILED_TRANSACTION
-        fate = self._fail(kind, _transaction_lost(reason))
+        fate = self._fail(kind, transaction_lost(reason))
         if self._is_discarding:
             self._discard(kind, buffer, start, end)
         return fate
@@ -248,10 +269,31 @@ class Relay:
                 self._ledger.status = m.IDLE
         return _Fate.DROP
 
-    # waiting for a server
+    # waiting: for a server, then to be let in
 
-    def _wait_for_server(self) -> None:
-        self._attaching = asyncio.get_running_loop().create_task(self._attach())
+    def _wait(self, until: Coroutine[None, None, None]) -> None:
+        self._attaching = asyncio.get_running_loop().create_task(until)
+
+    def _new_permit(self) -> Permit:
+        login = self._login
+        return self.lane.admission.permit(login.user, login.database, login.parameters.get("application_name", ""))
+
+    def _may_enter(self) -> bool:
+        """Whether a statement may go to the server at once."""
+        admission = self.lane.admission
+        if self._permit_version != admission.version:
+            self._permit, self._permit_version = self._new_permit(), admission.version
+        return admission.enter(self._permit)
+
+    async def _enter(self) -> None:
+        try:
+            await self.lane.admission.wait(self._permit)
+        except Shed as shed:
+            self.lane.counters.statements_shed += 1
+            self._refusal = shed.report
+        if self.current is None:
+            self.lane.admission.leave(self._permit)
+        self._go_on(None)
 
     async def _attach(self) -> None:
         server: ServerConnection | None = None
@@ -374,6 +416,8 @@ class Relay:
                 failed = ledger.batch_failed
                 ledger.ready(buffer[start + 5])
                 self._state.ended(ledger.status, failed)
+                if ledger.is_idle:
+                    self.lane.admission.leave(self._permit)
             elif head is not None:
                 self._requests.completed(self._state, kind, head, buffer, start, end)
         if end:
@@ -406,6 +450,7 @@ class Relay:
         if server is None:
             return
         server.drop()
+        self.lane.admission.leave(self._permit)
         self.lane.counters.servers_lost += 1
         if self._server_cutter.inside_frame:
             log.warning("client.cut", reason="half of a large row was already sent")
@@ -420,11 +465,11 @@ class Relay:
         self._is_forwarding = False
         self._count(loss, held_open)
         if self._state.pins:
-            self.end(_cannot_move(loss, reason, sorted(self._state.pins)))
+            self.end(cannot_move(loss, reason, sorted(self._state.pins)))
             return
         self._lost_transaction = reason if held_open else None
         self._is_discarding = loss.awaits_sync
-        self._client.write(_answers(loss, reason))
+        self._client.write(answers_to(loss, reason))
         self._client.pause_reading(False)
 
     def _count(self, loss: Loss, held_open: bool) -> None:
@@ -433,43 +478,3 @@ class Relay:
             self.lane.counters.transactions_lost += not loss.unknown
         elif held_open:
             self.lane.counters.transactions_lost += 1
-
-
-def _answers(loss: Loss, reason: str) -> bytes:
-    report = _outcome_unknown(reason) if loss.unknown else _transaction_lost(reason)
-    out = []
-    for answer in loss.answers:
-        if answer.needs_error:
-            out.append(report.encode())
-        if answer.status is not None:
-            out.append(m.ready_for_query(answer.status))
-    return b"".join(out)
-
-
-def _outcome_unknown(reason: str) -> m.Report:
-    return m.error(
-        "08007",
-        "the server was lost before it confirmed the statement: it may or may not have been committed",
-        detail=reason,
-        hint="Check whether the change is there before you repeat it.",
-    )
-
-
-def _transaction_lost(reason: str) -> m.Report:
-    return m.error(
-        SERVER_GONE,
-        "the server was lost and nothing of the transaction was committed",
-        detail=reason,
-        hint="Repeat the transaction; the connection can be used again.",
-    )
-
-
-def _cannot_move(loss: Loss, reason: str, pins: list[str]) -> m.Report:
-    unknown = loss.unknown and any(answer.needs_error for answer in loss.answers)
-    outcome = " The statement that was running may or may not have been committed." if unknown else ""
-    return m.fatal(
-        SERVER_GONE,
-        f"the server was lost, and this session cannot be moved to another: {'; '.join(pins)}",
-        detail=reason + "." + outcome,
-        hint="Connect again.",
-    )

@@ -15,11 +15,15 @@ from dataclasses import asdict
 
 import structlog
 from aiohttp import web
+from pydantic import JsonValue
 
-from holdfast.model.errors import ConfigurationError, EnvironmentFault
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
 from holdfast.model.keys import Keys
+from holdfast.model.ramp import RampOrder
+from holdfast.model.register import Phase
 from holdfast.model.settings import ListenerSettings, ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
+from holdfast.proxy.admission import Admission
 from holdfast.proxy.client import Client
 from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
@@ -54,11 +58,9 @@ class Proxy:
         self._obedience = Obedience(
             uuid.uuid4().hex, settings.cluster.name, store, self.routing, settings.timeouts, self._obey, self._is_fresh
         )
-        self.lanes = {
-            purpose: Lane(purpose, self.routing, users, settings, testimony.saw, self._obedience.is_fresh)
-            for purpose in Purpose
-        }
         self._journal = Journal(store, f"proxy {name}", settings.timeouts)
+        shared = self.routing, users, settings, testimony.saw, self._obedience.is_fresh
+        self.lanes = {purpose: Lane(purpose, *shared, Admission(self._tell_ramp)) for purpose in Purpose}
         self._impact = Impact(self.lanes.values(), self._tell_impact)
         self._store = store
         self._clients: set[Client] = set()
@@ -73,6 +75,7 @@ class Proxy:
         self._accounting: list[asyncio.Task[None]] = []
         self._letting_go: asyncio.Task[None] | None = None
         self._announced = keys.announced
+        self._ramp_order = keys.ramp_order
         self._heard = asyncio.Event()
 
     async def start(self) -> None:
@@ -93,6 +96,7 @@ class Proxy:
         self._telling = asyncio.get_running_loop().create_task(self._record.run())
         self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
         self._accounting = [asyncio.create_task(self._journal.run()), asyncio.create_task(self._impact.run())]
+        self._accounting += [asyncio.create_task(lane.admission.run()) for lane in self.lanes.values()]
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -177,11 +181,33 @@ class Proxy:
 
     def _obey(self, change: Change) -> None:
         if self.routing.apply(change):
+            self._admit_by_policy()
             self._reroute()
+        elif isinstance(change, Put) and change.entry.key == self._ramp_order:
+            self._order_ramp(change.entry.value)
         elif isinstance(change, Put) and change.entry.key == self._announced:
             is_letting_go = self._letting_go is not None and not self._letting_go.done()
             if change.entry.value == str(self.routing.epoch).encode() and not is_letting_go:
                 self._letting_go = asyncio.get_running_loop().create_task(self._let_go())
+
+    def _admit_by_policy(self) -> None:
+        for lane in self.lanes.values():
+            lane.admission.policy_is(self.routing.policy)
+        register = self.routing.register
+        if register is not None and register.phase is Phase.SERVING:
+            self.lanes[Purpose.WRITE].admission.serves(register.epoch)
+
+    def _order_ramp(self, raw: bytes) -> None:
+        try:
+            order = RampOrder.from_json(raw)
+        except RegisterError as error:
+            log.error("store.unreadable", key=self._ramp_order, error=str(error))
+            return
+        if order.epoch == self.routing.epoch:
+            self.lanes[Purpose.WRITE].admission.ordered(order.order)
+
+    def _tell_ramp(self, kind: str, rule: str | None, detail: dict[str, JsonValue]) -> None:
+        self._journal.record(kind, self.routing.epoch, rule, **detail)
 
     async def _let_go(self) -> None:
         """A switchover is announced: the fewer sessions the primary has to end, the shorter it stands still."""
@@ -267,6 +293,7 @@ class Proxy:
             "held": {purpose.value: lane.held for purpose, lane in self.lanes.items()},
             "servers": dict(servers),
             "counters": {purpose.value: asdict(lane.counters) for purpose, lane in self.lanes.items()},
+            "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }
 
 

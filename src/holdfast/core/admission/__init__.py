@@ -1,0 +1,5 @@
+"""How much work is let into the database at once, whose, and how that grows again after a failover.
+
+gate   who goes in now, who waits, who is refused
+ramp   how the limit climbs after a promotion
+"""

@@ -1,0 +1,234 @@
+"""Who may go into the database now, who waits, and who is refused: one gate for each port of a proxy.
+
+Pure: every call takes the time, in milliseconds of any steady clock, and a refusal takes its jitter.
+
+When classes compete for a free place, the one that has the fewest in relation to its share gets it (max-min fairness,
+Bertsekas and Gallager, Data Networks, 6.5.2); among equals the one that was let in least in relation to its share
+(stride scheduling, Waldspurger and Weihl 1995). So a class gets nothing above its share while another waits for less,
+and none waits for ever. Within a class the order is that of arrival.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from holdfast.model.traffic import NORMAL, TrafficClass
+
+LONG_MS: Final = 1000
+"""A statement or transaction that has been inside for so long gives its place to others and is counted apart, while
+there are fewer of them than the limit: otherwise a few reports would keep a small gate shut for minutes."""
+
+RETRY_MIN_MS: Final = 200
+RETRY_MAX_MS: Final = 10_000
+"""Between which bounds a refused client is told to come back, before jitter."""
+
+
+DURATIONS_MAX: Final = 1000
+"""Of the last statements it is kept how long they were inside."""
+
+
+@dataclass(slots=True, eq=False)
+class Permit:
+    """One session's leave to have a statement, or a transaction, in the database."""
+
+    traffic_class: str = NORMAL
+    is_in: bool = False
+    since_ms: float = 0
+    """Since when it has been in, or has waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a statement is not let in, and when to come back."""
+
+    traffic_class: str
+    waiting: int
+    waited_ms: int | None
+    """None: it did not wait, because too many did."""
+    retry_ms: int
+
+
+@dataclass(slots=True)
+class Line:
+    """The statements of one class. ``short`` and ``long`` are inside."""
+
+    settings: TrafficClass
+    waiting: dict[Permit, None] = field(default_factory=dict)
+    short: int = 0
+    long: int = 0
+    turns: float = 0
+    """Places it was given, divided by its share."""
+    refused: int = 0
+
+
+class Gate:
+    """Lets at most ``limit`` statements in at once, and beside them as many that turned out to be long."""
+
+    def __init__(self, classes: Mapping[str, TrafficClass]) -> None:
+        self.limit: int | None = None
+        """None: everybody goes in."""
+        self.waited = 0
+        """Statements that could not go in at once, since the start."""
+        self.peak = 0
+        """The most statements that were inside at once, since `take_peak`."""
+        self.durations_ms: deque[float] = deque(maxlen=DURATIONS_MAX)
+        """How long the last statements were inside, since it was last cleared."""
+        self._short: dict[Permit, None] = {}
+        self._long: set[Permit] = set()
+        self._left = 0
+        self._since_ms: float | None = None
+        self.lines: dict[str, Line] = {}
+        self.classes_are(classes)
+
+    def classes_are(self, classes: Mapping[str, TrafficClass]) -> None:
+        """Other classes are in force; who waits in one that is gone stays in line."""
+        for name, settings in classes.items():
+            if name in self.lines:
+                self.lines[name].settings = settings
+            else:
+                self.lines[name] = Line(settings)
+        for name in [n for n in self.lines if n not in classes]:
+            line = self.lines[name]
+            if not (line.waiting or line.short or line.long):
+                del self.lines[name]
+
+    @property
+    def inside(self) -> int:
+        """Statements in the database."""
+        return len(self._short) + len(self._long)
+
+    @property
+    def waiting(self) -> int:
+        """Statements that wait."""
+        return sum(len(line.waiting) for line in self.lines.values())
+
+    def take_peak(self) -> int:
+        """The most statements that were inside at once since this was last asked."""
+        peak, self.peak = max(self.peak, self.inside), self.inside
+        return peak
+
+    # going in and out
+
+    def enter(self, permit: Permit, now_ms: float) -> bool:
+        """Whether a statement goes in at once."""
+        line = self._line(permit)
+        if self.limit is not None and (line.waiting or not self._has_room(line, now_ms)):
+            return False
+        self._let_in(permit, line, now_ms)
+        return True
+
+    def leave(self, permit: Permit, now_ms: float) -> None:
+        """A statement that was inside has ended."""
+        permit.is_in = False
+        line = self.lines[permit.traffic_class]
+        if permit in self._short:
+            del self._short[permit]
+            line.short -= 1
+        else:
+            self._long.discard(permit)
+            line.long -= 1
+        self._left += 1
+        self.durations_ms.append(now_ms - permit.since_ms)
+
+    def wait(self, permit: Permit, now_ms: float, jitter: float) -> Refusal | None:
+        """A statement that `enter` did not let in gets in line, or is refused; ``jitter`` is from 0 to 1."""
+        line = self._line(permit)
+        if len(line.waiting) >= line.settings.queue_max:
+            return self._refuse(permit, line, now_ms, None, jitter)
+        if not line.waiting:
+            others = [other.turns for other in self.lines.values() if other.waiting]
+            line.turns = max([line.turns, min(others, default=line.turns)])
+        permit.since_ms = now_ms
+        line.waiting[permit] = None
+        self.waited += 1
+        if self._since_ms is None:
+            self._since_ms, self._left = now_ms, 0
+        return None
+
+    def withdraw(self, permit: Permit) -> None:
+        """Whoever waited does not want in any more."""
+        self.lines[permit.traffic_class].waiting.pop(permit, None)
+
+    def let_in(self, now_ms: float) -> Iterator[Permit]:
+        """Let in whoever can go in now."""
+        while (line := self._next(now_ms)) is not None:
+            permit = next(iter(line.waiting))
+            del line.waiting[permit]
+            line.turns += 1 / line.settings.share
+            self._let_in(permit, line, now_ms)
+            yield permit
+        if not self.waiting:
+            self._since_ms = None
+
+    def overdue(self, now_ms: float, jitter: float) -> Iterator[tuple[Permit, Refusal]]:
+        """Those who have waited for as long as their class allows; they are out of the line."""
+        for line in self.lines.values():
+            while line.waiting:
+                permit = next(iter(line.waiting))
+                waited_ms = now_ms - permit.since_ms
+                if waited_ms < line.settings.wait_max_ms:
+                    break
+                refusal = self._refuse(permit, line, now_ms, round(waited_ms), jitter)
+                del line.waiting[permit]
+                yield permit, refusal
+
+    # rules
+
+    def _line(self, permit: Permit) -> Line:
+        line = self.lines.get(permit.traffic_class)
+        if line is None:
+            permit.traffic_class = NORMAL
+            line = self.lines[NORMAL]
+        return line
+
+    def _let_in(self, permit: Permit, line: Line, now_ms: float) -> None:
+        permit.is_in = True
+        permit.since_ms = now_ms
+        self._short[permit] = None
+        line.short += 1
+        self.peak = max(self.peak, len(self._short) + len(self._long))
+
+    def _has_room(self, line: Line, now_ms: float) -> bool:
+        if self.limit is None:
+            return True
+        if len(self._short) >= self.limit or line.short >= self._cap(line):
+            self._set_aside(now_ms)
+        return len(self._short) < self.limit and line.short < self._cap(line)
+
+    def _cap(self, line: Line) -> int:
+        """Places that a class may have at most; always one."""
+        return max(1, math.floor((self.limit or 0) * line.settings.most_percent / 100))
+
+    def _set_aside(self, now_ms: float) -> None:
+        """Long ones give their places to others, as long as they are fewer than the limit."""
+        while self._short and len(self._long) < (self.limit or 0):
+            eldest = next(iter(self._short))
+            if now_ms - eldest.since_ms < LONG_MS:
+                return
+            del self._short[eldest]
+            self._long.add(eldest)
+            line = self.lines[eldest.traffic_class]
+            line.short -= 1
+            line.long += 1
+
+    def _next(self, now_ms: float) -> Line | None:
+        ready = [line for line in self.lines.values() if line.waiting and self._has_room(line, now_ms)]
+        if not ready:
+            return None
+        return min(ready, key=lambda line: (line.short / line.settings.share, line.turns, -line.settings.share))
+
+    def _refuse(self, permit: Permit, line: Line, now_ms: float, waited_ms: int | None, jitter: float) -> Refusal:
+        line.refused += 1
+        ahead = len(line.waiting)
+        return Refusal(permit.traffic_class, ahead, waited_ms, self._retry_ms(ahead, now_ms, jitter))
+
+    def _retry_ms(self, ahead: int, now_ms: float, jitter: float) -> int:
+        """When those ahead will have gone in, at the pace seen while somebody waited; spread from 0.5 to 1.5 times."""
+        lasted_ms = now_ms - self._since_ms if self._since_ms is not None else 0.0
+        pace_ms = lasted_ms / self._left if self._left else RETRY_MIN_MS
+        wait_ms = min(max(ahead * pace_ms, RETRY_MIN_MS), RETRY_MAX_MS)
+        return round(wait_ms * (0.5 + jitter))

@@ -1,0 +1,179 @@
+"""How the limit climbs after a promotion: from a tenth of what was usual to all of it, in steps, and back if it hurts.
+
+A promoted standby has cold caches and meets all of the backlog at once. `turn` looks at one step and says what the next
+is, by the first rule of `RULES` that applies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from holdfast.model.ramp import Order
+
+FLOOR: Final = 8
+"""Statements at once that crush nobody: no limit is lower."""
+
+STEP_MIN_MS: Final = 1000
+"""No step is judged before: a second of statements says something."""
+
+HEALTHY_FACTOR: Final = 2.0
+"""Statements that take at most so many times as long as usual are healthy: the next step comes early."""
+WORSE_FACTOR: Final = 4.0
+"""Statements that take more than so many times as long as usual are a reason to step back."""
+SLACK_MS: Final = 5.0
+"""Added to what is usual before it is multiplied: statements of microseconds prove nothing by taking milliseconds."""
+SAMPLES_MIN: Final = 5
+"""Fewer statements in a step are no measure."""
+
+RULES: Final = {
+    "ramp.end": "a person said that it is over",
+    "ramp.hold": "a person said to stay at this step",
+    "ramp.faster": "a person said to take the next step now",
+    "ramp.early": "statements are as fast as usual, or nobody has to wait: the next step need not wait either",
+    "ramp.back": "statements are far slower than usual: one step back",
+    "ramp.time": "this step has lasted for its part of the window",
+    "ramp.stay": "neither healthy nor worse: wait for this step's time",
+}
+"""What each rule is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the statements of one step went."""
+
+    latency_ms: float | None
+    """The median time inside; None: too few to say."""
+    usual_ms: float | None
+    """The same before the incident."""
+    waited: int
+    """Statements that had to wait in this step."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the server bears this step well."""
+        return self.waited == 0 or self._within(HEALTHY_FACTOR) is True
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the server bears it badly."""
+        return self._within(WORSE_FACTOR) is False
+
+    def _within(self, factor: float) -> bool | None:
+        if self.latency_ms is None or self.usual_ms is None:
+            return None
+        return self.latency_ms <= factor * (self.usual_ms + SLACK_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """One climb. Times are milliseconds of the caller's clock."""
+
+    usual: int
+    """Statements at once before the incident."""
+    percents: tuple[int, ...]
+    """The steps; 100 is not one of them: it is the end."""
+    window_ms: int
+    began_ms: float
+    step: int = 0
+    since_ms: float = 0
+    """When this step began."""
+    order: Order | None = None
+
+    @property
+    def percent(self) -> int:
+        """Of what was usual."""
+        return self.percents[self.step]
+
+    @property
+    def limit(self) -> int:
+        """Statements at once in this step."""
+        return _limit(self.usual, self.percent)
+
+    @property
+    def step_max_ms(self) -> float:
+        """How long a step may last."""
+        return self.window_ms / len(self.percents)
+
+    def ordered(self, order: Order) -> Ramp:
+        """With a person's word; `RESUME` takes the last one back."""
+        return replace(self, order=None if order is Order.RESUME else order)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What comes next. ``ramp`` is None when it is over."""
+
+    ramp: Ramp | None
+    rule: str
+
+    @property
+    def moves(self) -> bool:
+        """Whether something changes."""
+        return self.rule not in ("ramp.hold", "ramp.stay")
+
+
+def begin(usual: int, *, start_percent: int, window_ms: int, now_ms: float) -> Ramp | None:
+    """The climb after a promotion; None if there is nothing to climb, because so few statements crush nobody."""
+    percents = []
+    percent = start_percent
+    while percent < 100:
+        percents.append(percent)
+        percent *= 2
+    while len(percents) > 1 and _limit(usual, percents[1]) == FLOOR:
+        del percents[0]  # the next step lets in as many
+    if not percents or usual <= FLOOR:
+        return None
+    return Ramp(usual, tuple(percents), window_ms, began_ms=now_ms, since_ms=now_ms)
+
+
+def turn(ramp: Ramp, now_ms: float, health: Health) -> Turn:
+    """The next step of a ramp; the first rule that applies counts.
+
+    Nothing steps back once the window is over, so it ends after twice the window at the latest, unless it is held.
+    """
+    lasted_ms = now_ms - ramp.since_ms
+    if ramp.order is Order.END:
+        return Turn(None, "ramp.end")
+    if ramp.order is Order.HOLD:
+        return Turn(ramp, "ramp.hold")
+    if ramp.order is Order.FASTER:
+        return Turn(_at(replace(ramp, order=None), ramp.step + 1, now_ms), "ramp.faster")
+    if lasted_ms < STEP_MIN_MS:
+        return Turn(ramp, "ramp.stay")
+    if health.is_good:
+        return Turn(_at(ramp, ramp.step + 1, now_ms), "ramp.early")
+    if health.is_worse and ramp.step > 0 and now_ms - ramp.began_ms < ramp.window_ms:
+        return Turn(_at(ramp, ramp.step - 1, now_ms), "ramp.back")
+    if lasted_ms >= ramp.step_max_ms:
+        return Turn(_at(ramp, ramp.step + 1, now_ms), "ramp.time")
+    return Turn(ramp, "ramp.stay")
+
+
+def _limit(usual: int, percent: int) -> int:
+    return max(FLOOR, math.ceil(usual * percent / 100))
+
+
+def _at(ramp: Ramp, step: int, now_ms: float) -> Ramp | None:
+    return replace(ramp, step=step, since_ms=now_ms) if step < len(ramp.percents) else None
+
+
+def usual_of(peaks: Sequence[int]) -> int:
+    """What is usual, from the most statements that were inside at once in each of the last seconds.
+
+    The ninth decile: a burst is not usual, and neither are the last seconds of a primary on which everything piles up.
+    """
+    if not peaks:
+        return 0
+    ordered = sorted(peaks)
+    return ordered[math.ceil(0.9 * len(ordered)) - 1]
+
+
+def median_of(durations_ms: Collection[float]) -> float | None:
+    """The median; None if there are too few to say."""
+    if len(durations_ms) < SAMPLES_MIN:
+        return None
+    ordered = sorted(durations_ms)
+    return ordered[len(ordered) // 2]

@@ -1,0 +1,284 @@
+"""One port's gate and ramp, joined to the clock, to the sessions that wait and to the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+
+from holdfast.core.admission.gate import Gate, Permit, Refusal
+from holdfast.core.admission.ramp import Health, Ramp, begin, median_of, turn, usual_of
+from holdfast.model.policy import DEFAULT_POLICY, Policy
+from holdfast.model.ramp import Order
+from holdfast.model.traffic import class_of
+from holdfast.wire import messages as m
+
+LOOK_S = 0.1
+"""Between two looks at who has waited too long and at the ramp. While there is neither, nobody looks."""
+SECOND_S = 1.0
+"""Between two samples of what is usual."""
+SAMPLES = 60
+"""What is usual is what was so in the last minute."""
+
+QUEUE_FULL = "53300"
+"""too_many_connections (PostgreSQL manual, appendix A): so many wait already that this one was not even put in line."""
+WAITED_IN_VAIN = "53400"
+"""configuration_limit_exceeded: it waited for as long as its class may."""
+
+Tell = Callable[[str, str | None, dict[str, JsonValue]], None]
+"""Told the kind of an entry of the journal, the rule that fired, and its details."""
+
+
+class Shed(Exception):
+    """The statement is refused; the report says why and when to come back."""
+
+    def __init__(self, report: m.Report) -> None:
+        super().__init__(report.text)
+        self.report = report
+
+
+@dataclass(slots=True)
+class _Usual:
+    """What was so before an incident, from the last minute."""
+
+    peaks: deque[int]
+    medians_ms: deque[float]
+
+    @property
+    def at_once(self) -> int:
+        return usual_of(self.peaks)
+
+    @property
+    def latency_ms(self) -> float | None:
+        ordered = sorted(self.medians_ms)
+        return ordered[len(ordered) // 2] if ordered else None
+
+
+class Admission:
+    """Lets sessions in by the policy. Statements come by `enter`, which costs nearly nothing while nobody must wait."""
+
+    def __init__(self, tell: Tell = lambda kind, rule, detail: None) -> None:
+        self._tell = tell
+        self._policy = DEFAULT_POLICY
+        self._classes = DEFAULT_POLICY.traffic_classes()
+        self.gate = Gate(self._classes)
+        self.ramp: Ramp | None = None
+        self.epoch = 0
+        """The epoch that served last; 0 before the first."""
+        self._usual = _Usual(deque(maxlen=SAMPLES), deque(maxlen=SAMPLES))
+        self.version = 0
+        """Grows when classes change: permits of before are of no use then."""
+        self._usual_latency_ms: float | None = None
+        self._waited_before = 0
+        self._waiters: dict[Permit, asyncio.Future[None]] = {}
+        self._busy = asyncio.Event()
+
+    # sessions
+
+    def permit(self, user: str, database: str, application_name: str) -> Permit:
+        """A session's permit, of the class that the policy gives it."""
+        return Permit(class_of(self._classes, user, database, application_name))
+
+    def enter(self, permit: Permit) -> bool:
+        """Whether a statement may go to the server now; if not, `wait`."""
+        return self.gate.enter(permit, _now_ms())
+
+    def leave(self, permit: Permit) -> None:
+        """The statement has ended, or its server is lost."""
+        if permit.is_in:
+            self.gate.leave(permit, _now_ms())
+            if self._waiters:
+                self._let_in()
+
+    async def wait(self, permit: Permit) -> None:
+        """Until a statement that `enter` did not let in is in; raises Shed."""
+        refusal = self.gate.wait(permit, _now_ms(), random.random())
+        if refusal is not None:
+            raise Shed(report_of(refusal))
+        future = asyncio.get_running_loop().create_future()
+        self._waiters[permit] = future
+        self._busy.set()
+        try:
+            await future
+        except asyncio.CancelledError:
+            self._waiters.pop(permit, None)
+            self.gate.withdraw(permit)
+            self.leave(permit)
+            raise
+
+    def _let_in(self) -> None:
+        for permit in self.gate.let_in(_now_ms()):
+            future = self._waiters.pop(permit, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+            else:
+                self.gate.leave(permit, _now_ms())
+
+    # policy, epochs and orders
+
+    def policy_is(self, policy: Policy) -> None:
+        """A policy is in force."""
+        if policy == self._policy:
+            return
+        self._policy, self._classes = policy, policy.traffic_classes()
+        self.version += 1
+        self.gate.classes_are(self._classes)
+        if self.ramp is not None and not policy.admission:
+            self._end("ramp.end")
+        self._set_limit()
+
+    def serves(self, epoch: int) -> None:
+        """A primary serves in this epoch; if it is not the first one, it is a fresh one, and there is a ramp."""
+        if epoch <= self.epoch:
+            return
+        is_first, self.epoch = self.epoch == 0, epoch
+        if is_first or not self._policy.admission:
+            return
+        at_once = self.ramp.usual if self.ramp is not None else self._usual.at_once
+        if self.ramp is None:
+            self._usual_latency_ms = self._usual.latency_ms
+        start_percent, window_ms = self._policy.ramp_start_percent, self._policy.ramp_window_s * 1000
+        self.ramp = begin(at_once, start_percent=start_percent, window_ms=window_ms, now_ms=_now_ms())
+        self._begin_step()
+        if self.ramp is not None:
+            self._tell("ramp.begun", None, {**self._said(self.ramp), "window_s": self._policy.ramp_window_s})
+            self._busy.set()
+
+    def ordered(self, order: Order) -> None:
+        """A person says how the ramp is to go on; without one nothing happens."""
+        if self.ramp is not None:
+            self.ramp = self.ramp.ordered(order)
+            self._look()
+
+    # time
+
+    async def run(self) -> None:
+        """Look at the clock, for ever."""
+        sampled_s = 0.0
+        while True:
+            now_s = asyncio.get_running_loop().time()
+            if now_s - sampled_s >= SECOND_S:
+                sampled_s = now_s
+                self._sample()
+            if self._waiters or self.ramp is not None:
+                self._look()
+                await asyncio.sleep(LOOK_S)
+                continue
+            self._busy.clear()
+            try:
+                await asyncio.wait_for(self._busy.wait(), SECOND_S)
+            except TimeoutError:
+                continue
+
+    def _sample(self) -> None:
+        peak = self.gate.take_peak()
+        if self.ramp is not None:
+            return  # neither its bounds nor the latency of a cold server are usual
+        median_ms = median_of(self.gate.durations_ms)
+        self.gate.durations_ms.clear()
+        self._usual.peaks.append(peak)
+        if median_ms is not None:
+            self._usual.medians_ms.append(median_ms)
+
+    def _look(self) -> None:
+        now_ms = _now_ms()
+        if self.ramp is not None:
+            self._turn(self.ramp, now_ms)
+        self._let_in()
+        for permit, refusal in self.gate.overdue(now_ms, random.random()):
+            future = self._waiters.pop(permit, None)
+            if future is not None and not future.done():
+                future.set_exception(Shed(report_of(refusal)))
+
+    def _turn(self, ramp: Ramp, now_ms: float) -> None:
+        health = Health(
+            median_of(self.gate.durations_ms), self._usual_latency_ms, self.gate.waited - self._waited_before
+        )
+        turned = turn(ramp, now_ms, health)
+        if turned.ramp is None:
+            self._end(turned.rule, health)
+            return
+        self.ramp = turned.ramp
+        if turned.moves:
+            self._begin_step()
+            self._tell("ramp.step", turned.rule, {**self._said(turned.ramp), **_reading(health)})
+
+    def _end(self, rule: str, health: Health | None = None) -> None:
+        ramp, self.ramp = self.ramp, None
+        self._begin_step()
+        if ramp is not None:
+            took_ms = round(_now_ms() - ramp.began_ms)
+            self._tell("ramp.ended", rule, {"took_ms": took_ms, **(_reading(health) if health is not None else {})})
+
+    def _begin_step(self) -> None:
+        self._waited_before = self.gate.waited
+        self.gate.durations_ms.clear()
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        limits = [self._policy.statements_max, self.ramp.limit if self.ramp is not None else None]
+        known = [limit for limit in limits if limit is not None]
+        self.gate.limit = min(known) if known and self._policy.admission else None
+        self._let_in()
+
+    def _said(self, ramp: Ramp) -> dict[str, JsonValue]:
+        return {"percent": ramp.percent, "limit": ramp.limit, "usual": ramp.usual}
+
+    # for people
+
+    def status(self) -> dict[str, Any]:
+        """What ``/status`` says of this port."""
+        gate, ramp = self.gate, self.ramp
+        return {
+            "limit": gate.limit,
+            "inside": gate.inside,
+            "waiting": gate.waiting,
+            "usual": ramp.usual if ramp is not None else self._usual.at_once,
+            "usual_ms": self._usual_latency_ms if ramp is not None else self._usual.latency_ms,
+            "ramp": None if ramp is None else self._ramp_status(ramp),
+            "classes": {
+                name: {"inside": line.short + line.long, "waiting": len(line.waiting), "refused": line.refused}
+                for name, line in gate.lines.items()
+            },
+        }
+
+    def _ramp_status(self, ramp: Ramp) -> dict[str, Any]:
+        now_ms = _now_ms()
+        return {
+            **self._said(ramp),
+            "epoch": self.epoch,
+            "steps": [*ramp.percents, 100],
+            "step_ms": round(now_ms - ramp.since_ms),
+            "since_ms": round(now_ms - ramp.began_ms),
+            "window_s": ramp.window_ms // 1000,
+            "held": ramp.order is Order.HOLD,
+        }
+
+
+def report_of(refusal: Refusal) -> m.Report:
+    """The error that a refused client gets. ``DETAIL`` is for programs, ``HINT`` for people."""
+    name = refusal.traffic_class
+    if refusal.waited_ms is None:
+        sqlstate, text = (
+            QUEUE_FULL,
+            f"the database is busy, and {refusal.waiting} statements of class {name} wait already",
+        )
+    else:
+        text = f"the database is busy: the statement waited {refusal.waited_ms} ms, as long as class {name} may"
+        sqlstate = WAITED_IN_VAIN
+    detail = f"class={name} retry_after_ms={refusal.retry_ms}"
+    return m.error(sqlstate, text, detail=detail, hint=f"Nothing was executed. Try again in {refusal.retry_ms} ms.")
+
+
+def _reading(health: Health) -> dict[str, JsonValue]:
+    known = {"latency_ms": health.latency_ms, "usual_ms": health.usual_ms}
+    return {"waited": health.waited, **{name: round(value, 1) for name, value in known.items() if value is not None}}
+
+
+def _now_ms() -> float:
+    return asyncio.get_running_loop().time() * 1000

@@ -1,0 +1,49 @@
+"""What a client is told in place of a lost server's answer: what became of its statement, and what to do."""
+
+from __future__ import annotations
+
+from holdfast.wire import messages as m
+from holdfast.wire.loss import SERVER_GONE, Loss
+
+
+def answers_to(loss: Loss, reason: str) -> bytes:
+    """The messages that end what the server owed."""
+    report = _outcome_unknown(reason) if loss.unknown else transaction_lost(reason)
+    out = []
+    for answer in loss.answers:
+        if answer.needs_error:
+            out.append(report.encode())
+        if answer.status is not None:
+            out.append(m.ready_for_query(answer.status))
+    return b"".join(out)
+
+
+def _outcome_unknown(reason: str) -> m.Report:
+    return m.error(
+        "08007",
+        "the server was lost before it confirmed the statement: it may or may not have been committed",
+        detail=reason,
+        hint="Check whether the change is there before you repeat it.",
+    )
+
+
+def transaction_lost(reason: str) -> m.Report:
+    """The error of an open transaction that the server took with it."""
+    return m.error(
+        SERVER_GONE,
+        "the server was lost and nothing of the transaction was committed",
+        detail=reason,
+        hint="Repeat the transaction; the connection can be used again.",
+    )
+
+
+def cannot_move(loss: Loss, reason: str, pins: list[str]) -> m.Report:
+    """The last word to a session that holds what no other server has."""
+    unknown = loss.unknown and any(answer.needs_error for answer in loss.answers)
+    outcome = " The statement that was running may or may not have been committed." if unknown else ""
+    return m.fatal(
+        SERVER_GONE,
+        f"the server was lost, and this session cannot be moved to another: {'; '.join(pins)}",
+        detail=reason + "." + outcome,
+        hint="Connect again.",
+    )

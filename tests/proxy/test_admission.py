@@ -1,0 +1,248 @@
+"""What is let into the server: bounds, classes, refusals, and the ramp after a promotion."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from holdfast.core.admission.gate import Gate
+from holdfast.core.admission.ramp import RULES
+from holdfast.model.policy import DEFAULT_POLICY
+from holdfast.model.ramp import Order, RampOrder
+from holdfast.proxy.admission import Admission
+from holdfast.proxy.lane import Purpose
+from tests.proxy.cluster import KEYS, Cluster, Pair, fetch, until, wait_until_active
+from tests.proxy.servers import Server
+
+pytestmark = pytest.mark.live
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+def admission(cluster: Cluster) -> Admission:
+    assert cluster.proxy is not None
+    return cluster.proxy.lanes[Purpose.WRITE].admission
+
+
+async def rule(cluster: Cluster, **changes: Any) -> None:
+    """Put a policy in force."""
+    policy = DEFAULT_POLICY.changed(changes)
+    await cluster.store.put(KEYS.policy, policy.to_json())
+    await until(lambda: cluster.proxy is not None and cluster.proxy.routing.policy == policy)
+
+
+@asynccontextmanager
+async def connections(cluster: Cluster, count: int, application_name: str = "app") -> AsyncIterator[list[Connection]]:
+    made = [await cluster.connect(application_name=application_name) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for connection in made:
+            await connection.close()
+
+
+def waiting(cluster: Cluster) -> int:
+    return admission(cluster).gate.waiting
+
+
+def inside(cluster: Cluster) -> int:
+    return admission(cluster).gate.inside
+
+
+async def test_a_limit_is_kept_at_the_server_and_everybody_gets_in(served: Cluster, lasting: Server) -> None:
+    await rule(served, statements_max=2)
+    active = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep(0.05)%'"
+    async with connections(served, 12) as made:
+        tasks = [asyncio.create_task(c.execute("select pg_sleep(0.05)")) for c in made]
+        seen = []
+        while not all(task.done() for task in tasks):
+            seen.append(await asyncio.to_thread(lasting.query, active))
+        await asyncio.gather(*tasks)
+        assert max(count for ((count,),) in seen) <= 2
+        assert inside(served) == waiting(served) == 0
+        assert admission(served).gate.waited >= 8
+
+
+async def test_a_transaction_is_inside_until_it_ends(served: Cluster) -> None:
+    await rule(served, statements_max=1)
+    async with connections(served, 2) as (first, second):
+        await first.execute("begin")
+        blocked = asyncio.create_task(fetch(second, "select %s::int", 7))
+        await until(lambda: waiting(served) == 1)
+        await first.execute("select 1")
+        assert not blocked.done()
+        await first.execute("commit")
+        assert await blocked == 7
+        async with first.pipeline():
+            await first.execute("select 1")
+            await first.execute("select 2")
+        assert await fetch(second, "select 8") == 8
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await first.execute("select 1/0")
+        assert await fetch(second, "select 9") == 9
+
+
+async def test_too_many_and_too_long_are_refused_with_the_time_to_come_back(served: Cluster) -> None:
+    await rule(served, statements_max=1, classes={"normal": {"queue_max": 1, "wait_max_ms": 300}})
+    async with connections(served, 3) as (first, second, third):
+        await first.execute("begin")
+        late = asyncio.create_task(second.execute("select 1"))
+        await until(lambda: waiting(served) == 1)
+        for prepare in (False, True):
+            with pytest.raises(psycopg.errors.TooManyConnections, match="1 statements of class normal wait") as caught:
+                await third.execute("select %s", [1], prepare=prepare)
+            found = re.fullmatch(r"class=normal retry_after_ms=(\d+)", caught.value.diag.message_detail or "")
+            assert found is not None
+            assert f"Try again in {found[1]} ms" in (caught.value.diag.message_hint or "")
+            assert third.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        with pytest.raises(psycopg.errors.ConfigurationLimitExceeded, match="waited 3"):
+            await late
+        await first.execute("rollback")
+        assert await fetch(second, "select 1") == await fetch(third, "select 1") == 1
+        assert served.proxy is not None
+        assert served.proxy.lanes[Purpose.WRITE].counters.statements_shed == 3
+        assert admission(served).status()["classes"]["normal"]["refused"] == 3
+
+
+async def test_who_cancels_or_leaves_while_waiting_takes_no_place(served: Cluster) -> None:
+    await rule(served, statements_max=1)
+    async with connections(served, 3) as (first, second, third):
+        await first.execute("begin")
+        impatient = asyncio.create_task(second.execute("select 1"))
+        await until(lambda: waiting(served) == 1)
+        await second.cancel_safe()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await impatient
+        gone = asyncio.create_task(third.execute("select 1"))
+        await until(lambda: waiting(served) == 1)
+        await third.close()
+        with pytest.raises(psycopg.OperationalError):
+            await gone
+        await until(lambda: waiting(served) == 0)
+        await first.execute("commit")
+        assert await fetch(second, "select 2") == 2
+        assert inside(served) == 0
+
+
+async def test_classes_keep_each_other_out_of_the_way(served: Cluster) -> None:
+    """Reports fill their part and no more; what is critical goes past them."""
+    reports = {"application_names": ["reports"], "most_percent": 50}
+    await rule(served, statements_max=2, classes={"background": reports, "critical": {"application_names": ["pay"]}})
+    async with (
+        connections(served, 3, application_name="reports") as slow,
+        connections(served, 1, application_name="pay") as (pay,),
+    ):
+        await slow[0].execute("begin")
+        blocked = [asyncio.create_task(c.execute("select 1")) for c in slow[1:]]
+        await until(lambda: waiting(served) == 2)
+        for number in range(20):
+            assert await fetch(pay, "select %s::int", number) == number
+        assert not any(task.done() for task in blocked)
+        # The policy is changed while they wait: nobody is lost, and sessions belong to their new class at once.
+        await rule(served, statements_max=2, classes={"background": {**reports, "most_percent": 100}})
+        await asyncio.gather(*blocked)
+        await slow[0].execute("commit")
+        assert admission(served).status()["classes"]["background"]["inside"] == 0
+
+
+async def test_without_admission_nothing_is_bounded(served: Cluster) -> None:
+    await rule(served, statements_max=1, admission=False)
+    async with connections(served, 3) as made:
+        for connection in made:
+            await connection.execute("begin")
+        assert inside(served) == 3
+        for connection in made:
+            await connection.execute("commit")
+
+
+async def load(connections: list[Connection], stop: asyncio.Event) -> int:
+    """Statements without a pause on every connection; returns how many succeeded."""
+
+    async def one(connection: Connection) -> int:
+        done = 0
+        while not stop.is_set():
+            try:
+                await connection.execute("select pg_sleep(0.02)")
+                done += 1
+            except psycopg.OperationalError:
+                continue  # it was under way when the primary died
+        return done
+
+    return sum(await asyncio.gather(*(one(connection) for connection in connections)))
+
+
+def allowed(gate: Gate) -> int:
+    """Statements that may be inside now: those within the limit, and those that have been inside for long."""
+    return (60 if gate.limit is None else gate.limit) + sum(line.long for line in gate.lines.values())
+
+
+ACTIVE = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(0.02)'"
+
+
+async def test_a_fresh_primary_meets_the_backlog_in_steps(pair: Pair) -> None:
+    cluster, stop = pair.cluster, asyncio.Event()
+    await rule(cluster, ramp_window_s=4)  # so that a machine that is slow now does not take minutes
+    async with connections(cluster, 60) as made:
+        loading = asyncio.create_task(load(made, stop))
+        await until(lambda: admission(cluster).status()["usual"] >= 40)
+        await pair.fail_over()
+        gate, seen = admission(cluster).gate, []
+        while admission(cluster).ramp is not None:
+            # What the server itself says, beside what was allowed before and after it was asked.
+            before = allowed(gate)
+            ((active,),) = await asyncio.to_thread(pair.n2.query, ACTIVE)
+            seen.append((active, max(before, allowed(gate))))
+        assert gate.limit is None
+        stop.set()
+        assert await loading > 0
+    assert len(seen) > 20
+    assert [(active, most) for active, most in seen if active > most] == []
+    assert min(most for _, most in seen) <= 8
+    told = [e for e in await cluster.store.read_events() if e.kind.startswith("ramp.")]
+    assert (told[0].kind, told[0].detail["percent"], told[-1].kind) == ("ramp.begun", 10, "ramp.ended")
+    assert {e.kind for e in told[1:-1]} == {"ramp.step"}
+    assert {e.rule for e in told[1:]} <= RULES.keys()
+
+
+async def test_a_person_may_hold_and_end_a_ramp(pair: Pair) -> None:
+    cluster, stop = pair.cluster, asyncio.Event()
+    async with connections(cluster, 20) as made:
+        loading = asyncio.create_task(load(made, stop))
+        await until(lambda: admission(cluster).status()["usual"] >= 15)
+        await pair.fail_over()
+        for wrong in (b"{}", RampOrder(1, Order.END).to_json()):  # unreadable, and meant for another epoch
+            await cluster.store.put(KEYS.ramp_order, wrong)
+        await cluster.store.put(KEYS.ramp_order, RampOrder(2, Order.HOLD).to_json())
+        await until(lambda: admission(cluster).status()["ramp"]["held"])
+        limit = admission(cluster).gate.limit
+        assert limit is not None
+        await asyncio.sleep(1.5)  # a healthy ramp would have gone on
+        assert admission(cluster).gate.limit == limit
+        await cluster.store.put(KEYS.ramp_order, RampOrder(2, Order.END).to_json())
+        await until(lambda: admission(cluster).ramp is None)
+        stop.set()
+        await loading
+
+
+async def test_those_who_wait_to_be_let_in_are_held_when_the_server_is_lost(pair: Pair) -> None:
+    cluster = pair.cluster
+    await rule(cluster, statements_max=1, ramp_start_percent=100)
+    async with connections(cluster, 4) as made:
+        running = asyncio.create_task(made[0].execute("select pg_sleep(60)"))
+        await wait_until_active(pair.n1, "select pg_sleep(60)")
+        tasks = [asyncio.create_task(fetch(c, "select inet_server_port()")) for c in made[1:]]
+        await until(lambda: waiting(cluster) == 3)
+        await pair.lose_primary()
+        with pytest.raises(psycopg.OperationalError):
+            await running
+        await pair.wait_until_held(3)
+        assert inside(cluster) == 0
+        await pair.promote()
+        assert await asyncio.gather(*tasks) == [pair.n2.port] * 3
+        assert inside(cluster) == waiting(cluster) == 0
