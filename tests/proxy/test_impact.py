@@ -59,6 +59,20 @@ async def test_statements_that_waited_in_vain_are_told_as_refused(cluster: Clust
     assert (event.detail["held"], event.detail["refused"]) == (1, 1)
 
 
+async def test_a_proxy_that_stops_tells_what_it_has_not_told_yet(pair: Pair) -> None:
+    async with await pair.cluster.connect() as connection:
+        await pair.lose_primary()
+        waiting = asyncio.create_task(connection.execute("select 1"))
+        await pair.wait_until_held(1)
+        await asyncio.sleep(0.2)  # less is not worth an entry
+        await pair.proxy.stop()
+        with pytest.raises(psycopg.OperationalError):
+            await waiting
+    event = await told(pair.cluster)
+    assert event.detail["held"] == 1
+    assert 200 <= event.detail["longest_ms"] < 60_000  # type: ignore[operator]
+
+
 async def test_what_was_under_way_is_told_by_what_became_of_it(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection:
         await connection.execute("begin")

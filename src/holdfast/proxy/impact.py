@@ -71,7 +71,13 @@ class Impact:
     def look(self) -> None:
         """Tell what has come on top since the last time, unless it still goes on."""
         before, self._seen = self._seen, Toll.of(self._lanes)
-        if self._seen == self._told or self._seen != before or any(lane.held for lane in self._lanes):
+        if self._seen == before and not any(lane.held for lane in self._lanes):
+            self.close()
+
+    def close(self) -> None:
+        """Tell what has come on top, also if it still goes on: nobody will look again."""
+        self._seen = Toll.of(self._lanes)
+        if self._seen == self._told:
             return
         toll, self._told = self._seen.since(self._told), self._seen
         longest_ms = max(lane.take_longest_hold_ms() for lane in self._lanes)

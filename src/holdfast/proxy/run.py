@@ -130,6 +130,9 @@ class Proxy:
         for task in self._accounting:
             task.cancel()
         await asyncio.gather(*self._accounting, return_exceptions=True)
+        if self._accounting:
+            self._impact.close()
+            await self._journal.flush()
         self._accounting.clear()
         if self._status is not None:
             await self._status.cleanup()
