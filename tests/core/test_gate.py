@@ -80,6 +80,18 @@ def test_long_ones_give_their_places_to_others_but_never_more_than_the_limit() -
     assert list(g.let_in(3 * LONG_MS)) == [waiting[2]]
 
 
+def test_long_ones_of_a_class_have_no_more_than_its_part_either() -> None:
+    g = gate(10, BUILT_IN)
+    for now_ms in (0, LONG_MS, 2 * LONG_MS, 3 * LONG_MS):
+        for _ in range(3):
+            permit = Permit("background")
+            if not g.enter(permit, now_ms):
+                g.wait(permit, now_ms, 0.5)
+    line = g.lines["background"]
+    assert (len(line.short), len(line.long), len(line.waiting)) == (3, 3, 6)
+    assert all(g.enter(Permit("critical"), 3 * LONG_MS) for _ in range(7))
+
+
 def test_a_class_has_at_most_its_part_and_always_one() -> None:
     classes = {**BUILT_IN, "background": TrafficClass(share=10, most_percent=30)}
     g = gate(10, classes)
@@ -101,7 +113,9 @@ def test_places_are_given_in_proportion_to_shares() -> None:
             permit = Permit(name)
             if not g.enter(permit, 0):
                 g.wait(permit, 0, 0.5)
-    ends: list[tuple[float, int, Permit]] = [(1.0, n, p) for n, p in enumerate(g._short)]
+    ends: list[tuple[float, int, Permit]] = [
+        (1.0, n, p) for n, p in enumerate(p for line in g.lines.values() for p in line.short)
+    ]
     inside: Counter[str] = Counter()
     for now in range(1, 400):
         for end in [e for e in ends if e[0] <= now]:
@@ -111,7 +125,7 @@ def test_places_are_given_in_proportion_to_shares() -> None:
         for permit in g.let_in(now):
             ends.append((now + (100 if permit.traffic_class == "background" else 1), now, permit))
         for name, line in g.lines.items():
-            inside[name] += line.short
+            inside[name] += len(line.short)
     assert inside["critical"] > 1.5 * inside[NORMAL] > 1.5 * inside["background"] > 0
 
 
@@ -243,8 +257,8 @@ def test_whatever_happens(classes: Mapping[str, TrafficClass], moves: list[Move]
         assert all(permit.is_in for permit in inside)
         assert not any(permit.is_in for permit in waiting)
         lines = g.lines.values()
-        short = sum(line.short for line in lines)
+        short = sum(len(line.short) for line in lines)
         assert g.inside - short <= 8
-        assert not any(line.waiting and short < g.limit and line.short < g._cap(line) for line in lines)
+        assert not any(line.waiting and short < g.limit and len(line.short) < g._cap(line) for line in lines)
     g.limit = None
     assert sorted(map(id, g.let_in(now))) == sorted(map(id, waiting))

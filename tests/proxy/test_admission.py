@@ -179,7 +179,7 @@ async def load(connections: list[Connection], stop: asyncio.Event) -> int:
 
 def allowed(gate: Gate) -> int:
     """Statements that may be inside now: those within the limit, and those that have been inside for long."""
-    return (60 if gate.limit is None else gate.limit) + sum(line.long for line in gate.lines.values())
+    return (60 if gate.limit is None else gate.limit) + sum(len(line.long) for line in gate.lines.values())
 
 
 ACTIVE = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(0.02)'"

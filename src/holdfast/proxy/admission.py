@@ -242,7 +242,11 @@ class Admission:
             "usual_ms": self._usual_latency_ms if ramp is not None else self._usual.latency_ms,
             "ramp": None if ramp is None else self._ramp_status(ramp),
             "classes": {
-                name: {"inside": line.short + line.long, "waiting": len(line.waiting), "refused": line.refused}
+                name: {
+                    "inside": len(line.short) + len(line.long),
+                    "waiting": len(line.waiting),
+                    "refused": line.refused,
+                }
                 for name, line in gate.lines.items()
             },
         }

@@ -20,7 +20,7 @@ from holdfast.model.traffic import NORMAL, TrafficClass
 
 LONG_MS: Final = 1000
 """A statement or transaction that has been inside for so long gives its place to others and is counted apart, while
-there are fewer of them than the limit: otherwise a few reports would keep a small gate shut for minutes."""
+there are fewer of them than may be inside: otherwise a few reports would keep a small gate shut for minutes."""
 
 RETRY_MIN_MS: Final = 200
 RETRY_MAX_MS: Final = 10_000
@@ -54,15 +54,20 @@ class Refusal:
 
 @dataclass(slots=True)
 class Line:
-    """The statements of one class. ``short`` and ``long`` are inside."""
+    """The statements of one class. ``short`` (in the order in which they came) and ``long`` are inside."""
 
     settings: TrafficClass
     waiting: dict[Permit, None] = field(default_factory=dict)
-    short: int = 0
-    long: int = 0
+    short: dict[Permit, None] = field(default_factory=dict)
+    long: set[Permit] = field(default_factory=set)
     turns: float = 0
     """Places it was given, divided by its share."""
     refused: int = 0
+
+    @property
+    def inside(self) -> int:
+        """Its statements in the database."""
+        return len(self.short) + len(self.long)
 
 
 class Gate:
@@ -77,8 +82,8 @@ class Gate:
         """The most statements that were inside at once, since `take_peak`."""
         self.durations_ms: deque[float] = deque(maxlen=DURATIONS_MAX)
         """How long the last statements were inside, since it was last cleared."""
-        self._short: dict[Permit, None] = {}
-        self._long: set[Permit] = set()
+        self._short = 0
+        self._long = 0
         self._left = 0
         self._since_ms: float | None = None
         self.lines: dict[str, Line] = {}
@@ -93,13 +98,13 @@ class Gate:
                 self.lines[name] = Line(settings)
         for name in [n for n in self.lines if n not in classes]:
             line = self.lines[name]
-            if not (line.waiting or line.short or line.long):
+            if not (line.waiting or line.inside):
                 del self.lines[name]
 
     @property
     def inside(self) -> int:
         """Statements in the database."""
-        return len(self._short) + len(self._long)
+        return self._short + self._long
 
     @property
     def waiting(self) -> int:
@@ -125,12 +130,12 @@ class Gate:
         """A statement that was inside has ended."""
         permit.is_in = False
         line = self.lines[permit.traffic_class]
-        if permit in self._short:
-            del self._short[permit]
-            line.short -= 1
+        if permit in line.short:
+            del line.short[permit]
+            self._short -= 1
         else:
-            self._long.discard(permit)
-            line.long -= 1
+            line.long.remove(permit)
+            self._long -= 1
         self._left += 1
         self.durations_ms.append(now_ms - permit.since_ms)
 
@@ -188,38 +193,39 @@ class Gate:
     def _let_in(self, permit: Permit, line: Line, now_ms: float) -> None:
         permit.is_in = True
         permit.since_ms = now_ms
-        self._short[permit] = None
-        line.short += 1
-        self.peak = max(self.peak, len(self._short) + len(self._long))
+        line.short[permit] = None
+        self._short += 1
+        if self._short + self._long > self.peak:
+            self.peak = self._short + self._long
 
     def _has_room(self, line: Line, now_ms: float) -> bool:
         if self.limit is None:
             return True
-        if len(self._short) >= self.limit or line.short >= self._cap(line):
-            self._set_aside(now_ms)
-        return len(self._short) < self.limit and line.short < self._cap(line)
+        if self._short >= self.limit or len(line.short) >= self._cap(line):
+            self._set_aside(self.limit, now_ms)
+        return self._short < self.limit and len(line.short) < self._cap(line)
 
     def _cap(self, line: Line) -> int:
         """Places that a class may have at most; always one."""
         return max(1, math.floor((self.limit or 0) * line.settings.most_percent / 100))
 
-    def _set_aside(self, now_ms: float) -> None:
-        """Long ones give their places to others, as long as they are fewer than the limit."""
-        while self._short and len(self._long) < (self.limit or 0):
-            eldest = next(iter(self._short))
-            if now_ms - eldest.since_ms < LONG_MS:
-                return
-            del self._short[eldest]
-            self._long.add(eldest)
-            line = self.lines[eldest.traffic_class]
-            line.short -= 1
-            line.long += 1
+    def _set_aside(self, limit: int, now_ms: float) -> None:
+        """Long ones give their places to others, while they are fewer than the limit, and of a class than its cap."""
+        for line in self.lines.values():
+            while line.short and self._long < limit and len(line.long) < self._cap(line):
+                eldest = next(iter(line.short))
+                if now_ms - eldest.since_ms < LONG_MS:
+                    break
+                del line.short[eldest]
+                line.long.add(eldest)
+                self._short -= 1
+                self._long += 1
 
     def _next(self, now_ms: float) -> Line | None:
         ready = [line for line in self.lines.values() if line.waiting and self._has_room(line, now_ms)]
         if not ready:
             return None
-        return min(ready, key=lambda line: (line.short / line.settings.share, line.turns, -line.settings.share))
+        return min(ready, key=lambda line: (len(line.short) / line.settings.share, line.turns, -line.settings.share))
 
     def _refuse(self, permit: Permit, line: Line, now_ms: float, waited_ms: int | None, jitter: float) -> Refusal:
         line.refused += 1
