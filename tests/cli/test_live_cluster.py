@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.machine import who_asks
 from holdfast.local.processes import Process, postmaster_of
 from holdfast.model.lost import SCRIPT, LostLog, LostTransaction, Salvage, Tuples
 from holdfast.model.lsn import Lsn
@@ -191,6 +192,11 @@ def test_what_is_let_in_is_decided_and_shown(running: Running) -> None:
     assert "write: at most 50 at once; 0 inside, 0 wait" in holdfast("ramp", "show", *place).stdout
     for order in ("hold", "resume", "faster", "end"):
         assert order in answer("ramp", order, *place)["message"]
+    journal = holdfast("incident", "export", "--everything", *place).stdout.splitlines()
+    ordered = [e["detail"] for e in map(json.loads, journal) if e["kind"] == "ramp.ordered"]
+    assert [detail["order"] for detail in ordered] == ["hold", "resume", "faster", "end"]
+    assert {detail["by"] for detail in ordered} == {who_asks()}
+    assert {detail["address"] for detail in ordered} == {"127.0.0.1"}
     for wrong, *words in (
         ("classes.background.share=much", "classes.background.share", "'much'"),
         ("classes.background.speed=1", "classes.background.speed is not known"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import JsonValue
+
 from holdfast.core.story import stories, tell
 from tests.core.histories import CREATED, SERVING, T0, event, failover, verdict
 
@@ -62,6 +64,24 @@ def test_a_switchover_begins_with_the_wish() -> None:
     assert story is not None
     assert (story.switchover, story.serving_ms) == (True, 690)
     assert story.lines[0].says == "was asked to hand over to n2"
+
+
+def test_orders_are_told_with_who_gave_them() -> None:
+    asked = {"by": "alice as root on db1", "address": "10.0.0.7"}
+    changes: dict[str, JsonValue] = {"durability": "degrading", "nodes": {"n2": {"priority": 10}}}
+    told = [
+        event(10, "n1", "handover.begun", 1, None, target="n2", **asked),
+        *(e for e in failover(500, "n1", "n2", 2) if e.kind != "verdict.changed"),
+        event(9000, "n2", "policy.changed", 2, None, changes=changes, **asked),
+        event(9100, "n2", "ramp.ordered", 2, None, order="hold"),
+    ]
+    story = tell([CREATED, SERVING, *told])
+    assert story is not None
+    says = [line.says for line in story.lines]
+    assert says[0] == "was asked to hand over to n2 by alice as root on db1 (10.0.0.7)"
+    changed = "durability = degrading, nodes.n2.priority = 10"
+    assert says[-2] == f"was given another policy by alice as root on db1 (10.0.0.7): {changed}"
+    assert says[-1] == "passes an order for the ramp on: hold"
 
 
 def test_every_one_is_told_each_with_what_came_after_it() -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from holdfast.core.story import Story
+from holdfast.core.story import Story, changes_in_words
 from holdfast.core.words import duration
 from holdfast.model.event import Event
 from holdfast.model.register import Quorum
@@ -160,7 +160,8 @@ def _changed_before(story: Story, before: Sequence[Event]) -> Iterator[Candidate
     for event in before:
         if event.kind == "policy.changed" and story.began_at_ms - event.at_ms <= RECENT_MS:
             changes = event.detail.get("changes")
-            words = ", ".join(f"{k} = {v}" for k, v in changes.items()) if isinstance(changes, dict) else str(changes)
+            words = changes_in_words(changes) if isinstance(changes, dict) else str(changes)
+            words += f", by {event.detail['by']}" if "by" in event.detail else ""
             ago = duration(story.began_at_ms - event.at_ms)
             yield Candidate("the policy was changed shortly before", (f"{ago} before: {words}",), "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -165,6 +165,15 @@ def _reading(reading: JsonValue) -> str:
     return f"{reading.get('source')}: {reading.get('says')}{when}"
 
 
+def changes_in_words(changes: Mapping[str, JsonValue], before: str = "") -> str:
+    """A change of the policy: ``durability = degrading, nodes.n2.priority = 10``."""
+    said = [
+        changes_in_words(value, f"{before}{name}.") if isinstance(value, dict) else f"{before}{name} = {value}"
+        for name, value in changes.items()
+    ]
+    return ", ".join(said)
+
+
 class _Words(dict[str, str]):
     """What an entry of the journal has, for the sentences below; what it lacks reads as "?"."""
 
@@ -172,6 +181,9 @@ class _Words(dict[str, str]):
         super().__init__({k: str(v) for k, v in event.detail.items() if not isinstance(v, list | dict)})
         self["epoch"] = str(event.epoch)
         self["started_as"] = "a standby" if event.detail.get("standby") else "a primary, closed"
+        self["by_whom"] = f" by {self['by']} ({self['address']})" if "by" in self else ""
+        changes = event.detail.get("changes")
+        self["changed"] = changes_in_words(changes) if isinstance(changes, dict) else "?"
         self["how"] = "at once (fenced)" if event.detail.get("immediate") else "in good order"
 
     def __missing__(self, key: str) -> str:
@@ -180,7 +192,8 @@ class _Words(dict[str, str]):
 
 _WORDS = {
     "verdict.changed": "holds {about} for {verdict}: {evidence}",
-    "handover.begun": "was asked to hand over to {target}",
+    "handover.begun": "was asked to hand over to {target}{by_whom}",
+    "policy.changed": "was given another policy{by_whom}: {changed}",
     "handover.cancelled": "gave the hand-over up",
     "epoch.opened": "opened epoch {epoch}: {reason}",
     "recruit.joined": "joined epoch {epoch}, following nobody; its log ends at {position} of timeline {timeline}",
@@ -203,12 +216,12 @@ _WORDS = {
     "ramp.begun": "lets {limit} statements in at once, {percent} % of the usual {usual}: the new primary is cold",
     "ramp.step": "lets {limit} statements in at once, {percent} % of the usual {usual}; {waited} had to wait before",
     "ramp.ended": "lets everybody in again, after {took_ms} ms",
-    "ramp.ordered": "passes a person's order for the ramp on: {order}",
+    "ramp.ordered": "passes an order for the ramp on{by_whom}: {order}",
     "log.accounted": "found {transactions} transactions ({lost_bytes} bytes) in its log beyond the fork at {fork}",
     "log.unaccounted": "could not list what lies in its log beyond the fork: {reason}",
     "rows.salvaged": "read {rows} rows of lost transactions",
     "rows.salvaged-in-part": "read {rows} rows of lost transactions, and not all: {missing}",
-    "failover.approved": "has a person's approval for the failover",
+    "failover.approved": "has a person's approval for the failover{by_whom}",
     "fence.done": "ran the fencing command against {node}: {outcome}",
     "hook.done": "ran the hook for {role}: {outcome}",
     "alarm": "raises an alarm: {reason}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -45,6 +46,17 @@ def server_user() -> str | None:
         "PostgreSQL does not run as root, and there is neither a user `postgres` nor `nobody` to run it as: "
         "run Holdfast as an ordinary user, or create one with `useradd --system postgres`"
     )
+
+
+def who_asks() -> str:
+    """The person at the keyboard, as far as the system knows: ``alice as root on db1``."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = f"uid {os.geteuid()}"
+    before = os.environ.get("SUDO_USER", user)
+    said = user if before == user else f"{before} as {user}"
+    return f"{said} on {socket.gethostname()}".encode("ascii", "replace").decode()
 
 
 def owner_ids(os_user: str | None) -> tuple[int, int] | None:

@@ -6,14 +6,22 @@ import json
 from typing import Any
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.machine import who_asks
+from holdfast.model.asker import USER_HEADER
 from holdfast.model.errors import HoldfastError
+
+
+def order_headers(cluster: LocalCluster) -> dict[str, str]:
+    """What an order carries: the right to give it, and who gives it."""
+    token = cluster.layout.read_secret("api-token")
+    return {"Authorization": f"Bearer {token}", USER_HEADER: who_asks()}
 
 
 async def order(cluster: LocalCluster, path: str, body: dict[str, Any]) -> str:
     """Give one order to the first agent that answers; returns what it says, raises HoldfastError if it refuses."""
     from aiohttp import ClientError
 
-    headers = {"Authorization": f"Bearer {cluster.layout.read_secret('api-token')}"}
+    headers = order_headers(cluster)
     for name in cluster.nodes:
         url = f"{cluster.api_url(name)}{path}"
         try:

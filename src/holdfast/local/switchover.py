@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 from holdfast.local.cluster import LocalCluster
-from holdfast.local.orders import order
+from holdfast.local.orders import order, order_headers
 from holdfast.model.errors import ConfigurationError, HoldfastError, StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
@@ -100,11 +100,10 @@ async def _ask(cluster: LocalCluster, register: Register, body: dict[str, Any]) 
             f"the agent of {leader} does not answer, and without it nobody can hand over: "
             f"if {leader} is lost, the others replace it without being asked (`holdfast status`)"
         )
-    headers = {"Authorization": f"Bearer {cluster.layout.read_secret('api-token')}"}
     limit = ClientTimeout(total=cluster.timeouts.local_start_ms / 1000)
     url = f"{cluster.api_url(leader)}/switchover"
     try:
-        async with cluster.http().post(url, json=body, headers=headers, timeout=limit) as answer:
+        async with cluster.http().post(url, json=body, headers=order_headers(cluster), timeout=limit) as answer:
             said = await answer.json(content_type=None)
     except (ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
         why = error if str(error) else f"nothing for {cluster.timeouts.local_start_ms} ms"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from holdfast.model.asker import USER_HEADER, Asker
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog
@@ -17,7 +18,7 @@ from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
-from holdfast.node.control import Control
+from holdfast.node.control import ASKED_BY, Control
 
 
 class Subject(Protocol):
@@ -60,6 +61,9 @@ class Subject(Protocol):
         """What people may ask for."""
         ...
 
+
+USER_LENGTH_MAX = 100
+"""What is kept of the name of whoever gives an order."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Answer = tuple[bool, str]
@@ -164,10 +168,13 @@ class Api:
             if not isinstance(wanted, dict):
                 message = 'the body must be a JSON object, such as {"to": "n2"} or {}'
                 return web.json_response({"ok": False, "message": message}, status=400)
+            asked = ASKED_BY.set(_asker(request))
             try:
                 ok, message = await order(wanted)
             except ConfigurationError as error:
                 return web.json_response({"ok": False, "message": str(error)}, status=400)
+            finally:
+                ASKED_BY.reset(asked)
             return web.json_response({"ok": ok, "message": message}, status=200 if ok else 409)
 
         return handler
@@ -197,3 +204,8 @@ class Api:
             raise ConfigurationError('the body must be JSON such as {"leader": "n1_0123abcd", "epoch": 3}')
         given = self._subject.pledge(leader, epoch)
         return given, "promised" if given else "this node knows of another leader or epoch"
+
+
+def _asker(request: web.Request) -> Asker:
+    said = "".join(c for c in request.headers.get(USER_HEADER, "") if c.isprintable())
+    return Asker(said[:USER_LENGTH_MAX] or "somebody", request.remote or "an unknown address")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Protocol
+
+from pydantic import JsonValue
 
 from holdfast.core.handover import steps, successor
 from holdfast.core.observation import Observation
 from holdfast.core.policy import objections
+from holdfast.model.asker import Asker
 from holdfast.model.errors import ConfigurationError, PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
@@ -22,6 +26,10 @@ from holdfast.store.journal import Journal
 
 STARTED_JUST_NOW = "the agent has only just started: try again"
 CHANGED_MEANWHILE = "the cluster changed meanwhile: look at `holdfast status` and try again"
+
+
+ASKED_BY: ContextVar[Asker | None] = ContextVar("asked_by", default=None)
+"""Set while an order from outside is carried out."""
 
 
 class Checkpointed(Protocol):
@@ -53,6 +61,11 @@ class Control:
         self._timeouts = timeouts
         self._last = last
 
+    def _note(self, kind: str, epoch: int, **detail: JsonValue) -> None:
+        """Into the journal, with who gave the order, if a person did."""
+        by = ASKED_BY.get()
+        self._journal.record(kind, epoch, None, **detail, **({"by": by.user, "address": by.address} if by else {}))
+
     async def switchover(self, to: str | None) -> tuple[bool, str]:
         """Begin a switchover from this node."""
         o = self._last()
@@ -73,7 +86,7 @@ class Control:
             return False, str(error)
         if swapped is None:
             return False, CHANGED_MEANWHILE
-        self._journal.record("handover.begun", register.epoch, None, target=target)
+        self._note("handover.begun", register.epoch, target=target)
         self._registry.swapped(new, swapped)
         return True, f"handing over to {target}: {words}"
 
@@ -103,7 +116,7 @@ class Control:
             await self._store.put(self._keys.planned, plan.to_json())
         except StoreUnavailable as error:
             return False, str(error)
-        self._journal.record("handover.planned", register.epoch, None, target=plan.to or "any", planned_ms=plan.at_ms)
+        self._note("handover.planned", register.epoch, target=plan.to or "any", planned_ms=plan.at_ms)
         return True, "the switchover is planned; whether the target is fit is seen when its time has come"
 
     async def cancel_planned(self) -> tuple[bool, str]:
@@ -115,7 +128,7 @@ class Control:
         except StoreUnavailable as error:
             return False, str(error)
         register = self._registry.register
-        self._journal.record("handover.unplanned", register.epoch if register else 0, None)
+        self._note("handover.unplanned", register.epoch if register else 0)
         return True, "the planned switchover is dropped"
 
     def policy(self) -> Policy:
@@ -144,7 +157,7 @@ class Control:
         if swapped is None:
             return False, CHANGED_MEANWHILE
         self._registry.policy_is_now(Entry(self._keys.policy, after.to_json(), swapped))
-        self._journal.record("policy.changed", register.epoch, None, changes=changes)
+        self._note("policy.changed", register.epoch, changes=changes)
         return True, _said("now", changes) or "the policy is changed"
 
     async def approve(self) -> tuple[bool, str]:
@@ -162,7 +175,7 @@ class Control:
             await self._store.put(self._keys.approval, str(register.epoch).encode())
         except StoreUnavailable as error:
             return False, str(error)
-        self._journal.record("failover.approved", register.epoch, None)
+        self._note("failover.approved", register.epoch)
         return True, f"the end of epoch {register.epoch} is approved: {lost} is being replaced"
 
     async def order_ramp(self, wanted: dict[str, Any]) -> tuple[bool, str]:
@@ -179,7 +192,7 @@ class Control:
             await self._store.put(self._keys.ramp_order, order.to_json())
         except StoreUnavailable as error:
             return False, str(error)
-        self._journal.record("ramp.ordered", register.epoch, None, order=order.order.value)
+        self._note("ramp.ordered", register.epoch, order=order.order.value)
         return True, f"every proxy that ramps in epoch {order.epoch} is told: {order.order.value}"
 
 

@@ -243,7 +243,7 @@ class Admission:
             "ramp": None if ramp is None else self._ramp_status(ramp),
             "classes": {
                 name: {
-                    "inside": len(line.short) + len(line.long),
+                    "inside": line.inside,
                     "waiting": len(line.waiting),
                     "refused": line.refused,
                 }
