@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -128,6 +130,25 @@ async def test_who_cancels_or_leaves_while_waiting_takes_no_place(served: Cluste
         await first.execute("commit")
         assert await fetch(second, "select 2") == 2
         assert inside(served) == 0
+
+
+async def test_a_client_that_goes_leaves_its_place_when_the_server_has_done(served: Cluster, lasting: Server) -> None:
+    """Else clients that give up early and come again would pile up in the server what the gate keeps out."""
+    await rule(served, statements_max=1)
+    sleeping = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(0.6)'"
+    async with connections(served, 2) as (impatient, patient):
+        running = asyncio.create_task(impatient.execute("select pg_sleep(0.6)"))
+        await wait_until_active(lasting, "select pg_sleep(0.6)")
+        gone = socket.socket(fileno=os.dup(impatient.fileno()))
+        gone.shutdown(socket.SHUT_RDWR)
+        gone.close()
+        with pytest.raises(psycopg.OperationalError):
+            await running
+        assert lasting.query(sleeping) == [(1,)]
+        assert await fetch(patient, sleeping) == 0
+        assert inside(served) == 0
+        assert served.proxy is not None
+        assert len(served.proxy.lanes[Purpose.WRITE].orphans) == 0
 
 
 async def test_classes_keep_each_other_out_of_the_way(served: Cluster) -> None:

@@ -7,6 +7,7 @@ lane       one port's way to a server: choosing, holding, pacing
 admission  one port's gate and ramp: who is let in, who waits, who is refused
 client     one connection of a client: start-up, TLS, authentication
 relay      one session: every message in both directions, and what happens when its server is lost
+orphans    statements whose clients have gone: they keep their places
 answers    what a client is told in place of a lost server's answer
 status     the proxy's own HTTP endpoint
 run        listeners and their life

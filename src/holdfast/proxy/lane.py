@@ -16,6 +16,7 @@ from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
+from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, open_server
 from holdfast.proxy.users import Users
@@ -92,6 +93,7 @@ class Lane:
     """Whether the primary that the routing names is the only one now."""
     admission: Admission = field(default_factory=Admission)
     counters: Counters = field(default_factory=Counters)
+    orphans: Orphans = field(init=False)
     held: int = 0
     _longest_hold_s: float = 0.0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
@@ -99,6 +101,9 @@ class Lane:
     _failing: bool = False
     _last_refusal: str = ""
     _login_refusals: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.orphans = Orphans(self.admission)
 
     # rules
 

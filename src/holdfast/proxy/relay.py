@@ -114,8 +114,11 @@ class Relay:
         self._is_over = True
         if self._attaching is not None:
             self._attaching.cancel()
-        self.lane.admission.leave(self._permit)
         server, self.current = self.current, None
+        if server is not None and self._permit.is_in and self._ledger.head is not None:
+            self.lane.orphans.adopt(server, self._permit)
+            return
+        self.lane.admission.leave(self._permit)
         if server is not None:
             server.close()
 

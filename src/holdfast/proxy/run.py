@@ -109,6 +109,8 @@ class Proxy:
                 client.relay.end(goodbye)
             else:
                 client.close(goodbye)
+        for lane in self.lanes.values():
+            lane.orphans.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -235,6 +237,8 @@ class Proxy:
     def _reroute(self) -> None:
         for relay in list(self._relays.values()):
             relay.reroute()
+        for lane in self.lanes.values():
+            lane.orphans.reroute(lane.must_drop)
 
     # Endpoint
 

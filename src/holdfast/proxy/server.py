@@ -149,6 +149,11 @@ class ServerConnection(asyncio.Protocol):
             self._transport.write(m.TERMINATE_MESSAGE)
             self._transport.close()
 
+    def say_goodbye(self) -> None:
+        """Let the server end the session once it has done what was asked, and hear of that."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(m.TERMINATE_MESSAGE)
+
     def drop(self) -> None:
         """Close at once and tell nobody."""
         self._session = None

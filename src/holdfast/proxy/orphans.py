@@ -1,0 +1,70 @@
+"""Statements whose clients have gone while the server still works on them.
+
+They keep their places until the server has done with them: otherwise clients that give up early and come again would
+pile up in the database what the gate keeps out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.core.admission.gate import Permit
+from holdfast.proxy.admission import Admission
+from holdfast.proxy.server import ServerConnection
+
+
+class Orphans:
+    """The orphans of one port."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._all: set[_Orphan] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def adopt(self, server: ServerConnection, permit: Permit) -> None:
+        """Nobody waits for the answer any more: the first byte of it ends the session."""
+        orphan = _Orphan(server, permit, self._ended)
+        self._all.add(orphan)
+        server.attach(orphan)
+        server.say_goodbye()
+        server.pause_reading(False)
+
+    def reroute(self, must_drop: Callable[[ServerConnection], str | None]) -> None:
+        """The routing has changed: what must not be used any more is not waited for either."""
+        for orphan in list(self._all):
+            reason = must_drop(orphan.server)
+            if reason is not None:
+                orphan.server.abort(reason)
+
+    def close(self) -> None:
+        """Wait for none of them; what was sent still runs."""
+        for orphan in list(self._all):
+            orphan.server.close()
+            self._ended(orphan)
+
+    def _ended(self, orphan: _Orphan) -> None:
+        self._all.discard(orphan)
+        self._admission.leave(orphan.permit)
+
+
+class _Orphan:
+    """In the place of a client."""
+
+    def __init__(self, server: ServerConnection, permit: Permit, ended: Callable[[_Orphan], None]) -> None:
+        self.server = server
+        self.permit = permit
+        self._ended = ended
+
+    def from_server(self, data: bytes) -> None:
+        """The statement is done, or has begun to answer: what it sends from now on meets a closed connection."""
+        self.server.drop()
+        self._ended(self)
+
+    def server_lost(self, server: ServerConnection, reason: str) -> None:
+        """The session has ended."""
+        self._ended(self)
+
+    def server_busy(self, busy: bool) -> None:
+        """Nothing is sent any more."""
