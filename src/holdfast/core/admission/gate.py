@@ -73,7 +73,8 @@ class Line:
 class Gate:
     """Lets at most ``limit`` statements in at once, and beside them as many that turned out to be long."""
 
-    def __init__(self, classes: Mapping[str, TrafficClass]) -> None:
+    def __init__(self, classes: Mapping[str, TrafficClass], long_ms: float = LONG_MS) -> None:
+        self.long_ms = long_ms
         self.limit: int | None = None
         """None: everybody goes in."""
         self.waited = 0
@@ -214,7 +215,7 @@ class Gate:
         for line in self.lines.values():
             while line.short and self._long < limit and len(line.long) < self._cap(line):
                 eldest = next(iter(line.short))
-                if now_ms - eldest.since_ms < LONG_MS:
+                if now_ms - eldest.since_ms < self.long_ms:
                     break
                 del line.short[eldest]
                 line.long.add(eldest)
