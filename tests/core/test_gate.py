@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.admission.gate import LONG_MS, RETRY_MAX_MS, RETRY_MIN_MS, Gate, Permit
+from holdfast.core.admission.gate import LONG_MS, RETRY_MAX_MS, RETRY_MIN_MS, Gate, Line, Permit
 from holdfast.model.traffic import BUILT_IN, NORMAL, TrafficClass, class_of
 
 WIDE = {name: c.model_copy(update={"most_percent": 100}) for name, c in BUILT_IN.items()}
@@ -19,6 +20,10 @@ def gate(limit: int | None, classes: Mapping[str, TrafficClass] = WIDE) -> Gate:
     made = Gate(classes)
     made.limit = limit
     return made
+
+
+def most(line: Line, limit: int) -> int:
+    return max(1, -(-limit * line.settings.most_percent // 100))
 
 
 def enter(g: Gate, name: str = NORMAL, now_ms: float = 0) -> Permit:
@@ -55,6 +60,36 @@ def test_a_limit_holds_and_those_who_wait_go_in_as_they_came() -> None:
     assert third.is_in
     g.limit = None
     assert list(g.let_in(1)) == [fourth]
+
+
+def test_who_must_go_in_does_and_counts() -> None:
+    g = gate(1)
+    enter(g)
+    queue(g)
+    assert g.enter(Permit(), 0, must=True)
+    assert g.inside == 2
+
+
+def test_a_place_that_is_given_back_says_nothing_of_the_server() -> None:
+    g = gate(1)
+    g.give_back(enter(g))
+    assert (g.inside, list(g.durations_ms)) == (0, [])
+
+
+def test_when_to_come_back_follows_from_this_crowd_not_from_an_old_one() -> None:
+    g = gate(1, {NORMAL: TrafficClass(queue_max=1)})
+    g.long_ms = math.inf
+    now = enter(g)
+    g.withdraw(queue(g))
+    hour_ms = 3_600_000.0
+    queue(g, now_ms=hour_ms)
+    for step in range(20):
+        g.leave(now, hour_ms + 5 * step)
+        (now,) = g.let_in(hour_ms + 5 * step)
+        queue(g, now_ms=hour_ms + 5 * step)
+    refusal = g.wait(Permit(), hour_ms + 100, 0.5)
+    assert refusal is not None
+    assert refusal.retry_ms == RETRY_MIN_MS
 
 
 def test_a_permit_that_is_withdrawn_gets_nothing() -> None:
@@ -223,7 +258,7 @@ MOVES = st.lists(st.tuples(ACTS, st.sampled_from(tuple(BUILT_IN)), st.integers(0
 
 @pytest.mark.parametrize("classes", [WIDE, BUILT_IN], ids=["wide", "capped"])
 @given(moves=MOVES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens(classes: Mapping[str, TrafficClass], moves: list[Move]) -> None:
     """No place beyond the limit, no place unused while somebody may have it, nobody lost, nobody twice."""
     g = gate(3, classes)
@@ -259,6 +294,6 @@ def test_whatever_happens(classes: Mapping[str, TrafficClass], moves: list[Move]
         lines = g.lines.values()
         short = sum(len(line.short) for line in lines)
         assert g.inside - short <= 8
-        assert not any(line.waiting and short < g.limit and len(line.short) < g._cap(line) for line in lines)
+        assert not any(line.waiting and short < g.limit and len(line.short) < most(line, g.limit) for line in lines)
     g.limit = None
     assert sorted(map(id, g.let_in(now))) == sorted(map(id, waiting))

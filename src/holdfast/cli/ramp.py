@@ -89,9 +89,8 @@ def _lines(port: str, now: dict[str, Any]) -> Iterator[str]:
     yield f"{port}: {limit} at once; {now['inside']} inside, {now['waiting']} wait; usual is {now['usual']}"
     climb = now["ramp"]
     if climb is not None:
-        steps = " → ".join(f"[{p} %]" if p == climb["percent"] else f"{p} %" for p in climb["steps"])
         held = ", HELD by a person" if climb["held"] else ""
-        seconds = f"{climb['since_ms'] / 1000:.1f} s of at most {2 * climb['window_s']} s"
-        yield f"  ramp of epoch {climb['epoch']}: {steps}, for {seconds}{held}"
+        since = f"{climb['since_ms'] / 1000:.1f} s after it began (window: {climb['window_s']} s)"
+        yield f"  ramp of epoch {climb['epoch']}: {climb['percent']} % of the usual {climb['usual']}, {since}{held}"
     for name, line in now["classes"].items():
         yield f"  {name:16} {line['inside']:6} inside {line['waiting']:6} wait {line['refused']:6} refused"

@@ -43,7 +43,7 @@ class TrafficClass(BaseModel):
 
 BUILT_IN: Final[Mapping[str, TrafficClass]] = {
     "critical": TrafficClass(share=60, queue_max=20_000, wait_max_ms=30_000),
-    NORMAL: TrafficClass(share=30, most_percent=90, queue_max=20_000, wait_max_ms=10_000),
+    NORMAL: TrafficClass(share=30, queue_max=20_000, wait_max_ms=10_000),
     "background": TrafficClass(share=10, most_percent=30, queue_max=500),
 }
 """The classes of every cluster; the policy may change them and add others."""

@@ -34,12 +34,8 @@ Tell = Callable[[str, str | None, dict[str, JsonValue]], None]
 """Told the kind of an entry of the journal, the rule that fired, and its details."""
 
 
-class Shed(Exception):
-    """The statement is refused; the report says why and when to come back."""
-
-    def __init__(self, report: m.Report) -> None:
-        super().__init__(report.text)
-        self.report = report
+Waiting = asyncio.Future[m.Report | None]
+"""Of a statement in line: None once it is in, or why it is refused."""
 
 
 @dataclass(slots=True)
@@ -75,7 +71,9 @@ class Admission:
         """Grows when classes change: permits of before are of no use then."""
         self._usual_latency_ms: float | None = None
         self._waited_before = 0
-        self._waiters: dict[Permit, asyncio.Future[None]] = {}
+        self.is_disturbed: Callable[[], bool] = lambda: False
+        """Whether statements wait for a server."""
+        self._waiters: dict[Permit, Waiting] = {}
         self._busy = asyncio.Event()
 
     # sessions
@@ -84,40 +82,47 @@ class Admission:
         """A session's permit, of the class that the policy gives it."""
         return Permit(class_of(self._classes, user, database, application_name))
 
-    def enter(self, permit: Permit) -> bool:
-        """Whether a statement may go to the server now; if not, `wait`."""
-        return self.gate.enter(permit, _now_ms())
+    def enter(self, permit: Permit, *, must: bool = False) -> bool:
+        """Whether a statement may go to the server now, one that ``must`` in any case; if not, `queue` it at once."""
+        return self.gate.enter(permit, _now_ms(), must=must)
 
     def leave(self, permit: Permit) -> None:
-        """The statement has ended, or its server is lost."""
+        """The statement has ended."""
         if permit.is_in:
             self.gate.leave(permit, _now_ms())
-            if self._waiters:
-                self._let_in()
+            self._let_in()
 
-    async def wait(self, permit: Permit) -> None:
-        """Until a statement that `enter` did not let in is in; raises Shed."""
+    def give_back(self, permit: Permit) -> None:
+        """The place was not used, or its server is lost."""
+        if permit.is_in:
+            self.gate.give_back(permit)
+            self._let_in()
+
+    def queue(self, permit: Permit) -> Waiting | m.Report:
+        """In line, in the very turn in which `enter` said no; or why it is refused.
+
+        What is returned to be awaited ends with None once the statement is in, or with why it waited in vain. Whoever
+        does not wait for that any more says so with `withdraw`.
+        """
         refusal = self.gate.wait(permit, _now_ms(), random.random())
         if refusal is not None:
-            raise Shed(report_of(refusal))
-        future = asyncio.get_running_loop().create_future()
-        self._waiters[permit] = future
+            return report_of(refusal)
+        waiting: Waiting = asyncio.get_running_loop().create_future()
+        self._waiters[permit] = waiting
         self._busy.set()
-        try:
-            await future
-        except asyncio.CancelledError:
-            self._waiters.pop(permit, None)
-            self.gate.withdraw(permit)
-            self.leave(permit)
-            raise
+        return waiting
+
+    def withdraw(self, permit: Permit) -> None:
+        """Whoever waited does not want in any more; a place that was just given is free again."""
+        self._waiters.pop(permit, None)
+        self.gate.withdraw(permit)
+        self.give_back(permit)
 
     def _let_in(self) -> None:
+        if not self._waiters:
+            return
         for permit in self.gate.let_in(_now_ms()):
-            future = self._waiters.pop(permit, None)
-            if future is not None and not future.done():
-                future.set_result(None)
-            else:
-                self.gate.leave(permit, _now_ms())
+            _tell(self._waiters.pop(permit), None)
 
     # policy, epochs and orders
 
@@ -143,7 +148,10 @@ class Admission:
         if self.ramp is None:
             self._usual_latency_ms = self._usual.latency_ms
         start_percent, window_ms = self._policy.ramp_start_percent, self._policy.ramp_window_s * 1000
+        before = self.ramp
         self.ramp = begin(at_once, start_percent=start_percent, window_ms=window_ms, now_ms=_now_ms())
+        if before is not None and self.ramp is None:
+            self._told_end(before, "ramp.end", None)
         self._begin_step()
         if self.ramp is not None:
             self._tell("ramp.begun", None, {**self._said(self.ramp), "window_s": self._policy.ramp_window_s})
@@ -179,8 +187,10 @@ class Admission:
         peak = self.gate.take_peak()
         if self.ramp is not None:
             return  # neither its bounds nor the latency of a cold server are usual
-        median_ms = median_of(self.gate.durations_ms)
+        done, median_ms = len(self.gate.durations_ms), median_of(self.gate.durations_ms)
         self.gate.durations_ms.clear()
+        if self.is_disturbed() or (self.gate.inside and not done):
+            return  # nor is what is so while no primary serves, or one that does not answer
         self._usual.peaks.append(peak)
         if median_ms is not None:
             self._usual.medians_ms.append(median_ms)
@@ -191,14 +201,11 @@ class Admission:
             self._turn(self.ramp, now_ms)
         self._let_in()
         for permit, refusal in self.gate.overdue(now_ms, random.random()):
-            future = self._waiters.pop(permit, None)
-            if future is not None and not future.done():
-                future.set_exception(Shed(report_of(refusal)))
+            _tell(self._waiters.pop(permit), report_of(refusal))
 
     def _turn(self, ramp: Ramp, now_ms: float) -> None:
-        health = Health(
-            median_of(self.gate.durations_ms), self._usual_latency_ms, self.gate.waited - self._waited_before
-        )
+        waited = self.gate.waited - self._waited_before + self.gate.waiting
+        health = Health(median_of(self.gate.durations_ms), self._usual_latency_ms, waited)
         turned = turn(ramp, now_ms, health)
         if turned.ramp is None:
             self._end(turned.rule, health)
@@ -212,8 +219,11 @@ class Admission:
         ramp, self.ramp = self.ramp, None
         self._begin_step()
         if ramp is not None:
-            took_ms = round(_now_ms() - ramp.began_ms)
-            self._tell("ramp.ended", rule, {"took_ms": took_ms, **(_reading(health) if health is not None else {})})
+            self._told_end(ramp, rule, health)
+
+    def _told_end(self, ramp: Ramp, rule: str, health: Health | None) -> None:
+        took_ms = round(_now_ms() - ramp.began_ms)
+        self._tell("ramp.ended", rule, {"took_ms": took_ms, **(_reading(health) if health is not None else {})})
 
     def _begin_step(self) -> None:
         self._waited_before = self.gate.waited
@@ -256,11 +266,10 @@ class Admission:
         return {
             **self._said(ramp),
             "epoch": self.epoch,
-            "steps": [*ramp.percents, 100],
             "step_ms": round(now_ms - ramp.since_ms),
             "since_ms": round(now_ms - ramp.began_ms),
             "window_s": ramp.window_ms // 1000,
-            "held": ramp.order is Order.HOLD,
+            "held": ramp.is_held,
         }
 
 
@@ -277,6 +286,11 @@ def report_of(refusal: Refusal) -> m.Report:
         sqlstate = WAITED_IN_VAIN
     detail = f"class={name} retry_after_ms={refusal.retry_ms}"
     return m.error(sqlstate, text, detail=detail, hint=f"Nothing was executed. Try again in {refusal.retry_ms} ms.")
+
+
+def _tell(waiting: Waiting, refusal: m.Report | None) -> None:
+    if not waiting.done():
+        waiting.set_result(refusal)
 
 
 def _reading(health: Health) -> dict[str, JsonValue]:

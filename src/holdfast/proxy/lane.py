@@ -104,6 +104,7 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.orphans = Orphans(self.admission)
+        self.admission.is_disturbed = lambda: self.held > 0
 
     # rules
 

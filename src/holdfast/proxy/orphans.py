@@ -7,10 +7,18 @@ pile up in the database what the gate keeps out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from holdfast.core.admission.gate import Permit
 from holdfast.proxy.admission import Admission
 from holdfast.proxy.server import ServerConnection
+
+
+class Ended(Protocol):
+    """Told that an orphan's session is over."""
+
+    def __call__(self, orphan: _Orphan, *, by_itself: bool) -> None:
+        """``by_itself``: the statement was done."""
 
 
 class Orphans:
@@ -42,17 +50,20 @@ class Orphans:
         """Wait for none of them; what was sent still runs."""
         for orphan in list(self._all):
             orphan.server.close()
-            self._ended(orphan)
+            self._ended(orphan, by_itself=False)
 
-    def _ended(self, orphan: _Orphan) -> None:
+    def _ended(self, orphan: _Orphan, *, by_itself: bool) -> None:
         self._all.discard(orphan)
-        self._admission.leave(orphan.permit)
+        if by_itself:
+            self._admission.leave(orphan.permit)
+        else:
+            self._admission.give_back(orphan.permit)
 
 
 class _Orphan:
     """In the place of a client."""
 
-    def __init__(self, server: ServerConnection, permit: Permit, ended: Callable[[_Orphan], None]) -> None:
+    def __init__(self, server: ServerConnection, permit: Permit, ended: Ended) -> None:
         self.server = server
         self.permit = permit
         self._ended = ended
@@ -60,11 +71,11 @@ class _Orphan:
     def from_server(self, data: bytes) -> None:
         """The statement is done, or has begun to answer: what it sends from now on meets a closed connection."""
         self.server.drop()
-        self._ended(self)
+        self._ended(self, by_itself=True)
 
     def server_lost(self, server: ServerConnection, reason: str) -> None:
-        """The session has ended."""
-        self._ended(self)
+        """The session has ended without a word."""
+        self._ended(self, by_itself=False)
 
     def server_busy(self, busy: bool) -> None:
         """Nothing is sent any more."""

@@ -17,12 +17,13 @@ import structlog
 from holdfast.core.admission.gate import Permit
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.report import ProxyOutcome
-from holdfast.proxy.admission import Shed
+from holdfast.proxy.admission import Waiting
 from holdfast.proxy.answers import answers_to, cannot_move, transaction_lost
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
 from holdfast.proxy.server import ServerConnection, ServerRefused
 from holdfast.wire import messages as m
+from holdfast.wire.effects import Pin
 from holdfast.wire.frames import CONTINUED, FrameCutter
 from holdfast.wire.loss import Loss, judge_loss
 from holdfast.wire.owed import OPENS_BATCH, Ledger, Step
@@ -114,11 +115,12 @@ class Relay:
         self._is_over = True
         if self._attaching is not None:
             self._attaching.cancel()
+            self.lane.admission.withdraw(self._permit)
         server, self.current = self.current, None
         if server is not None and self._permit.is_in and self._ledger.head is not None:
             self.lane.orphans.adopt(server, self._permit)
             return
-        self.lane.admission.leave(self._permit)
+        self.lane.admission.give_back(self._permit)
         if server is not None:
             server.close()
 
@@ -173,8 +175,8 @@ class Relay:
             if fate is _Fate.WAIT or fate is _Fate.QUEUE:
                 self._client_cutter.push_back(buffer[start : frames[-1][2]])
                 if fate is _Fate.WAIT:
-                    self.lane.admission.leave(self._permit)  # it was let in, and meanwhile there is no server for it
-                self._wait(self._attach() if fate is _Fate.WAIT else self._enter())
+                    self.lane.admission.give_back(self._permit)  # it was let in, and meanwhile has no server
+                    self._wait(self._attach())
                 return
         if begin < end:
             self._to_server(buffer[begin:end])
@@ -195,16 +197,21 @@ class Relay:
             return _Fate.DROP
         if self._is_discarding:
             return self._discard(kind, buffer, start, end)
+        if self._refusal is not None and kind in _BEGINS_WORK:
+            refusal, self._refusal = self._refusal, None
+            return self._fail(kind, refusal)
+        if kind == m.SYNC and self._ledger.is_between_statements:
+            self._client.write(m.ready_for_query(self._ledger.status))
+            return _Fate.DROP
         server = self.current
         if server is None or self._must_ask_first(server):
             fate = self._without_server(kind, buffer, start, end)
             if fate is not _Fate.FORWARD:
                 return fate
         if not self._permit.is_in and kind in _BEGINS_WORK:
-            if self._refusal is not None:
-                return self._refuse(kind, self._refusal)
-            if not self._may_enter():
-                return _Fate.QUEUE
+            fate = self._enter(kind)
+            if fate is not _Fate.FORWARD:
+                return fate
         self._ledger.sent(kind, self._requests.read(kind, buffer, start, end))
         self._is_forwarding = True
         return _Fate.FORWARD
@@ -228,13 +235,7 @@ class Relay:
             return _Fate.DROP
         if self._lost_transaction is not None:
             return self._tell_of_lost_transaction(kind, buffer, start, end)
-        if self._refusal is not None:
-            return self._refuse(kind, self._refusal)
         return _Fate.WAIT
-
-    def _refuse(self, kind: int, refusal: m.Report) -> _Fate:
-        self._refusal = None
-        return self._fail(kind, refusal)
 
     def _fail(self, kind: int, report: m.Report) -> _Fate:
         """Answer a statement with an error of our own; the session goes on."""
@@ -281,21 +282,26 @@ class Relay:
         login = self._login
         return self.lane.admission.permit(login.user, login.database, login.parameters.get("application_name", ""))
 
-    def _may_enter(self) -> bool:
-        """Whether a statement may go to the server at once."""
+    def _enter(self, kind: int) -> _Fate:
+        """Ask for a place; whoever has something open that others may wait for is let in without."""
         admission = self.lane.admission
         if self._permit_version != admission.version:
             self._permit, self._permit_version = self._new_permit(), admission.version
-        return admission.enter(self._permit)
-
-    async def _enter(self) -> None:
-        try:
-            await self.lane.admission.wait(self._permit)
-        except Shed as shed:
+        must = self._ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins
+        if admission.enter(self._permit, must=must):
+            return _Fate.FORWARD
+        waiting = admission.queue(self._permit)
+        if isinstance(waiting, m.Report):
             self.lane.counters.statements_shed += 1
-            self._refusal = shed.report
+            return self._fail(kind, waiting)
+        self._wait(self._go_in(waiting))
+        return _Fate.QUEUE
+
+    async def _go_in(self, waiting: Waiting) -> None:
+        self._refusal = await waiting
+        self.lane.counters.statements_shed += self._refusal is not None
         if self.current is None:
-            self.lane.admission.leave(self._permit)
+            self.lane.admission.give_back(self._permit)
         self._go_on(None)
 
     async def _attach(self) -> None:
@@ -372,6 +378,7 @@ class Relay:
         """
         if self._attaching is not None:
             self._attaching.cancel()
+            self.lane.admission.withdraw(self._permit)
             self._refusal = m.error("57014", "canceling statement due to user request")
             self._go_on(None)
             return None
@@ -453,7 +460,8 @@ class Relay:
         if server is None:
             return
         server.drop()
-        self.lane.admission.leave(self._permit)
+        if self._attaching is None:
+            self.lane.admission.give_back(self._permit)
         self.lane.counters.servers_lost += 1
         if self._server_cutter.inside_frame:
             log.warning("client.cut", reason="half of a large row was already sent")

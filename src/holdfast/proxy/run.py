@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
 from holdfast.model.keys import Keys
-from holdfast.model.ramp import RampOrder
+from holdfast.model.ramp import Order, RampOrder
 from holdfast.model.register import Phase
 from holdfast.model.settings import ListenerSettings, ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
@@ -188,6 +188,8 @@ class Proxy:
         if self.routing.apply(change):
             self._admit_by_policy()
             self._reroute()
+            if isinstance(change, Resync):
+                self._hear_orders_again(change)
         elif isinstance(change, Put) and change.entry.key == self._ramp_order:
             self._order_ramp(change.entry.value)
         elif isinstance(change, Put) and change.entry.key == self._announced:
@@ -202,13 +204,20 @@ class Proxy:
         if register is not None and register.phase is Phase.SERVING:
             self.lanes[Purpose.WRITE].admission.serves(register.epoch)
 
-    def _order_ramp(self, raw: bytes) -> None:
+    def _hear_orders_again(self, change: Resync) -> None:
+        """After a while without the store: the last order may have been missed."""
+        for entry in change.snapshot.entries:
+            if entry.key == self._ramp_order:
+                self._order_ramp(entry.value, may_have_been_heard=True)
+
+    def _order_ramp(self, raw: bytes, *, may_have_been_heard: bool = False) -> None:
         try:
             order = RampOrder.from_json(raw)
         except RegisterError as error:
             log.error("store.unreadable", key=self._ramp_order, error=str(error))
             return
-        if order.epoch == self.routing.epoch:
+        again = may_have_been_heard and order.order is Order.FASTER
+        if order.epoch == self.routing.epoch and not again:
             self.lanes[Purpose.WRITE].admission.ordered(order.order)
 
     def _tell_ramp(self, kind: str, rule: str | None, detail: dict[str, JsonValue]) -> None:

@@ -86,7 +86,7 @@ class Gate:
         self._short = 0
         self._long = 0
         self._left = 0
-        self._since_ms: float | None = None
+        self._since_ms = 0.0
         self.lines: dict[str, Line] = {}
         self.classes_are(classes)
 
@@ -119,16 +119,22 @@ class Gate:
 
     # going in and out
 
-    def enter(self, permit: Permit, now_ms: float) -> bool:
-        """Whether a statement goes in at once."""
+    def enter(self, permit: Permit, now_ms: float, *, must: bool = False) -> bool:
+        """Whether a statement goes in at once; one that ``must`` does in any case, and counts."""
         line = self._line(permit)
-        if self.limit is not None and (line.waiting or not self._has_room(line, now_ms)):
+        if self.limit is not None and not must and (line.waiting or not self._has_room(line, self.limit, now_ms)):
             return False
         self._let_in(permit, line, now_ms)
         return True
 
     def leave(self, permit: Permit, now_ms: float) -> None:
         """A statement that was inside has ended."""
+        self._left += 1
+        self.durations_ms.append(now_ms - permit.since_ms)
+        self.give_back(permit)
+
+    def give_back(self, permit: Permit) -> None:
+        """A place is free again that was not used, or whose server was lost: how long it was taken says nothing."""
         permit.is_in = False
         line = self.lines[permit.traffic_class]
         if permit in line.short:
@@ -137,8 +143,6 @@ class Gate:
         else:
             line.long.remove(permit)
             self._long -= 1
-        self._left += 1
-        self.durations_ms.append(now_ms - permit.since_ms)
 
     def wait(self, permit: Permit, now_ms: float, jitter: float) -> Refusal | None:
         """A statement that `enter` did not let in gets in line, or is refused; ``jitter`` is from 0 to 1."""
@@ -148,16 +152,18 @@ class Gate:
         if not line.waiting:
             others = [other.turns for other in self.lines.values() if other.waiting]
             line.turns = max([line.turns, min(others, default=line.turns)])
+        if not self.waiting:
+            self._since_ms, self._left = now_ms, 0
         permit.since_ms = now_ms
         line.waiting[permit] = None
         self.waited += 1
-        if self._since_ms is None:
-            self._since_ms, self._left = now_ms, 0
         return None
 
     def withdraw(self, permit: Permit) -> None:
         """Whoever waited does not want in any more."""
-        self.lines[permit.traffic_class].waiting.pop(permit, None)
+        line = self.lines.get(permit.traffic_class)
+        if line is not None:
+            line.waiting.pop(permit, None)
 
     def let_in(self, now_ms: float) -> Iterator[Permit]:
         """Let in whoever can go in now."""
@@ -167,8 +173,6 @@ class Gate:
             line.turns += 1 / line.settings.share
             self._let_in(permit, line, now_ms)
             yield permit
-        if not self.waiting:
-            self._since_ms = None
 
     def overdue(self, now_ms: float, jitter: float) -> Iterator[tuple[Permit, Refusal]]:
         """Those who have waited for as long as their class allows; they are out of the line."""
@@ -199,21 +203,19 @@ class Gate:
         if self._short + self._long > self.peak:
             self.peak = self._short + self._long
 
-    def _has_room(self, line: Line, now_ms: float) -> bool:
-        if self.limit is None:
+    def _has_room(self, line: Line, limit: int, now_ms: float) -> bool:
+        if self._is_free(line, limit):
             return True
-        if self._short >= self.limit or len(line.short) >= self._cap(line):
-            self._set_aside(self.limit, now_ms)
-        return self._short < self.limit and len(line.short) < self._cap(line)
+        self._set_aside(limit, now_ms)
+        return self._is_free(line, limit)
 
-    def _cap(self, line: Line) -> int:
-        """Places that a class may have at most; always one."""
-        return max(1, math.floor((self.limit or 0) * line.settings.most_percent / 100))
+    def _is_free(self, line: Line, limit: int) -> bool:
+        return self._short < limit and len(line.short) < _cap(line, limit)
 
     def _set_aside(self, limit: int, now_ms: float) -> None:
         """Long ones give their places to others, while they are fewer than the limit, and of a class than its cap."""
         for line in self.lines.values():
-            while line.short and self._long < limit and len(line.long) < self._cap(line):
+            while line.short and self._long < limit and len(line.long) < _cap(line, limit):
                 eldest = next(iter(line.short))
                 if now_ms - eldest.since_ms < self.long_ms:
                     break
@@ -223,7 +225,11 @@ class Gate:
                 self._long += 1
 
     def _next(self, now_ms: float) -> Line | None:
-        ready = [line for line in self.lines.values() if line.waiting and self._has_room(line, now_ms)]
+        waiting = [line for line in self.lines.values() if line.waiting]
+        ready = waiting
+        if waiting and self.limit is not None:
+            self._set_aside(self.limit, now_ms)
+            ready = [line for line in waiting if self._is_free(line, self.limit)]
         if not ready:
             return None
         return min(ready, key=lambda line: (len(line.short) / line.settings.share, line.turns, -line.settings.share))
@@ -235,7 +241,11 @@ class Gate:
 
     def _retry_ms(self, ahead: int, now_ms: float, jitter: float) -> int:
         """When those ahead will have gone in, at the pace seen while somebody waited; spread from 0.5 to 1.5 times."""
-        lasted_ms = now_ms - self._since_ms if self._since_ms is not None else 0.0
-        pace_ms = lasted_ms / self._left if self._left else RETRY_MIN_MS
+        pace_ms = (now_ms - self._since_ms) / self._left if self._left else RETRY_MIN_MS
         wait_ms = min(max(ahead * pace_ms, RETRY_MIN_MS), RETRY_MAX_MS)
         return round(wait_ms * (0.5 + jitter))
+
+
+def _cap(line: Line, limit: int) -> int:
+    """Places that a class may have at most; always one."""
+    return math.ceil(limit * line.settings.most_percent / 100)

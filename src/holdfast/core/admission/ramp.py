@@ -29,11 +29,11 @@ SAMPLES_MIN: Final = 5
 """Fewer statements in a step are no measure."""
 
 RULES: Final = {
-    "ramp.end": "a person said that it is over",
-    "ramp.hold": "a person said to stay at this step",
+    "ramp.end": "a person said that it is over, or the policy does",
     "ramp.faster": "a person said to take the next step now",
+    "ramp.hold": "a person said to stay at this step",
+    "ramp.back": "statements wait, and are far slower than usual: one step back",
     "ramp.early": "statements are as fast as usual, or nobody has to wait: the next step need not wait either",
-    "ramp.back": "statements are far slower than usual: one step back",
     "ramp.time": "this step has lasted for its part of the window",
     "ramp.stay": "neither healthy nor worse: wait for this step's time",
 }
@@ -49,7 +49,7 @@ class Health:
     usual_ms: float | None
     """The same before the incident."""
     waited: int
-    """Statements that had to wait in this step."""
+    """Statements that had to wait in this step, those included that still do."""
 
     @property
     def is_good(self) -> bool:
@@ -58,8 +58,8 @@ class Health:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the server bears it badly."""
-        return self._within(WORSE_FACTOR) is False
+        """Whether the server bears it badly, and letting fewer in would change that."""
+        return self.waited > 0 and self._within(WORSE_FACTOR) is False
 
     def _within(self, factor: float) -> bool | None:
         if self.latency_ms is None or self.usual_ms is None:
@@ -73,19 +73,23 @@ class Ramp:
 
     usual: int
     """Statements at once before the incident."""
-    percents: tuple[int, ...]
-    """The steps; 100 is not one of them: it is the end."""
+    start_percent: int
+    """Of what was usual, in the first step; each further step is twice the one before."""
     window_ms: int
     began_ms: float
     step: int = 0
     since_ms: float = 0
     """When this step began."""
-    order: Order | None = None
+    is_held: bool = False
+    faster: bool = False
+    """A person wants the next step now."""
+    ended: bool = False
+    """A person wants no more of it."""
 
     @property
     def percent(self) -> int:
-        """Of what was usual."""
-        return self.percents[self.step]
+        """Of what was usual; beyond 100 while a backlog is left."""
+        return self.start_percent << self.step
 
     @property
     def limit(self) -> int:
@@ -94,12 +98,20 @@ class Ramp:
 
     @property
     def step_max_ms(self) -> float:
-        """How long a step may last."""
-        return self.window_ms / len(self.percents)
+        """How long a step may last: by the end of the window what was usual is let in."""
+        return self.window_ms / max(1, math.ceil(math.log2(100 / self.start_percent)))
 
     def ordered(self, order: Order) -> Ramp:
-        """With a person's word; `RESUME` takes the last one back."""
-        return replace(self, order=None if order is Order.RESUME else order)
+        """With a person's word."""
+        match order:
+            case Order.HOLD:
+                return replace(self, is_held=True)
+            case Order.RESUME:
+                return replace(self, is_held=False)
+            case Order.FASTER:
+                return replace(self, faster=True)
+            case Order.END:
+                return replace(self, ended=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,47 +129,45 @@ class Turn:
 
 def begin(usual: int, *, start_percent: int, window_ms: int, now_ms: float) -> Ramp | None:
     """The climb after a promotion; None if there is nothing to climb, because so few statements crush nobody."""
-    percents = []
-    percent = start_percent
-    while percent < 100:
-        percents.append(percent)
-        percent *= 2
-    while len(percents) > 1 and _limit(usual, percents[1]) == FLOOR:
-        del percents[0]  # the next step lets in as many
-    if not percents or usual <= FLOOR:
+    if start_percent >= 100 or usual <= FLOOR:
         return None
-    return Ramp(usual, tuple(percents), window_ms, began_ms=now_ms, since_ms=now_ms)
+    while 2 * start_percent < 100 and _limit(usual, 2 * start_percent) == FLOOR:
+        start_percent *= 2  # the next step lets in as many
+    return Ramp(usual, start_percent, window_ms, began_ms=now_ms, since_ms=now_ms)
 
 
 def turn(ramp: Ramp, now_ms: float, health: Health) -> Turn:
     """The next step of a ramp; the first rule that applies counts.
 
-    Nothing steps back once the window is over, so it ends after twice the window at the latest, unless it is held.
+    It ends when what is usual was let in and nobody had to wait any more: no crowd is left before the gate when it is
+    opened. Until then each step lets in twice as many. Nothing steps back once the window is over.
     """
     lasted_ms = now_ms - ramp.since_ms
-    if ramp.order is Order.END:
+    if ramp.ended:
         return Turn(None, "ramp.end")
-    if ramp.order is Order.HOLD:
+    if ramp.faster:
+        return Turn(_next(replace(ramp, faster=False), now_ms, health), "ramp.faster")
+    if ramp.is_held:
         return Turn(ramp, "ramp.hold")
-    if ramp.order is Order.FASTER:
-        return Turn(_at(replace(ramp, order=None), ramp.step + 1, now_ms), "ramp.faster")
     if lasted_ms < STEP_MIN_MS:
         return Turn(ramp, "ramp.stay")
-    if health.is_good:
-        return Turn(_at(ramp, ramp.step + 1, now_ms), "ramp.early")
     if health.is_worse and ramp.step > 0 and now_ms - ramp.began_ms < ramp.window_ms:
-        return Turn(_at(ramp, ramp.step - 1, now_ms), "ramp.back")
+        return Turn(replace(ramp, step=ramp.step - 1, since_ms=now_ms), "ramp.back")
+    if health.is_good:
+        return Turn(_next(ramp, now_ms, health), "ramp.early")
     if lasted_ms >= ramp.step_max_ms:
-        return Turn(_at(ramp, ramp.step + 1, now_ms), "ramp.time")
+        return Turn(_next(ramp, now_ms, health), "ramp.time")
     return Turn(ramp, "ramp.stay")
+
+
+def _next(ramp: Ramp, now_ms: float, health: Health) -> Ramp | None:
+    if health.waited == 0 and 2 * ramp.percent >= 100:
+        return None
+    return replace(ramp, step=ramp.step + 1, since_ms=now_ms)
 
 
 def _limit(usual: int, percent: int) -> int:
     return max(FLOOR, math.ceil(usual * percent / 100))
-
-
-def _at(ramp: Ramp, step: int, now_ms: float) -> Ramp | None:
-    return replace(ramp, step=step, since_ms=now_ms) if step < len(ramp.percents) else None
 
 
 def usual_of(peaks: Sequence[int]) -> int:
