@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from holdfast.core.losses import is_unacknowledged, opened_under, proof
+from holdfast.core.losses import covered, is_unacknowledged, opened_under, proof
 from holdfast.model.event import Event
-from holdfast.model.lost import LostLog, LostTransaction, Tuples
+from holdfast.model.lost import LostLog, LostTransaction, Salvage, Tuples
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member
 
@@ -67,3 +69,18 @@ def test_proof(events: list[Event], accounts: list[LostLog], silent: list[str], 
 
 def test_a_log_of_the_same_timeline_proves_nothing() -> None:
     assert not is_unacknowledged(account(CLIENTS, timeline=2, epoch=2), opened_under([opened(2, QUORUM)]))
+
+
+def test_what_two_nodes_list_is_brought_back_once() -> None:
+    """A standby had more of the old primary's log than the one that was promoted."""
+    other = LostTransaction(9, Lsn(150), "then", relations={"app.public.t": Tuples(inserted=1)})
+    read = Salvage(is_whole=True, rows=1)
+    old = replace(account(CLIENTS, other), salvage=read)
+    standby = replace(account(CLIENTS, OWN, node="n2"), salvage=read)
+    assert covered([standby, old]) == {0: old}
+    assert covered([old, replace(standby, transactions=(CLIENTS, other))]) == {1: old}
+    later = replace(CLIENTS, lsn=Lsn(190))  # the same number, given away again
+    assert covered([replace(standby, transactions=(later,)), old]) == {}
+    assert covered([replace(standby, timeline=2), old]) == {}
+    assert covered([standby, replace(old, salvage=Salvage(is_whole=False))]) == {}
+    assert covered([account(OWN, node="n2"), old]) == {}

@@ -38,9 +38,9 @@ def lost() -> None:
 def show(ctx: click.Context, directory: Path, as_json: bool) -> None:
     """List the transactions that were beyond the fork when an old primary was taken back.
 
-    Each was committed on a primary that was replaced, and reached no standby. Says that nothing acknowledged is lost
-    only where lists and journal prove it, else what is in doubt. Exit status 1 if a node does not answer: its list is
-    missing.
+    Each was committed on a primary that was replaced, and did not reach the one that came after it. Says that nothing
+    acknowledged is lost only where lists and journal prove it, else what is in doubt. Exit status 1 if a node does not
+    answer: its list is missing.
     """
     from holdfast.local.lost import read_lost, read_proof
 
@@ -110,12 +110,17 @@ def script(node: str | None, epoch: int | None, directory: Path, as_json: bool) 
 
 def _one_with_rows(directory: Path, node: str | None, epoch: int | None) -> LostLog:
     """The log whose rows are meant; raises ConfigurationError unless it is exactly one."""
-    from holdfast.local.lost import read_lost
+    from holdfast.core.losses import covered
+    from holdfast.local.lost import read_lost, without_doubles
 
     accounts, silent = with_cluster(directory, read_lost)
     there = [a for a in accounts if a.salvage is not None]
     found = [a for a in there if node in (None, a.member.node) and epoch in (None, a.epoch)]
+    found = found if node is not None else without_doubles(found)
     if len(found) == 1:
+        other = covered(accounts).get(accounts.index(found[0]))
+        if other is not None:
+            click.echo(f"{_as_covered(other)}: bring back the rows of one of them, not of both", err=True)
         return found[0]
     choices = ", ".join(f"--node {a.member.node} --epoch {a.epoch}" for a in there) or "none at all"
     unknown = f" ({', '.join(silent)} did not answer)" if silent else ""
@@ -127,7 +132,10 @@ def _one_with_rows(directory: Path, node: str | None, epoch: int | None) -> Lost
 
 
 def _tell(accounts: list[LostLog], silent: list[str], proof: Proof, unacknowledged: list[LostLog]) -> None:
-    for account in accounts:
+    from holdfast.core.losses import covered
+
+    doubles = covered(accounts)
+    for i, account in enumerate(accounts):
         own = len(account.transactions) - len(account.of_clients)
         click.echo(
             f"{account.member.node}, replaced by epoch {account.epoch}: {account.lost_bytes:,} bytes of log beyond "
@@ -135,6 +143,8 @@ def _tell(accounts: list[LostLog], silent: list[str], proof: Proof, unacknowledg
         )
         for transaction in account.of_clients:
             click.echo(f"  {_in_words(transaction)}")
+        if i in doubles:
+            click.echo(f"  {_as_covered(doubles[i])}")
         if account in unacknowledged and account.of_clients:
             click.echo("  no client was told of them: they needed a quorum that they did not get")
         if account.unread:
@@ -151,6 +161,10 @@ def _tell(accounts: list[LostLog], silent: list[str], proof: Proof, unacknowledg
         click.echo("Nothing that was acknowledged is lost: proved for every change of leadership.")
     for doubt in proof.doubts:
         click.echo(f"Not proved that nothing is lost: {doubt}.")
+
+
+def _as_covered(other: LostLog) -> str:
+    return f"all of these transactions are in the list of {other.member.node}, too (epoch {other.epoch})"
 
 
 def _tell_rows(account: LostLog) -> None:

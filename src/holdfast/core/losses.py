@@ -47,6 +47,24 @@ def is_empty(account: LostLog) -> bool:
     return not account.of_clients and not account.unread
 
 
+def covered(accounts: Sequence[LostLog]) -> dict[int, LostLog]:
+    """Of which accounts (by position) another one has every transaction, with its rows: to bring back both is too much.
+
+    A standby that was not asked, or was not there when the new primary was chosen, may have had more of the old one's
+    log: it is taken back like the old primary, and both list the same transactions.
+    """
+    found: dict[int, LostLog] = {}
+    for i, one in enumerate(accounts):
+        mine = {(t.xid, t.lsn) for t in one.of_clients}
+        for j, other in enumerate(accounts):
+            theirs = {(t.xid, t.lsn) for t in other.of_clients}
+            whole = other.salvage is not None and (other.salvage.is_whole or one.salvage is None)
+            first = mine < theirs or (mine == theirs and j < i)
+            if i != j and mine and other.timeline == one.timeline and whole and first:
+                found[i] = other
+    return found
+
+
 def proof(
     events: Sequence[Event],
     accounts: Sequence[LostLog],

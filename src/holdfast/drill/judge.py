@@ -226,6 +226,8 @@ class Judge:
         except (psycopg.Error, HoldfastError) as error:
             self._problems.append(f"what was lost could not be examined: {str(error).strip()}")
         self._problems += losses.problems
+        for words in losses.seen:
+            self.saw(words)
 
     async def _ask_for_proof(self, verdict: Verdict) -> None:
         """What the cluster says of its losses may be too careful, but not too bold."""

@@ -16,7 +16,7 @@ from holdfast.drill.ledger import ENTRIES, MOVES, PROGRESS, BookedTransaction, E
 from holdfast.drill.result import LostTransactions
 from holdfast.drill.workload import Workload, read_rows
 from holdfast.local.cluster import LocalCluster
-from holdfast.local.lost import SalvagedRow, read_lost, rows_of, script_of
+from holdfast.local.lost import SalvagedRow, read_lost, rows_of, script_of, without_doubles
 from holdfast.model.lost import UNDECIDED, LostLog
 from holdfast.model.rows import Row
 
@@ -146,6 +146,7 @@ class Losses:
         self._workload = workload
         self._primary = primary
         self.problems: list[str] = []
+        self.seen: list[str] = []
 
     async def examine(self, lost: Sequence[Id]) -> LostTransactions:
         """Compare, then bring everything back and look again; raises psycopg.Error, HoldfastError."""
@@ -153,11 +154,12 @@ class Losses:
         if silent:
             self.problems.append(f"no answer from {', '.join(silent)} to the question what was lost")
         for account in accounts:
+            self.seen.append(f"{account.member.node} lists {len(account.of_clients)} lost transactions")
             if account.of_clients and (account.salvage is None or not account.salvage.is_whole):
                 notes = "it was not tried" if account.salvage is None else "; ".join(account.salvage.notes)
                 self.problems.append(f"not every lost row of {account.member.node} was read: {notes}")
         rows: dict[Key, list[SalvagedRow]] = defaultdict(list)
-        for account in accounts:
+        for account in without_doubles(accounts):
             for row in rows_of(account):
                 rows[account.timeline, row.xid].append(row)
         history, booked = self._workload.history, self._booked()
@@ -220,7 +222,7 @@ class Losses:
         lost: Sequence[Id],
     ) -> int:
         """Run the scripts, as the person who has read them; returns how many rows are still missing or different."""
-        for account in accounts:
+        for account in without_doubles(list(accounts)):
             if account.salvage is not None:
                 await self._run(script_of(account))
         await connection.execute("SET search_path = pg_catalog")

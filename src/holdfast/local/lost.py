@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from holdfast.core.losses import Proof, is_unacknowledged, opened_under, proof
+from holdfast.core.losses import Proof, covered, is_unacknowledged, opened_under, proof
 from holdfast.local.cluster import LocalCluster
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, StoreUnavailable
 from holdfast.model.lost import SCRIPT, LostLog
@@ -38,6 +38,12 @@ async def read_lost(cluster: LocalCluster) -> tuple[list[LostLog], list[str]]:
         except (ClientError, TimeoutError, OSError, ValidationError):
             silent.append(name)
     return sorted(await _named(cluster, accounts), key=lambda a: (a.epoch, a.member.node)), silent
+
+
+def without_doubles(accounts: list[LostLog]) -> list[LostLog]:
+    """The accounts that are needed to bring everything back once."""
+    doubles = covered(accounts)
+    return [account for i, account in enumerate(accounts) if i not in doubles]
 
 
 async def read_proof(cluster: LocalCluster, accounts: list[LostLog], silent: list[str]) -> tuple[Proof, list[LostLog]]:
