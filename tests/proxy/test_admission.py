@@ -354,8 +354,10 @@ async def test_those_who_wait_to_be_let_in_are_held_when_the_server_is_lost(pair
         await pair.lose_primary()
         with pytest.raises(psycopg.OperationalError):
             await running
-        await pair.wait_until_held(3)
+        # One may have been let in between the end of one server session and that of the next: it is told, not held.
+        await until(lambda: pair.held() == sum(not task.done() for task in tasks))
         assert inside(cluster) == 0
         await pair.promote()
-        assert await asyncio.gather(*tasks) == [pair.n2.port] * 3
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert result == pair.n2.port or isinstance(result, psycopg.OperationalError)
         assert inside(cluster) == waiting(cluster) == 0

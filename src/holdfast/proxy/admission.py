@@ -93,10 +93,15 @@ class Admission:
             self._let_in()
 
     def give_back(self, permit: Permit) -> None:
-        """The place was not used, or its server is lost."""
+        """The place was not used."""
         if permit.is_in:
             self.gate.give_back(permit)
             self._let_in()
+
+    def lost(self, permit: Permit) -> None:
+        """Its server is lost. Nobody gets the place before the next look: the others' servers may be going, too."""
+        if permit.is_in:
+            self.gate.give_back(permit)
 
     def queue(self, permit: Permit) -> Waiting | m.Report:
         """In line, in the very turn in which `enter` said no; or why it is refused.

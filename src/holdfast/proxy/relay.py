@@ -461,7 +461,7 @@ class Relay:
             return
         server.drop()
         if self._attaching is None:
-            self.lane.admission.give_back(self._permit)
+            self.lane.admission.lost(self._permit)
         self.lane.counters.servers_lost += 1
         if self._server_cutter.inside_frame:
             log.warning("client.cut", reason="half of a large row was already sent")
