@@ -6,7 +6,8 @@ Makes a cluster of its own. *Cost*: pgbench with admission off, and on with a bo
 rounds: throughput and the proxy's CPU time for a transaction. *Worth*: paced critical transactions alone (30 % of what
 was measured just before), then beside thirty clients that scan a table without a pause, with admission off and on:
 throughput and 99th percentile of the critical ones as ratios to their normal, and how many were refused. If none comes
-through at all, the whole time of the measurement stands for the percentile.
+through at all, the whole time of the measurement stands for the percentile. The primary's PostgreSQL has one core for
+itself, and the clients, the proxy and everything else have the others.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from pgbench import TPS, TRANSACTIONS, Pgbench, number
 from rich.console import Console
 from rich.table import Table
 
 from holdfast.local.bringup import temporary_cluster
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
+from holdfast.local.processes import postmaster_of
 
 CRITICAL, REPORTS = "pay", "reports"
 CRITICAL_CLIENTS, REPORT_CLIENTS = 4, 30
@@ -41,8 +44,6 @@ OFF = {"admission": False}
 UNMET = {"admission": True, "statements_max": 1000}
 BOUND = {"admission": True, "statements_max": 8}
 CLASSES = {"critical": {"application_names": [CRITICAL]}, "background": {"application_names": [REPORTS]}}
-_TPS = re.compile(r"tps = ([\d.]+)")
-_TRANSACTIONS = re.compile(r"actually processed: (\d+)")
 _FAILED = re.compile(r"failed transactions: (\d+)")
 
 
@@ -64,65 +65,42 @@ class Worth:
 
 
 class Bench:
-    """pgbench through the proxy of one cluster."""
+    """The loads, through the proxy of one cluster."""
 
     def __init__(self, cluster: LocalCluster, seconds: int, scratch: Path) -> None:
-        self._pgbench = str(Path(cluster.file.postgresql.path) / "pgbench")
-        self._cluster = cluster
+        self.pgbench = Pgbench(cluster, scratch)
+        self._port = cluster.file.ports.write
         self._seconds = seconds
         self._scratch = scratch
-        proxy = cluster.state().processes["proxy"].process
-        if proxy is None:
-            raise SystemExit("the proxy does not run")
-        self._proxy = psutil.Process(proxy.pid)
         self._scan = scratch / "scan.sql"
         self._scan.write_text(SCAN)
 
-    def _command(self, *arguments: str) -> list[str]:
-        port = self._cluster.file.ports.write
-        return [self._pgbench, "-h", "127.0.0.1", "-p", str(port), "-U", "app", *arguments, "app"]
-
-    def _environment(self, name: str) -> dict[str, str]:
-        """The password goes by the environment of the child only."""
-        return {**os.environ, "PGPASSWORD": self._cluster.layout.read_secret("app"), "PGAPPNAME": name}
-
-    def run(self, *arguments: str, name: str = CRITICAL) -> str:
-        """What pgbench printed."""
-        done = subprocess.run(
-            self._command(*arguments),
-            capture_output=True,
-            text=True,
-            env=self._environment(name),
-            cwd=self._scratch,
-            check=False,
-        )
-        if done.returncode not in (0, 2):  # 2: some transactions failed, which is for us to count
-            raise SystemExit(f"pgbench failed: {done.stderr.strip()}")
-        return done.stdout
+    def run(self, *arguments: str) -> str:
+        """What pgbench printed of the critical clients."""
+        load = ("-T", str(self._seconds), *arguments)
+        return self.pgbench.run(self._port, *load, name=CRITICAL, may_fail=True)
 
     def cost(self) -> Cost:
         """As many reads as there can be."""
-        times = self._proxy.cpu_times()
-        printed = self.run("-n", "-S", "-M", "prepared", "-c", "8", "-j", "1", "-T", str(self._seconds))
-        used = self._proxy.cpu_times()
-        used_s = used.user + used.system - times.user - times.system
-        return Cost(_number(_TPS, printed), used_s * 1e6 / max(1.0, _number(_TRANSACTIONS, printed)))
+        before_s = self.pgbench.proxy_cpu_s()
+        printed = self.run("-n", "-S", "-M", "prepared", "-c", "8", "-j", "1")
+        used_s = self.pgbench.proxy_cpu_s() - before_s
+        return Cost(number(TPS, printed), used_s * 1e6 / max(1.0, number(TRANSACTIONS, printed)))
 
     def capacity_tps(self) -> float:
         """Transactions a second of the critical clients without a pause."""
-        load = ("-n", "-N", "-M", "prepared", "-c", str(CRITICAL_CLIENTS), "-T", str(self._seconds))
-        return _number(_TPS, self.run(*load))
+        return number(TPS, self.run("-n", "-N", "-M", "prepared", "-c", str(CRITICAL_CLIENTS)))
 
     def worth(self, rate: float) -> Worth:
         """The critical transactions at their pace."""
         for old in self._scratch.glob("critical.*"):
             old.unlink()
-        load = ("-n", "-N", "-M", "prepared", "-c", str(CRITICAL_CLIENTS), "-j", "1", "-T", str(self._seconds))
+        load = ("-n", "-N", "-M", "prepared", "-c", str(CRITICAL_CLIENTS), "-j", "1")
         printed = self.run(*load, "-R", f"{rate:.1f}", "-l", "--log-prefix=critical")
         taken_ms = sorted(self._taken_ms())
         at = min(len(taken_ms) - 1, int(0.99 * len(taken_ms)))
         p99_ms = taken_ms[at] if taken_ms else 1000.0 * self._seconds
-        return Worth(len(taken_ms) / self._seconds, p99_ms, round(_number(_FAILED, printed, 0)))
+        return Worth(len(taken_ms) / self._seconds, p99_ms, round(number(_FAILED, printed, 0)))
 
     def _taken_ms(self) -> Iterator[float]:
         for path in self._scratch.glob("critical.*"):
@@ -134,10 +112,10 @@ class Bench:
     @contextmanager
     def reports(self) -> Iterator[None]:
         """Scans without a pause, until the block ends."""
-        load = ("-n", "-f", str(self._scan), "-c", str(REPORT_CLIENTS), "-j", "1", "-T", "600", "--max-tries=1000000")
+        load = ("-n", "-f", str(self._scan), "-c", str(REPORT_CLIENTS), "-j", "1", "-T", "600")
         running = subprocess.Popen(
-            self._command(*load),
-            env=self._environment(REPORTS),
+            self.pgbench.command(self._port, *load),
+            env=self.pgbench.environment(REPORTS),
             cwd=self._scratch,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -149,20 +127,41 @@ class Bench:
             running.wait()
 
 
-def _number(pattern: re.Pattern[str], text: str, default: float | None = None) -> float:
-    found = pattern.findall(text)
-    if not found and default is None:
-        raise SystemExit(f"pgbench did not say what was asked: {text[-300:]}")
-    return float(found[-1]) if found else float(default or 0)
+def keep_apart(cluster: LocalCluster, leader: str) -> None:
+    """The primary's PostgreSQL on the first core, and everything else, ourselves included, on the others.
+
+    Otherwise the scans take the cores from the clients and the proxy, and what is measured is the machine.
+    """
+    first, *others = sorted(psutil.Process().cpu_affinity())
+    if not others:
+        raise SystemExit("one core is not enough: the load must not take it from the server")
+    primary = postmaster_of(cluster.layout.data_dir(leader))
+    supervisor = cluster.state().supervisor
+    if primary is None or supervisor is None:
+        raise SystemExit("the cluster does not run")
+    server = psutil.Process(primary.pid)
+    servers = [server, *server.children(recursive=True)]
+    supervised = [psutil.Process(supervisor.pid), *psutil.Process(supervisor.pid).children(recursive=True)]
+    for process in (psutil.Process(), *supervised):
+        pin(process, others)
+    for process in servers:
+        pin(process, [first])
+
+
+def pin(process: psutil.Process, cores: list[int]) -> None:
+    """All threads of it, and what it forks from now on."""
+    with suppress(psutil.NoSuchProcess):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, cores)
 
 
 async def measure(cluster: LocalCluster, bench: Bench, rounds: int, console: Console) -> dict[str, object]:
     """Both parts; returns what ``--json`` writes."""
     await order(cluster, "/policy", {"classes": CLASSES})
     costs: dict[str, list[Cost]] = {"off": [], "on": []}
-    for number in range(rounds):
+    for turn in range(rounds):
         for way, policy in (("off", OFF), ("on", UNMET)):
-            console.print(f"  cost, round {number + 1} of {rounds}: admission {way}")
+            console.print(f"  cost, round {turn + 1} of {rounds}: admission {way}")
             await order(cluster, "/policy", policy)
             costs[way].append(await asyncio.to_thread(bench.cost))
     pairs = list(zip(costs["on"], costs["off"], strict=True))
@@ -220,7 +219,11 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as scratch:
         async with temporary_cluster(nodes=3, progress=lambda step: console.print(f"  {step}")) as cluster:
             bench = Bench(cluster, arguments.seconds, Path(scratch))
-            bench.run("-i", "-q", "-s", "5")
+            bench.pgbench.run(cluster.file.ports.write, "-i", "-q", "-s", "5")
+            register = await cluster.register()
+            if register is None or register.leader is None:
+                sys.exit("the cluster does not serve")
+            keep_apart(cluster, register.leader.node)
             found = await measure(cluster, bench, arguments.rounds, console)
     show(found, Console())
     if arguments.json:

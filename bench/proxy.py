@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
+from pgbench import TPS, TRANSACTIONS, Pgbench, number
 from rich.console import Console
 from rich.table import Table
 
@@ -27,8 +24,6 @@ from holdfast.local.bringup import temporary_cluster
 from holdfast.local.cluster import LocalCluster
 
 MODES = ("simple", "extended", "prepared")
-_TPS = re.compile(r"tps = ([\d.]+)")
-_TRANSACTIONS = re.compile(r"actually processed: (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +45,20 @@ class Bench:
     """pgbench against one cluster."""
 
     def __init__(self, cluster: LocalCluster, leader_port: int, clients: int, seconds: int) -> None:
-        self._pgbench = str(Path(cluster.file.postgresql.path) / "pgbench")
-        self._cluster = cluster
+        self.pgbench = Pgbench(cluster)
+        self._write_port = cluster.file.ports.write
         self._leader_port = leader_port
         self._clients = clients
         self._seconds = seconds
-        proxy = cluster.state().processes["proxy"].process
-        if proxy is None:
-            raise SystemExit("the proxy does not run")
-        self._proxy = psutil.Process(proxy.pid)
-
-    def run(self, port: int, *arguments: str) -> str:
-        """What pgbench printed; the password goes by the environment of the child only."""
-        command = [self._pgbench, "-h", "127.0.0.1", "-p", str(port), "-U", "app", *arguments, "app"]
-        environment = {**os.environ, "PGPASSWORD": self._cluster.layout.read_secret("app")}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"pgbench failed: {done.stderr.strip()}")
-        return done.stdout
 
     def round(self, mode: str) -> Round:
         """The direct way, then the proxy."""
         load = ("-n", "-S", "-M", mode, "-c", str(self._clients), "-j", "1", "-T", str(self._seconds))
-        direct = float(_TPS.findall(self.run(self._leader_port, *load))[-1])
-        before = self._cpu_s()
-        printed = self.run(self._cluster.file.ports.write, *load)
-        used_s = self._cpu_s() - before
-        transactions = int(_TRANSACTIONS.findall(printed)[-1])
-        return Round(mode, direct, float(_TPS.findall(printed)[-1]), used_s * 1e6 / max(transactions, 1))
-
-    def _cpu_s(self) -> float:
-        times = self._proxy.cpu_times()
-        return float(times.user + times.system)
+        direct = number(TPS, self.pgbench.run(self._leader_port, *load))
+        before_s = self.pgbench.proxy_cpu_s()
+        printed = self.pgbench.run(self._write_port, *load)
+        used_s = self.pgbench.proxy_cpu_s() - before_s
+        return Round(mode, direct, number(TPS, printed), used_s * 1e6 / max(number(TRANSACTIONS, printed), 1))
 
 
 def show(rounds: list[Round], console: Console) -> None:
@@ -116,10 +93,10 @@ async def main() -> None:
             sys.exit("the cluster does not serve")
         leader = (await cluster.node_records())[register.leader.node]
         bench = Bench(cluster, leader.postgres_port, arguments.clients, arguments.seconds)
-        bench.run(leader.postgres_port, "-i", "-q", "-s", "5")
-        for number in range(arguments.rounds):
+        bench.pgbench.run(leader.postgres_port, "-i", "-q", "-s", "5")
+        for turn in range(arguments.rounds):
             for mode in MODES:
-                console.print(f"  round {number + 1} of {arguments.rounds}: {mode}")
+                console.print(f"  round {turn + 1} of {arguments.rounds}: {mode}")
                 rounds.append(await asyncio.to_thread(bench.round, mode))
     show(rounds, Console())
     if arguments.json:

@@ -95,6 +95,17 @@ def test_it_is_not_over_while_a_backlog_is_left() -> None:
     assert limits[-1] >= 5000
 
 
+def test_it_is_over_where_another_bound_is_narrower() -> None:
+    """Else it would go on for ever: somebody always waits before that one."""
+    assert begin(100, start_percent=10, window_ms=60_000, now_ms=0, most=10) is None
+    going = begin(100, start_percent=10, window_ms=60_000, now_ms=0, most=30)
+    assert going is not None
+    going = turn(going, 1000, GOOD, most=30).ramp
+    assert going is not None
+    assert going.limit == 20
+    assert turn(going, 2000, GOOD, most=30) == Turn(None, "ramp.early")
+
+
 def test_a_person_may_hold_it_speed_it_up_and_end_it() -> None:
     held = ramp().ordered(Order.HOLD)
     assert turn(held, 1e9, GOOD) == Turn(held, "ramp.hold")

@@ -80,7 +80,7 @@ class Policy(BaseModel):
         60, ge=1, le=3600, description="in which it climbs to all, if the new primary is not as fast as usual before"
     )
     classes: dict[ClassName, TrafficClass] = Field(
-        {}, description="classes of sessions: shares, bounds, who is in them"
+        {}, max_length=32, description="classes of sessions: shares, bounds, who is in them"
     )
     format: int = Field(POLICY_FORMAT, description="version of this record's layout")
 

@@ -33,7 +33,6 @@ WAITED_IN_VAIN = "53400"
 Tell = Callable[[str, str | None, dict[str, JsonValue]], None]
 """Told the kind of an entry of the journal, the rule that fired, and its details."""
 
-
 Waiting = asyncio.Future[m.Report | None]
 """Of a statement in line: None once it is in, or why it is refused."""
 
@@ -127,7 +126,7 @@ class Admission:
         if not self._waiters:
             return
         for permit in self.gate.let_in(_now_ms()):
-            _tell(self._waiters.pop(permit), None)
+            _answer(self._waiters.pop(permit), None)
 
     # policy, epochs and orders
 
@@ -154,7 +153,8 @@ class Admission:
             self._usual_latency_ms = self._usual.latency_ms
         start_percent, window_ms = self._policy.ramp_start_percent, self._policy.ramp_window_s * 1000
         before = self.ramp
-        self.ramp = begin(at_once, start_percent=start_percent, window_ms=window_ms, now_ms=_now_ms())
+        most = self._policy.statements_max
+        self.ramp = begin(at_once, start_percent=start_percent, window_ms=window_ms, now_ms=_now_ms(), most=most)
         if before is not None and self.ramp is None:
             self._told_end(before, "ramp.end", None)
         self._begin_step()
@@ -206,12 +206,12 @@ class Admission:
             self._turn(self.ramp, now_ms)
         self._let_in()
         for permit, refusal in self.gate.overdue(now_ms, random.random()):
-            _tell(self._waiters.pop(permit), report_of(refusal))
+            _answer(self._waiters.pop(permit), report_of(refusal))
 
     def _turn(self, ramp: Ramp, now_ms: float) -> None:
         waited = self.gate.waited - self._waited_before + self.gate.waiting
         health = Health(median_of(self.gate.durations_ms), self._usual_latency_ms, waited)
-        turned = turn(ramp, now_ms, health)
+        turned = turn(ramp, now_ms, health, self._policy.statements_max)
         if turned.ramp is None:
             self._end(turned.rule, health)
             return
@@ -257,11 +257,7 @@ class Admission:
             "usual_ms": self._usual_latency_ms if ramp is not None else self._usual.latency_ms,
             "ramp": None if ramp is None else self._ramp_status(ramp),
             "classes": {
-                name: {
-                    "inside": line.inside,
-                    "waiting": len(line.waiting),
-                    "refused": line.refused,
-                }
+                name: {"inside": line.inside, "waiting": len(line.waiting), "refused": line.refused}
                 for name, line in gate.lines.items()
             },
         }
@@ -282,18 +278,16 @@ def report_of(refusal: Refusal) -> m.Report:
     """The error that a refused client gets. ``DETAIL`` is for programs, ``HINT`` for people."""
     name = refusal.traffic_class
     if refusal.waited_ms is None:
-        sqlstate, text = (
-            QUEUE_FULL,
-            f"the database is busy, and {refusal.waiting} statements of class {name} wait already",
-        )
+        sqlstate = QUEUE_FULL
+        text = f"the database is busy, and {refusal.waiting} statements of class {name} wait already"
     else:
-        text = f"the database is busy: the statement waited {refusal.waited_ms} ms, as long as class {name} may"
         sqlstate = WAITED_IN_VAIN
+        text = f"the database is busy: the statement waited {refusal.waited_ms} ms, as long as class {name} may"
     detail = f"class={name} retry_after_ms={refusal.retry_ms}"
     return m.error(sqlstate, text, detail=detail, hint=f"Nothing was executed. Try again in {refusal.retry_ms} ms.")
 
 
-def _tell(waiting: Waiting, refusal: m.Report | None) -> None:
+def _answer(waiting: Waiting, refusal: m.Report | None) -> None:
     if not waiting.done():
         waiting.set_result(refusal)
 

@@ -26,7 +26,6 @@ RETRY_MIN_MS: Final = 200
 RETRY_MAX_MS: Final = 10_000
 """Between which bounds a refused client is told to come back, before jitter."""
 
-
 DURATIONS_MAX: Final = 1000
 """Of the last statements it is kept how long they were inside."""
 

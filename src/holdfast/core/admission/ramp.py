@@ -127,17 +127,21 @@ class Turn:
         return self.rule not in ("ramp.hold", "ramp.stay")
 
 
-def begin(usual: int, *, start_percent: int, window_ms: int, now_ms: float) -> Ramp | None:
-    """The climb after a promotion; None if there is nothing to climb, because so few statements crush nobody."""
+def begin(usual: int, *, start_percent: int, window_ms: int, now_ms: float, most: int | None = None) -> Ramp | None:
+    """The climb after a promotion; None if there is nothing to climb, because so few statements crush nobody.
+
+    ``most`` statements may be inside in any case, and a step that lets in as many is none.
+    """
     if start_percent >= 100 or usual <= FLOOR:
         return None
     while 2 * start_percent < 100 and _limit(usual, 2 * start_percent) == FLOOR:
         start_percent *= 2  # the next step lets in as many
-    return Ramp(usual, start_percent, window_ms, began_ms=now_ms, since_ms=now_ms)
+    ramp = Ramp(usual, start_percent, window_ms, began_ms=now_ms, since_ms=now_ms)
+    return ramp if most is None or ramp.limit < most else None
 
 
-def turn(ramp: Ramp, now_ms: float, health: Health) -> Turn:
-    """The next step of a ramp; the first rule that applies counts.
+def turn(ramp: Ramp, now_ms: float, health: Health, most: int | None = None) -> Turn:
+    """The next step of a ramp; the first rule that applies counts. ``most`` as in `begin`.
 
     It ends when what is usual was let in and nobody had to wait any more: no crowd is left before the gate when it is
     opened. Until then each step lets in twice as many. Nothing steps back once the window is over.
@@ -146,7 +150,7 @@ def turn(ramp: Ramp, now_ms: float, health: Health) -> Turn:
     if ramp.ended:
         return Turn(None, "ramp.end")
     if ramp.faster:
-        return Turn(_next(replace(ramp, faster=False), now_ms, health), "ramp.faster")
+        return Turn(_next(replace(ramp, faster=False), now_ms, health, most), "ramp.faster")
     if ramp.is_held:
         return Turn(ramp, "ramp.hold")
     if lasted_ms < STEP_MIN_MS:
@@ -154,16 +158,16 @@ def turn(ramp: Ramp, now_ms: float, health: Health) -> Turn:
     if health.is_worse and ramp.step > 0 and now_ms - ramp.began_ms < ramp.window_ms:
         return Turn(replace(ramp, step=ramp.step - 1, since_ms=now_ms), "ramp.back")
     if health.is_good:
-        return Turn(_next(ramp, now_ms, health), "ramp.early")
+        return Turn(_next(ramp, now_ms, health, most), "ramp.early")
     if lasted_ms >= ramp.step_max_ms:
-        return Turn(_next(ramp, now_ms, health), "ramp.time")
+        return Turn(_next(ramp, now_ms, health, most), "ramp.time")
     return Turn(ramp, "ramp.stay")
 
 
-def _next(ramp: Ramp, now_ms: float, health: Health) -> Ramp | None:
-    if health.waited == 0 and 2 * ramp.percent >= 100:
-        return None
-    return replace(ramp, step=ramp.step + 1, since_ms=now_ms)
+def _next(ramp: Ramp, now_ms: float, health: Health, most: int | None) -> Ramp | None:
+    after = replace(ramp, step=ramp.step + 1, since_ms=now_ms)
+    bounds_nothing = most is not None and after.limit >= most
+    return None if bounds_nothing or (health.waited == 0 and after.percent >= 100) else after
 
 
 def _limit(usual: int, percent: int) -> int:
