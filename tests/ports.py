@@ -1,8 +1,9 @@
 """Ports for the servers of the tests.
 
 Every process that runs tests has a slot of ports to itself, so that two of them, or two suites on one machine, never
-draw the same one. The clusters that tests make take theirs from it, too, each from a window of its own: what one of
-them keeps is free while a process is killed and started again, and must not be drawn then.
+draw the same one, and all slots lie beyond the ports of clusters that people make meanwhile. The clusters that tests
+make take theirs from it, too, each from a window of its own: what one of them keeps is free while a process is killed
+and started again, and must not be drawn then.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 
 from holdfast.local.ports import PORTS_VARIABLE, is_free
 
-_FIRST, _SIZE, _COUNT = 20_000, 400, 30
+_FIRST, _SIZE, _COUNT = 26_000, 400, 15
 _WINDOW = 60
 """For one cluster; four of these are the second part of a slot, single ports come from the first."""
 

@@ -15,7 +15,7 @@ PORTS_VARIABLE = "HOLDFAST_PORTS"
 WISHED_PORT = 6432
 """Where the proxy takes writes if nobody asked for another port; the next one takes reads."""
 
-_RANGE = range(20_000, 32_000)
+_RANGE = range(20_000, 26_000)
 """Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes a kept port meanwhile."""
 
 
