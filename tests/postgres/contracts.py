@@ -294,6 +294,9 @@ async def log_beyond_the_fork_must_go(place: Place) -> None:
     moment, says how far it has replayed its own log, and confirms with that what it does not have.
     """
     leader, first, second = await place.trio()
+    await place.faces[
+        leader
+    ].checkpoint()  # up to PostgreSQL 15 pg_rewind takes the timeline of the last one for its own
     await acknowledged(place, leader)  # the fork is not where a segment begins
     await place.caught_up(first)
     await place.caught_up(second)
