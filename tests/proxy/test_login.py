@@ -204,6 +204,15 @@ async def test_tls(cluster: Cluster, lasting: Server, tmp_path: Path) -> None:
     raw.writer.write(struct.pack("!II", 8, 80877103) + b"smuggled")
     assert b"08P01" in await raw.reader.read()
     await raw.close()
+    for last_words in (b"no handshake at all, but long enough to be looked at", b""):
+        raw = await Raw.open(cluster.write_port)
+        raw.writer.write(struct.pack("!II", 8, 80877103))
+        assert await raw.reader.readexactly(1) == b"S"
+        raw.writer.write(last_words)
+        raw.writer.write_eof()
+        await raw.reader.read()
+        await raw.close()
+    await until(lambda: cluster.proxy is not None and cluster.proxy.status()["clients"] == 0)
 
 
 async def test_tls_settings(cluster: Cluster, tmp_path: Path) -> None:

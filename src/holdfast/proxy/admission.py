@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ class Admission:
         """Look at the clock, for ever."""
         sampled_s = 0.0
         while True:
-            now_s = asyncio.get_running_loop().time()
+            now_s = time.monotonic()
             if now_s - sampled_s >= SECOND_S:
                 sampled_s = now_s
                 self._sample()
@@ -298,4 +299,4 @@ def _reading(health: Health) -> dict[str, JsonValue]:
 
 
 def _now_ms() -> float:
-    return asyncio.get_running_loop().time() * 1000
+    return time.monotonic() * 1000

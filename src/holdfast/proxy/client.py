@@ -19,6 +19,7 @@ from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.server import ServerRefused, ServerUnavailable
+from holdfast.proxy.streams import Stream
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
@@ -99,12 +100,13 @@ class Client(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the start-up."""
+        """Begin the start-up, or go on with it when the connection has become encrypted."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         sock: socket.socket = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._task = asyncio.get_running_loop().create_task(self._start_up())
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._start_up())
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes on."""
@@ -219,23 +221,25 @@ class Client(asyncio.Protocol):
             raise _Left
 
     async def _answer_tls(self) -> None:
+        """The event loop takes over a connection that is to be encrypted."""
         transport = self._transport
-        if transport is None or self._endpoint.tls is None or transport.get_extra_info("sslcontext"):
+        if not isinstance(transport, Stream) or self._endpoint.tls is None:
             self.write(b"N")
             return
         if self._buffer:
             raise ProtocolViolation("unencrypted data after an encryption request")
-        transport.pause_reading()
         transport.write(b"S")
+        sock = transport.detach()
         loop = asyncio.get_running_loop()
         try:
-            upgraded = await loop.start_tls(transport, self, self._endpoint.tls, server_side=True)
+            await loop.connect_accepted_socket(lambda: self, sock, ssl=self._endpoint.tls)
         except (OSError, ssl.SSLError) as error:
             raise ProtocolViolation(f"the TLS handshake failed: {error}") from error
-        if upgraded is None:
-            raise ProtocolViolation("the client left during the TLS handshake")
-        self._transport = upgraded
-        upgraded.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        finally:
+            if self._transport is transport:  # nobody will say that the connection is lost
+                sock.close()
+                self._is_lost = True
+                self._endpoint.forget(self)
 
     async def _message(self, kind: int) -> bytes:
         """The body of the next message, which must be of ``kind``."""

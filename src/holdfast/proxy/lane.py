@@ -19,6 +19,7 @@ from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, open_server
+from holdfast.proxy.streams import Reactor
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire.loss import CANNOT_SERVE
@@ -84,6 +85,7 @@ class Lane:
     """One port. Waiting sessions go on in the order in which they came, at most `CONNECTS_AT_ONCE` at the same time."""
 
     purpose: Purpose
+    reactor: Reactor
     routing: Routing
     users: Users
     settings: ProxySettings
@@ -239,7 +241,8 @@ class Lane:
         if self.purpose is Purpose.READ and target.is_primary:
             parameters = {**parameters, "default_transaction_read_only": "on"}
         try:
-            server = await open_server(target, parameters, self.users, self.settings.timeouts.server_connect_ms)
+            connect_ms = self.settings.timeouts.server_connect_ms
+            server = await open_server(self.reactor, target, parameters, self.users, connect_ms)
             try:
                 async with asyncio.timeout(ProxyTimeouts().replay_ms / 1000):
                     wanted.forget(await server.replay(wanted.steps()))

@@ -7,6 +7,7 @@ import errno
 import hmac
 import itertools
 import signal
+import socket
 import ssl
 import uuid
 from collections import Counter
@@ -27,12 +28,13 @@ from holdfast.proxy.admission import Admission
 from holdfast.proxy.client import Client
 from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
-from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX
+from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX, WRITE_BUFFER_BYTES
 from holdfast.proxy.obedience import Obedience
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
+from holdfast.proxy.streams import Listener, Reactor, Stream, listen
 from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
 from holdfast.store.contract import Change, Put, Resync, Store
@@ -59,7 +61,8 @@ class Proxy:
             uuid.uuid4().hex, settings.cluster.name, store, self.routing, settings.timeouts, self._obey, self._is_fresh
         )
         self._journal = Journal(store, f"proxy {name}", settings.timeouts)
-        shared = self.routing, users, settings, testimony.saw, self._obedience.is_fresh
+        self._reactor = Reactor()
+        shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.is_fresh
         self.lanes = {purpose: Lane(purpose, *shared, Admission(self._tell_ramp)) for purpose in Purpose}
         self._impact = Impact(self.lanes.values(), self._tell_impact)
         self._store = store
@@ -67,7 +70,7 @@ class Proxy:
         self._relays: dict[int, Relay] = {}
         self._remembered: dict[Hashable, dict[str, str]] = {}
         self._process_ids = itertools.count(1)
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._status: web.AppRunner | None = None
         self._watch: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -81,6 +84,7 @@ class Proxy:
     async def start(self) -> None:
         """Bind the ports and begin to watch the store; raises EnvironmentFault that names the setting."""
         proxy = self.settings.proxy
+        self._reactor.open()
         try:
             await self._listen("write_port", proxy.write_port, Purpose.WRITE)
             await self._listen("read_port", proxy.read_port, Purpose.READ)
@@ -101,8 +105,8 @@ class Proxy:
 
     async def stop(self) -> None:
         """Close the ports, tell every client, end every session. Idempotent."""
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         for client in list(self._clients):
             goodbye = m.fatal("57P01", "the proxy is shutting down", hint="Connect again.")
             if client.relay is not None:
@@ -139,20 +143,22 @@ class Proxy:
         if self._status is not None:
             await self._status.cleanup()
             self._status = None
-        self._servers.clear()
+        self._listeners.clear()
+        for client in list(self._clients):
+            client.abort()  # what it has not read by now
+        self._reactor.close()
 
     async def _listen(self, setting: str, port: int, purpose: Purpose) -> None:
         lane = self.lanes[purpose]
         host = self.settings.proxy.host
-        loop = asyncio.get_running_loop()
 
-        def accept() -> Client:
+        def accept(sock: socket.socket) -> None:
             client = Client(self, lane)
             self._clients.add(client)
-            return client
+            Stream(lane.reactor, sock, client, WRITE_BUFFER_BYTES)
 
         try:
-            self._servers.append(await loop.create_server(accept, host, port, backlog=LISTEN_BACKLOG))
+            self._listeners.append(Listener(lane.reactor, await listen(host, port, LISTEN_BACKLOG), accept))
         except OSError as error:
             raise _cannot_listen(setting, host, port, error) from error
 

@@ -14,6 +14,7 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
 from holdfast.proxy.routing import Target
+from holdfast.proxy.streams import Reactor, Stream, connect
 from holdfast.proxy.users import KeysMissing, Users
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
@@ -79,11 +80,9 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set the socket up."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         sock: socket.socket = transport.get_extra_info("socket")
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             silence_ms = ProxyTimeouts().server_silence_ms
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, silence_ms // 2000))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
@@ -297,13 +296,14 @@ class ServerConnection(asyncio.Protocol):
                     raise ServerUnavailable(report.text)
 
 
-async def open_server(target: Target, parameters: dict[str, str], users: Users, connect_ms: int) -> ServerConnection:
+async def open_server(
+    reactor: Reactor, target: Target, parameters: dict[str, str], users: Users, connect_ms: int
+) -> ServerConnection:
     """Connect, log in and check; raises ServerUnavailable or ServerRefused."""
     connection = ServerConnection(target)
     try:
         async with asyncio.timeout(connect_ms / 1000):
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: connection, target.host, target.port)
+            Stream(reactor, await connect(target.host, target.port), connection, WRITE_BUFFER_BYTES)
             await connection.login(parameters, users)
             await connection.check()
     except (OSError, TimeoutError, ProtocolViolation) as error:

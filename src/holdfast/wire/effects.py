@@ -204,7 +204,6 @@ _RULES: Final[dict[str, Callable[[Statement], list[Effect]]]] = {
     "discard": _discard,
     "load": _load,
 }
-_ANYWHERE: Final = (b"set_config", b"advisory", b"temp")
 _PLAIN_TAGS: Final = (b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"COPY", b"BEGIN", b"EXPLAIN", b"CALL")
 
 
@@ -213,7 +212,7 @@ def may_have_effect(tag: bytes, sql: bytes) -> bool:
     if not tag.startswith(_PLAIN_TAGS):
         return True
     lowered = sql.lower()
-    return any(word in lowered for word in _ANYWHERE)
+    return b"set_config" in lowered or b"advisory" in lowered or b"temp" in lowered
 
 
 def effects_of(statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:
