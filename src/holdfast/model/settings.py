@@ -19,6 +19,7 @@ class _Section(BaseModel):
 
 
 Port = int
+Pooling = Literal["session", "transaction"]
 ClusterName = Annotated[str, Field(pattern=r"\A[a-z][a-z0-9-]{0,31}\z")]
 
 
@@ -184,8 +185,32 @@ class ListenerSettings(_Section):
     max_clients: int = Field(10_000, ge=1, description="client connections that are accepted at the same time")
     auth: Literal["scram-sha-256", "trust"] = Field("scram-sha-256", description="how clients prove who they are")
     users_file: Path = Field(description="lines of `user password-or-SCRAM-secret`; also used towards the servers")
+    pooling: Pooling = Field(
+        "session", description="how long a client keeps a server connection: as long as it is there, or a transaction"
+    )
+    pooling_by: dict[str, Pooling] = Field(
+        {}, description="other than `pooling`, by `user`, `@database` or `user@database` (the narrowest counts)"
+    )
+    pool_size: int = Field(20, ge=1, description="server connections per user, database and port that are shared")
+    pool_idle_s: float = Field(600, gt=0, description="a shared server connection is closed when unused for so long")
+    pool_lifetime_s: float = Field(3600, gt=0, description="a shared server connection is closed when so old")
     tls_cert_file: Path | None = Field(None, description="certificate shown to clients that ask for TLS")
     tls_key_file: Path | None = Field(None, description="key of that certificate")
+
+    @field_validator("pooling_by")
+    @classmethod
+    def _names(cls, value: dict[str, Pooling]) -> dict[str, Pooling]:
+        for name in value:
+            if not name.strip("@"):
+                raise ValueError(f"{name!r} names nobody: write `user`, `@database` or `user@database`")
+        return value
+
+    def pooling_of(self, user: str, database: str) -> Pooling:
+        """How long a user's clients keep a server connection to a database."""
+        for name in (f"{user}@{database}", user, f"@{database}"):
+            if name in self.pooling_by:
+                return self.pooling_by[name]
+        return self.pooling
 
 
 class ProxySettings(_Section):

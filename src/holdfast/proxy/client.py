@@ -295,7 +295,8 @@ class Client(asyncio.Protocol):
         key = (self._lane.purpose, tuple(sorted(alike.items())))
         remembered = endpoint.remembered(key)
         server = None
-        if remembered is None or self._lane.can_serve():
+        needs_server = remembered is None or (relay.pool is None and self._lane.can_serve())
+        if needs_server:
             with contextlib.suppress(ServerUnavailable):
                 server = await self._lane.acquire(relay, once=remembered is not None)
         if server is not None:

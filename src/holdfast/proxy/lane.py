@@ -17,12 +17,15 @@ from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
+from holdfast.proxy.pool import Pool, PoolLimits, Pools, key_of
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, open_server
+from holdfast.proxy.sharing import Share
 from holdfast.proxy.streams import Reactor
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
-from holdfast.wire.loss import CANNOT_SERVE
+from holdfast.wire.loss import CANNOT_SERVE, Loss
+from holdfast.wire.startup import Login
 from holdfast.wire.state import ReplayStep
 
 log = structlog.get_logger(__name__)
@@ -57,8 +60,12 @@ class Wanted(Protocol):
     def current(self) -> ServerConnection | None:
         """The server it has, if it waits only for leave to go on."""
 
-    def steps(self) -> list[ReplayStep]:
-        """What to tell a fresh server."""
+    @property
+    def pool(self) -> Pool | None:
+        """Where its servers come from, if it shares them."""
+
+    def steps(self, server: ServerConnection) -> list[ReplayStep]:
+        """What to tell a server."""
 
     def forget(self, names: set[bytes]) -> None:
         """These prepared statements could not be made again."""
@@ -79,6 +86,14 @@ class Counters:
     transactions_lost: int = 0
     cancels: int = 0
 
+    def lost(self, loss: Loss, held_open: bool) -> None:
+        """A server was lost; ``held_open``: between two statements of a transaction."""
+        if any(answer.needs_error for answer in loss.answers):
+            self.outcomes_unknown += loss.unknown
+            self.transactions_lost += not loss.unknown
+        elif held_open:
+            self.transactions_lost += 1
+
 
 @dataclass(slots=True)
 class Lane:
@@ -96,6 +111,7 @@ class Lane:
     admission: Admission = field(default_factory=Admission)
     counters: Counters = field(default_factory=Counters)
     orphans: Orphans = field(init=False)
+    pools: Pools = field(init=False)
     held: int = 0
     _longest_hold_s: float = 0.0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
@@ -106,7 +122,16 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.orphans = Orphans(self.admission)
+        proxy = self.settings.proxy
+        self.pools = Pools(PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s), self)
         self.admission.is_disturbed = lambda: self.held > 0
+
+    def share(self, login: Login) -> Share | None:
+        """A session's part in a pool; None: it has servers of its own."""
+        if self.settings.proxy.pooling_of(login.user, login.database) != "transaction":
+            return None
+        key = key_of(login.user, login.database, login.parameters.items())
+        return Share(self.pools.get(key), login.parameters.get("application_name", ""))
 
     # rules
 
@@ -129,6 +154,11 @@ class Lane:
     def must_withhold(self, server: ServerConnection) -> bool:
         """Whether what the server says may be no longer true. Who reads at the read-only port has agreed to that."""
         return self.purpose is Purpose.WRITE and server.target.is_primary and not self.is_fresh()
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether one server is as good as another, so that the load is to be spread."""
+        return self.purpose is Purpose.READ
 
     def has_better(self, server: ServerConnection) -> bool:
         """Whether a read-only session sits on the primary while a standby could serve it."""
@@ -171,11 +201,38 @@ class Lane:
                 with hold.counted():
                     if not self.can_serve():
                         hold.begin()
+                    if wanted.pool is not None and wanted.current is None:
+                        return await self._acquire_shared(wanted, wanted.pool, hold, once)
                     async with self._slots:
-                        return await self._acquire(wanted, hold, once)
+                        server = await self._acquire(wanted, hold, once)
+                    if wanted.pool is not None and server is not wanted.current:
+                        wanted.pool.made(server, in_place_of_another=True)
+                    return server
         except TimeoutError:
             self.counters.holds_ended += 1
+            if wanted.pool is not None and self.can_serve():
+                raise HoldEnded(_pool_is_busy(wanted.pool, hold_max_ms)) from None
             raise HoldEnded(_waited_in_vain(self.purpose, hold_max_ms)) from None
+
+    async def _acquire_shared(self, wanted: Wanted, pool: Pool, hold: _Hold, once: bool) -> ServerConnection:
+        while True:
+            server = await pool.reserve()
+            if server is None:
+                try:
+                    async with self._slots:
+                        server = await self._acquire(wanted, hold, once)
+                except BaseException:
+                    pool.failed()
+                    raise
+                pool.made(server)
+                return server
+            try:
+                await self._tell(server, wanted)
+            except ServerUnavailable:
+                continue
+            if server.is_open and self.must_drop(server) is None and not self.must_hold(server):
+                return server
+            server.close()
 
     async def _acquire(self, wanted: Wanted, hold: _Hold, once: bool) -> ServerConnection:
         times = ProxyTimeouts()
@@ -243,15 +300,7 @@ class Lane:
         try:
             connect_ms = self.settings.timeouts.server_connect_ms
             server = await open_server(self.reactor, target, parameters, self.users, connect_ms)
-            try:
-                async with asyncio.timeout(ProxyTimeouts().replay_ms / 1000):
-                    wanted.forget(await server.replay(wanted.steps()))
-            except TimeoutError:
-                server.drop()
-                raise ServerUnavailable(f"{target.node} did not take over the session in time") from None
-            except BaseException:
-                server.drop()
-                raise
+            await self._tell(server, wanted)
         except ServerUnavailable as unavailable:
             self.saw(target, _outcome_of(unavailable.__cause__))
             self._refused(target, str(unavailable))
@@ -260,6 +309,18 @@ class Lane:
             self._login_refused(target, parameters["user"], refused.report)
             raise
         return server
+
+    async def _tell(self, server: ServerConnection, wanted: Wanted) -> None:
+        """Make the server's session the wanted one, or drop it; raises ServerUnavailable, ServerRefused."""
+        try:
+            async with asyncio.timeout(ProxyTimeouts().replay_ms / 1000):
+                wanted.forget(await server.replay(wanted.steps(server)))
+        except TimeoutError:
+            server.drop()
+            raise ServerUnavailable(f"{server.target.node} did not take over the session in time") from None
+        except BaseException:
+            server.drop()
+            raise
 
     def _login_refused(self, target: Target, user: str, report: m.Report) -> None:
         """The user proved its password here, but the server has another one, or none: the operator must know."""
@@ -334,6 +395,11 @@ def _retry_hint() -> str:
 def _waited_in_vain(purpose: Purpose, hold_max_ms: int) -> m.Report:
     what = "primary" if purpose is Purpose.WRITE else "server"
     return m.error(CANNOT_SERVE, f"no {what} could be reached within {hold_max_ms} ms", hint=_retry_hint())
+
+
+def _pool_is_busy(pool: Pool, hold_max_ms: int) -> m.Report:
+    text = f"all {pool.limits.size} server connections of this user and database were in use for {hold_max_ms} ms"
+    return m.error("53300", text, hint=f"{_retry_hint()} Or raise proxy.pool_size, or shorten transactions.")
 
 
 def _too_many_wait(limit: int) -> m.Report:

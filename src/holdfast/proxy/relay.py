@@ -1,7 +1,7 @@
 """One session: every message in both directions, and what happens when its server is lost.
 
-The client's messages are walked one by one, so that it is always known what the server owes. While there is no server,
-or a switchover asks for patience, the first message of a statement waits (`_wait_for_server`) and the rest behind it.
+The messages of both are walked one by one, so that it is always known what the server owes. While there is no server,
+or a switchover asks for patience, the first message of a statement waits and the rest behind it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from holdfast.proxy.admission import Waiting
 from holdfast.proxy.answers import answers_to, cannot_move, transaction_lost
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
+from holdfast.proxy.pool import Pool
 from holdfast.proxy.server import ServerConnection, ServerRefused
+from holdfast.proxy.sharing import Share
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Pin
 from holdfast.wire.frames import CONTINUED, FrameCutter
-from holdfast.wire.loss import Loss, judge_loss
-from holdfast.wire.owed import OPENS_BATCH, Ledger, Step
+from holdfast.wire.loss import judge_loss
+from holdfast.wire.owed import OPENS_BATCH, Ledger
+from holdfast.wire.replies import Replies
 from holdfast.wire.requests import Requests
 from holdfast.wire.sql import Control, control_of, split_statements
 from holdfast.wire.startup import Login
@@ -38,13 +41,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _FROM_CLIENT: Final = frozenset((m.COPY_DATA,))
-_FROM_SERVER: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
-_LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
 _IGNORED_WHEN_IDLE: Final = frozenset((m.FLUSH, m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL))
 _WHOLE_STATEMENTS: Final = frozenset((m.QUERY, m.FUNCTION_CALL))
 _BEGINS_WORK: Final = frozenset((*_WHOLE_STATEMENTS, *OPENS_BATCH))
-_ACK_HOLE: Final = "SyncRepWaitForLSN"
-"""The routine that warns when a commit stopped waiting for its standbys: the row is local only, yet success follows."""
 
 
 class _Fate(Enum):
@@ -68,12 +67,11 @@ class Relay:
         self._client = client
         self.lane = lane
         self._login = login
-        self._ledger = Ledger()
+        self._share = lane.share(login)
         self._requests = Requests()
         self._state = SessionState()
-        self._reported: dict[str, str] = {}
+        self._replies = Replies(self._requests, self._state, self._share.names if self._share is not None else None)
         self._client_cutter = FrameCutter(_FROM_CLIENT)
-        self._server_cutter = FrameCutter(_FROM_SERVER)
         self._permit = self._new_permit()
         self._permit_version = lane.admission.version
         self._attaching: asyncio.Task[None] | None = None
@@ -83,8 +81,13 @@ class Relay:
         self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
         self._is_forwarding = False  # the message that continues goes to the server
         self._is_unused = False  # since `mark_unused`
+        self._translation = b""  # what goes to the server in place of the message at hand
         self._withheld = b""  # said by a server that may not be the primary any more
         self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self._replies.ledger
 
     # Wanted
 
@@ -93,8 +96,15 @@ class Relay:
         """The client's own start-up parameters."""
         return self._login.parameters
 
-    def steps(self) -> list[ReplayStep]:
-        """What a fresh server must be told."""
+    @property
+    def pool(self) -> Pool | None:
+        """Where its servers come from, if it shares them."""
+        return self._share.pool if self._share is not None else None
+
+    def steps(self, server: ServerConnection) -> list[ReplayStep]:
+        """What a server must be told."""
+        if self._share is not None:
+            return self._share.steps(self._state, server, self._ledger.status)
         return self._state.replay(self._ledger.status)
 
     def forget(self, names: set[bytes]) -> None:
@@ -106,9 +116,10 @@ class Relay:
 
     def begin(self, server: ServerConnection | None, parameters: dict[str, str]) -> None:
         """The client was told ``parameters`` and that it may go on."""
-        self._reported = parameters
+        self._replies.reported = parameters
         if server is not None:
             self._adopt(server)
+            self.settle()
 
     def client_lost(self) -> None:
         """The client is gone: end its server session. What was sent still runs, as on a direct connection."""
@@ -139,11 +150,6 @@ class Relay:
         """The server reads slowly, or has caught up."""
         self._client.pause_reading(busy)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a statement waits for a server."""
-        return self._attaching is not None
-
     # from the client
 
     def from_client(self, data: bytes) -> None:
@@ -168,6 +174,9 @@ class Relay:
         for kind, start, end in frames:
             fate = self._fate_of(kind, buffer, start, end)
             if fate is _Fate.FORWARD:
+                if self._translation:
+                    self._to_server(buffer[begin:start] + self._translation)
+                    self._translation, begin = b"", end
                 continue
             if begin < start:
                 self._to_server(buffer[begin:start])
@@ -175,7 +184,8 @@ class Relay:
             if fate is _Fate.WAIT or fate is _Fate.QUEUE:
                 self._client_cutter.push_back(buffer[start : frames[-1][2]])
                 if fate is _Fate.WAIT:
-                    self.lane.admission.give_back(self._permit)  # it was let in, and meanwhile has no server
+                    if self._share is None or not self.lane.can_serve():
+                        self.lane.admission.give_back(self._permit)  # it was let in, and meanwhile has no server
                     self._wait(self._attach())
                 return
         if begin < end:
@@ -199,11 +209,14 @@ class Relay:
             return self._discard(kind, buffer, start, end)
         if self._refusal is not None and kind in _BEGINS_WORK:
             refusal, self._refusal = self._refusal, None
+            self.lane.admission.give_back(self._permit)
             return self._fail(kind, refusal)
         if kind == m.SYNC and self._ledger.is_between_statements:
             self._client.write(m.ready_for_query(self._ledger.status))
             return _Fate.DROP
         server = self.current
+        if server is None and self._share is not None and kind in _BEGINS_WORK and self._lost_transaction is None:
+            server = self._borrow(self._share)
         if server is None or self._must_ask_first(server):
             fate = self._without_server(kind, buffer, start, end)
             if fate is not _Fate.FORWARD:
@@ -212,7 +225,11 @@ class Relay:
             fate = self._enter(kind)
             if fate is not _Fate.FORWARD:
                 return fate
-        self._ledger.sent(kind, self._requests.read(kind, buffer, start, end))
+        owed = self._requests.read(kind, buffer, start, end)
+        if self._share is not None and self.current is not None:
+            names, held = self._share.names, self.current.held
+            self._translation = names.send(kind, owed, buffer[start:end], held, self._ledger)
+        self._ledger.sent(kind, owed)
         self._is_forwarding = True
         return _Fate.FORWARD
 
@@ -290,6 +307,7 @@ class Relay:
         must = self._ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins
         if admission.enter(self._permit, must=must):
             return _Fate.FORWARD
+        self.settle()  # nobody keeps a shared server while he waits to be let in
         waiting = admission.queue(self._permit)
         if isinstance(waiting, m.Report):
             self.lane.counters.statements_shed += 1
@@ -300,7 +318,7 @@ class Relay:
     async def _go_in(self, waiting: Waiting) -> None:
         self._refusal = await waiting
         self.lane.counters.statements_shed += self._refusal is not None
-        if self.current is None:
+        if self.current is None and self._share is None:
             self.lane.admission.give_back(self._permit)
         self._go_on(None)
 
@@ -326,16 +344,38 @@ class Relay:
         self.from_client(b"")
 
     def _adopt(self, server: ServerConnection) -> None:
-        changed = {k: v for k, v in server.parameters.items() if self._reported.get(k) != v}
-        self._reported |= changed
-        self._client.write(b"".join(m.parameter_status(name, value) for name, value in changed.items()))
-        self._ledger = Ledger(server.status)
-        self._server_cutter = FrameCutter(_FROM_SERVER)
+        changed = self._replies.begin(server.status, server.parameters, server.held)
+        if changed:
+            self._client.write(b"".join(m.parameter_status(name, value) for name, value in changed.items()))
         self.current = server
         server.attach(self)
+        if self._share is not None:
+            self._share.has(self._state, server)
         if self._is_client_busy:
             server.pause_reading(True)
         self.reroute()
+
+    def _borrow(self, share: Share) -> ServerConnection | None:
+        """A shared server that can be used at once."""
+        server = share.borrow(self._state, self._ledger.status)
+        if server is not None:
+            self._adopt(server)
+        return server
+
+    def settle(self) -> None:
+        """Between transactions a shared server is given back, unless the session has something on it."""
+        server, share = self.current, self._share
+        if server is None or share is None or not self._ledger.is_idle or server.cancels or self._withheld:
+            return
+        if not (self._replies.is_between_messages and share.may_give_back(self._state)):
+            return
+        self.current = None
+        self._requests.lost()
+        self._is_forwarding = False
+        server.status = m.IDLE
+        if self._is_client_busy:
+            server.pause_reading(False)
+        share.give_back(self._state, server)
 
     def mark_unused(self) -> None:
         """From now on see whether the client uses its server."""
@@ -348,7 +388,7 @@ class Relay:
         """
         server = self.current
         busy = self._attaching is not None or not self._ledger.is_idle or self._state.pins or self._withheld
-        if server is None or not self._is_unused or busy or self._server_cutter.inside_frame:
+        if server is None or not self._is_unused or busy or self._replies.inside_frame:
             return
         self.current = None
         self._requests.lost()
@@ -406,45 +446,17 @@ class Relay:
                 self.current.abort(f"protocol violation: {violation}")
 
     def _answer(self, data: bytes) -> None:
-        buffer, frames = self._server_cutter.feed(data)
-        ledger = self._ledger
-        previous = CONTINUED
-        end = 0
-        for kind, start, end in frames:
-            if kind == CONTINUED or (kind == previous == m.DATA_ROW):
-                continue
-            previous = kind
-            if kind in _LOOKED_INTO and (reason := self._look_into(kind, buffer[start + 5 : end])) is not None:
-                self._client.write(buffer[:start])
-                self._lose(reason, commit_unconfirmed=kind == m.NOTICE)
-                return
-            head = ledger.head
-            step = ledger.received(kind)
-            if step is Step.GOES_ON:
-                continue
-            if step is Step.READY:
-                failed = ledger.batch_failed
-                ledger.ready(buffer[start + 5])
-                self._state.ended(ledger.status, failed)
-                if ledger.is_idle:
-                    self.lane.admission.leave(self._permit)
-            elif head is not None:
-                self._requests.completed(self._state, kind, head, buffer, start, end)
-        if end:
-            self._client.write(buffer[:end])
-
-    def _look_into(self, kind: int, body: bytes) -> str | None:
-        """Read a message of `_LOOKED_INTO`; returns why the server must be given up, if it must."""
-        if kind == m.PARAMETER_STATUS:
-            name, value = m.read_parameter_status(body)
-            self._reported[name] = value
-        elif kind == m.ERROR:
-            report = m.read_report(body)
-            if report.is_fatal:
-                return f"{report.severity}: {report.text}"
-        elif kind == m.NOTICE and _ACK_HOLE.encode() in body and m.read_report(body).routine == _ACK_HOLE:
-            return "the server gave up waiting for its standbys to confirm the commit"
-        return None
+        replies = self._replies
+        out = replies.take(data)
+        if out:
+            self._client.write(out)
+        if replies.given_up is not None:
+            self._lose(replies.given_up, commit_unconfirmed=replies.is_unconfirmed)
+        elif replies.is_over:
+            self.lane.admission.leave(self._permit)
+            if self._share is not None:
+                self._share.names.settled(self._state.prepared)
+                self.settle()
 
     # loss
 
@@ -463,18 +475,18 @@ class Relay:
         if self._attaching is None:
             self.lane.admission.lost(self._permit)
         self.lane.counters.servers_lost += 1
-        if self._server_cutter.inside_frame:
+        if self._replies.inside_frame:
             log.warning("client.cut", reason="half of a large row was already sent")
             self._client.abort()
             return
         ledger = self._ledger
         held_open = ledger.is_between_statements and ledger.status == m.IN_TRANSACTION
         loss = judge_loss(ledger, commit_unconfirmed=commit_unconfirmed)
-        self._ledger = Ledger(loss.status)
+        self._replies.ledger = Ledger(loss.status)
         self._state.lost()
         self._requests.lost()
         self._is_forwarding = False
-        self._count(loss, held_open)
+        self.lane.counters.lost(loss, held_open)
         if self._state.pins:
             self.end(cannot_move(loss, reason, sorted(self._state.pins)))
             return
@@ -482,10 +494,3 @@ class Relay:
         self._is_discarding = loss.awaits_sync
         self._client.write(answers_to(loss, reason))
         self._client.pause_reading(False)
-
-    def _count(self, loss: Loss, held_open: bool) -> None:
-        if any(answer.needs_error for answer in loss.answers):
-            self.lane.counters.outcomes_unknown += loss.unknown
-            self.lane.counters.transactions_lost += not loss.unknown
-        elif held_open:
-            self.lane.counters.transactions_lost += 1

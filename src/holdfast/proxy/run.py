@@ -100,7 +100,8 @@ class Proxy:
         self._telling = asyncio.get_running_loop().create_task(self._record.run())
         self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
         self._accounting = [asyncio.create_task(self._journal.run()), asyncio.create_task(self._impact.run())]
-        self._accounting += [asyncio.create_task(lane.admission.run()) for lane in self.lanes.values()]
+        for lane in self.lanes.values():
+            self._accounting += [asyncio.create_task(lane.admission.run()), asyncio.create_task(lane.pools.run())]
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -115,6 +116,7 @@ class Proxy:
                 client.close(goodbye)
         for lane in self.lanes.values():
             lane.orphans.close()
+            lane.pools.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -232,6 +234,7 @@ class Proxy:
     async def _let_go(self) -> None:
         """A switchover is announced: the fewer sessions the primary has to end, the shorter it stands still."""
         times = ProxyTimeouts()
+        self.lanes[Purpose.WRITE].pools.let_go()
         relays = [relay for relay in self._relays.values() if relay.lane.purpose is Purpose.WRITE]
         for relay in relays:
             relay.mark_unused()
@@ -254,6 +257,7 @@ class Proxy:
             relay.reroute()
         for lane in self.lanes.values():
             lane.orphans.reroute(lane.must_drop)
+            lane.pools.reroute()
 
     # Endpoint
 
@@ -280,7 +284,12 @@ class Proxy:
         if server is not None:
             relay.lane.counters.cancels += 1
             connect_ms = self.settings.timeouts.server_connect_ms
-            await send_cancel(server.target, server.process_id, server.secret, connect_ms)
+            server.cancels += 1
+            try:
+                await send_cancel(server.target, server.process_id, server.secret, connect_ms)
+            finally:
+                server.cancels -= 1
+                relay.settle()
 
     def remembered(self, key: Hashable) -> dict[str, str] | None:
         """What a server last reported to a client that logged in like this one."""
@@ -315,6 +324,7 @@ class Proxy:
             "held": {purpose.value: lane.held for purpose, lane in self.lanes.items()},
             "servers": dict(servers),
             "counters": {purpose.value: asdict(lane.counters) for purpose, lane in self.lanes.items()},
+            "pools": {purpose.value: lane.pools.status() for purpose, lane in self.lanes.items()},
             "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }
 

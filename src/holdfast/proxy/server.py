@@ -7,7 +7,7 @@ import secrets
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, cast
 
 from holdfast.model.errors import ProtocolViolation
@@ -20,7 +20,7 @@ from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
 from holdfast.wire.loss import SERVER_GONE
 from holdfast.wire.scram import MECHANISM, AuthenticationFailed, ScramClient
-from holdfast.wire.state import ReplayStep
+from holdfast.wire.state import Held, ReplayStep
 
 CHECK: Final = (
     "select pg_catalog.pg_is_in_recovery(), case when pg_catalog.pg_is_in_recovery() then null "
@@ -68,6 +68,14 @@ class ServerConnection(asyncio.Protocol):
         self.status = m.IDLE
         self.on_hold = False
         """New statements must wait: a switchover is on its way."""
+        self.held = Held()
+        """What its session holds, where sessions share it."""
+        self.opened_s = 0.0
+        self.on_end: Callable[[ServerConnection], None] | None = None
+        """Called once, when the connection is over."""
+        self.has_ended = False
+        self.cancels = 0
+        """Requests to cancel that are under way: whoever uses the connection next must not meet one."""
         self._transport: asyncio.Transport | None = None
         self._session: Session | None = None
         self._cutter = FrameCutter()
@@ -103,8 +111,11 @@ class ServerConnection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever uses it."""
+        """Tell whoever uses it, and whoever counts it."""
         self._gone(str(exc) if exc is not None else "the server closed the connection")
+        self.has_ended = True
+        if self.on_end is not None:
+            self.on_end(self)
 
     def pause_writing(self) -> None:
         """The server reads slowly."""
@@ -126,6 +137,10 @@ class ServerConnection(asyncio.Protocol):
     def attach(self, session: Session) -> None:
         """From now on everything goes to ``session``."""
         self._session = session
+
+    def detach(self) -> None:
+        """From now on nobody uses it: it may be told another session's state (`replay`)."""
+        self._session = None
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
@@ -305,6 +320,7 @@ async def open_server(
         async with asyncio.timeout(connect_ms / 1000):
             Stream(reactor, await connect(target.host, target.port), connection, WRITE_BUFFER_BYTES)
             await connection.login(parameters, users)
+            connection.held.application_name = parameters.get("application_name", "")
             await connection.check()
     except (OSError, TimeoutError, ProtocolViolation) as error:
         connection.drop()

@@ -93,6 +93,8 @@ def judge_loss(ledger: Ledger, *, commit_unconfirmed: bool = False) -> Loss:
     if failed and not any(True for _ in ledger.pending()):
         walk.unknown = False
     for owed in ledger.pending():
+        if owed.is_hidden:
+            continue
         already_failed = failed and not answers
         if already_failed and owed.reply in (Reply.SYNC, Reply.CALL):
             walk.unknown = False  # what came before it in this batch was rolled back

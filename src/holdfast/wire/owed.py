@@ -139,9 +139,13 @@ _SIMPLE: Final = frozenset((Reply.QUERY, Reply.QUERY_COPY_IN, Reply.QUERY_COPY_O
 
 
 class Owed:
-    """One reply that is owed. ``sql`` is the statement's text (Query, Parse, Execute), ``name`` a statement's name."""
+    """One reply that is owed. ``sql`` is the statement's text (Query, Parse, Execute), ``name`` a statement's name.
 
-    __slots__ = ("body", "completed", "name", "reply", "sql", "values")
+    A reply that ``is_hidden`` is not the client's: it did not ask for it, and does not see it unless it is an error.
+    On a shared connection a completed one ``makes`` or ``drops`` a prepared statement, by its shared name.
+    """
+
+    __slots__ = ("body", "completed", "drops", "is_hidden", "makes", "name", "reply", "sql", "values")
 
     def __init__(
         self,
@@ -150,6 +154,10 @@ class Owed:
         name: bytes | None = None,
         body: bytes = b"",
         values: tuple[bytes | None, ...] = (),
+        *,
+        is_hidden: bool = False,
+        makes: bytes | None = None,
+        drops: bytes | None = None,
     ) -> None:
         self.reply = reply
         self.sql = sql
@@ -157,6 +165,9 @@ class Owed:
         self.body = body
         self.values = values
         self.completed = 0
+        self.is_hidden = is_hidden
+        self.makes = makes
+        self.drops = drops
 
     @property
     def is_simple(self) -> bool:

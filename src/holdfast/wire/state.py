@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Effect, Pin, Verb, effects_of, may_have_effect
@@ -26,6 +26,27 @@ class ReplayStep:
     may_fail: bool = False
 
 
+@dataclass(slots=True)
+class Held:
+    """What the session on a server connection holds at the moment, whoever made it."""
+
+    application_name: str | None = ""
+    """None: not known."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """As `SessionState.settings`."""
+    prepared: dict[bytes, None] = field(default_factory=dict)
+    """Shared names of statements that are there for certain, in the order of their last use."""
+
+
+@dataclass(slots=True)
+class Dropped:
+    """Prepared statements that SQL took away: the names and messages of those that a Parse had made."""
+
+    parses: dict[bytes, bytes] = field(default_factory=dict)
+    all: bool = False
+    """Everything on the server's session went with them."""
+
+
 class SessionState:
     """The part of a session that its server keeps and that another server must be told again."""
 
@@ -34,7 +55,12 @@ class SessionState:
         self.prepared: dict[bytes, bytes] = {}
         """Name of a prepared statement → the message that makes it (Parse, or Query with PREPARE)."""
         self.pins: set[Pin] = set()
+        self.prepared_by_sql: set[bytes] = set()
+        """Those of ``prepared`` that a PREPARE made."""
+        self.has_reset_name = False
+        """A RESET took the application's name back to what the connection was opened with."""
         self._uncommitted: list[Effect | str] = []  # a string is a savepoint's name
+        self._dropped = Dropped()
 
     def completed(self, sql: bytes, index: int, tag: bytes, values: Sequence[bytes | None] = ()) -> None:
         """Statement ``index`` of ``sql`` ended with the CommandComplete ``tag``."""
@@ -82,10 +108,20 @@ class SessionState:
     def parsed(self, name: bytes, parse: bytes) -> None:
         """ParseComplete for a message that made the statement ``name``."""
         self.prepared[name] = parse
+        self.prepared_by_sql.discard(name)
 
     def closed(self, name: bytes) -> None:
         """CloseComplete for a statement."""
         self.prepared.pop(name, None)
+        self.prepared_by_sql.discard(name)
+
+    def take_dropped(self) -> Dropped | None:
+        """What DEALLOCATE and DISCARD took away since this was last asked, if anything."""
+        dropped = self._dropped
+        if not (dropped.parses or dropped.all):
+            return None
+        self._dropped = Dropped()
+        return dropped
 
     def _commit(self) -> None:
         for effect in self._uncommitted:
@@ -100,7 +136,9 @@ class SessionState:
                 self.settings[effect.key] = effect.sql
             case Verb.RESET:
                 self.settings.pop(effect.key, None)
+                self.has_reset_name |= effect.key == "application_name"
             case Verb.RESET_ALL:
+                self.has_reset_name = True
                 kept = ("session authorization", "role")
                 self.settings = {key: sql for key, sql in self.settings.items() if key in kept}
             case Verb.PIN if effect.pin is not None:
@@ -108,25 +146,61 @@ class SessionState:
             case Verb.UNPIN if effect.pin is not None:
                 self.pins.discard(effect.pin)
             case Verb.PREPARE:
-                self.prepared[effect.key.encode("latin-1")] = m.query(effect.sql.encode("latin-1"))
+                name = effect.key.encode("latin-1")
+                self.prepared[name] = m.query(effect.sql.encode("latin-1"))
+                self.prepared_by_sql.add(name)
             case Verb.DEALLOCATE:
-                self.prepared.pop(effect.key.encode("latin-1"), None)
+                self._drop_prepared([effect.key.encode("latin-1")])
             case Verb.DEALLOCATE_ALL:
-                self.prepared.clear()
+                self._drop_prepared(list(self.prepared))
+                self._dropped.all = True
             case Verb.DISCARD_ALL:
+                self.has_reset_name = True
                 self.settings.clear()
-                self.prepared.clear()
                 self.pins.clear()
+                self._drop_prepared(list(self.prepared))
+                self._dropped.all = True
+
+    def _drop_prepared(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            message = self.prepared.get(name)
+            if message is not None and message[0] == m.PARSE:
+                self._dropped.parses[name] = message
+            self.closed(name)
 
     def replay(self, status: int) -> list[ReplayStep]:
         """What makes a fresh server's session this one; ``status`` other than idle makes a failed transaction of it.
 
         Each step is answered up to one ReadyForQuery.
         """
-        steps = [ReplayStep(m.query(sql.encode("latin-1"))) for sql in self.settings.values()]
-        for name, message in self.prepared.items():
-            steps.append(ReplayStep(message if message[0] == m.QUERY else message + m.SYNC_MESSAGE, name))
-        if status != m.IDLE:
-            steps.append(ReplayStep(m.query("begin")))
-            steps.append(ReplayStep(m.query(f"rollback to savepoint {LOST_SAVEPOINT}"), may_fail=True))
-        return steps
+        return [*self._settings_steps(), *self._prepared_steps(self.prepared), *_transaction_steps(status)]
+
+    def replay_shared(self, status: int, held: Held, application_name: str) -> list[ReplayStep]:
+        """The same for a connection that another session used before: only what differs.
+
+        ``application_name`` is this client's own. Prepared statements of the protocol are made when they are used.
+        """
+        steps: list[ReplayStep] = []
+        named = "application_name" in self.settings
+        if held.settings != self.settings or not (named or held.application_name == application_name):
+            if held.settings:
+                steps.append(ReplayStep(m.query("RESET SESSION AUTHORIZATION; RESET ALL")))
+            if not named:
+                quoted = application_name.replace("'", "''")
+                steps.append(ReplayStep(m.query(f"SET application_name = '{quoted}'")))
+            steps += self._settings_steps()
+        return [*steps, *self._prepared_steps(self.prepared_by_sql), *_transaction_steps(status)]
+
+    def _settings_steps(self) -> list[ReplayStep]:
+        return [ReplayStep(m.query(sql.encode("latin-1"))) for sql in self.settings.values()]
+
+    def _prepared_steps(self, names: Iterable[bytes]) -> list[ReplayStep]:
+        messages = [(name, self.prepared[name]) for name in names]
+        return [ReplayStep(msg if msg[0] == m.QUERY else msg + m.SYNC_MESSAGE, name) for name, msg in messages]
+
+
+def _transaction_steps(status: int) -> list[ReplayStep]:
+    if status == m.IDLE:
+        return []
+    begin = ReplayStep(m.query("begin"))
+    return [begin, ReplayStep(m.query(f"rollback to savepoint {LOST_SAVEPOINT}"), may_fail=True)]

@@ -1,0 +1,282 @@
+"""Server connections that sessions share: each has one for a transaction, and gives it back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from holdfast.model.errors import ProtocolViolation
+from holdfast.proxy.server import ServerConnection
+from holdfast.wire import messages as m
+from holdfast.wire.frames import FrameCutter
+
+LOOK_S = 1.0
+"""Between two looks at how long connections have been there."""
+
+
+class Rules(Protocol):
+    """What a port says of a connection that waits in a pool."""
+
+    def must_drop(self, server: ServerConnection) -> str | None:
+        """Why it must be closed now."""
+
+    def must_hold(self, server: ServerConnection) -> bool:
+        """Whether nothing may begin on it."""
+
+    def has_better(self, server: ServerConnection) -> bool:
+        """Whether another server should be used instead."""
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the one that has been idle for longest is used next; else the other way, so that few stay in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKey:
+    """Sessions that log in to servers in the same way, but for their application's name."""
+
+    user: str
+    database: str
+    parameters: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """How many connections a pool has, and how long one lives."""
+
+    size: int
+    idle_s: float
+    lifetime_s: float
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Pool:
+    """The connections for one key. Who waits is served in the order of coming."""
+
+    key: PoolKey
+    limits: PoolLimits
+    rules: Rules
+    clock: Callable[[], float]
+    """Seconds."""
+    open: int = 0
+    """Connections that are there or being made."""
+    idle: deque[_Idle] = field(default_factory=deque)
+    _waiting: deque[asyncio.Future[ServerConnection | None]] = field(default_factory=deque)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for a connection."""
+        return len(self._waiting)
+
+    def peek(self) -> ServerConnection | None:
+        """A connection that may be used now; it stays in the pool. Those that may not are closed on the way."""
+        while self.idle:
+            server = self.idle[self._next].server
+            if server.is_open and not self.rules.has_better(server):
+                return None if self.rules.must_hold(server) else server
+            self._pop()
+            server.close()
+        return None
+
+    def take(self) -> ServerConnection | None:
+        """The one that `peek` shows, for whoever attaches to it before anything is awaited."""
+        server = self.peek()
+        if server is not None:
+            self._pop()
+            server.detach()
+        return server
+
+    @property
+    def _next(self) -> int:
+        return 0 if self.rules.takes_turns else -1
+
+    def _pop(self) -> None:
+        del self.idle[self._next]
+
+    async def reserve(self) -> ServerConnection | None:
+        """A connection; or None: a place for one, to be made with `made` or given up with `failed`."""
+        server = self.take()
+        if server is not None:
+            return server
+        if self.open < self.limits.size:
+            self.open += 1
+            return None
+        waiter: asyncio.Future[ServerConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                given = waiter.result()
+                if given is None:
+                    self.failed()
+                else:
+                    self.give(given)
+            raise
+
+    def made(self, server: ServerConnection, *, in_place_of_another: bool = False) -> None:
+        """The reserved place is taken by this connection, until it ends.
+
+        Without a place if it is ``in_place_of_another``, which will end now.
+        """
+        self.open += in_place_of_another
+        server.opened_s = self.clock()
+        if server.has_ended:  # before anybody could be told
+            self.failed()
+        else:
+            server.on_end = self._ended
+
+    def failed(self) -> None:
+        """The reserved place is free again."""
+        self.open -= 1
+        self._offer_place()
+
+    def give(self, server: ServerConnection) -> None:
+        """A session does not need the connection any more."""
+        if not server.is_open:
+            return
+        if self.rules.must_drop(server) or self.clock() - server.opened_s > self.limits.lifetime_s:
+            server.close()
+            return
+        if not self.rules.must_hold(server) and not self.rules.has_better(server):
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    server.detach()
+                    waiter.set_result(server)
+                    return
+        entry = _Idle(server, self.clock())
+        server.attach(entry)
+        self.idle.append(entry)
+
+    def release(self) -> None:
+        """What may not be used before may be used now: hand it to those who wait."""
+        while any(not waiter.done() for waiter in self._waiting) and (server := self.take()) is not None:
+            self.give(server)
+
+    def close_idle(self, unfit: Callable[[ServerConnection], bool]) -> None:
+        """Close those idle connections."""
+        for entry in [entry for entry in self.idle if unfit(entry.server)]:
+            self.idle.remove(entry)
+            entry.server.close()
+
+    def expire(self) -> None:
+        """Close what was idle, or there, for too long."""
+        now_s = self.clock()
+        limits = self.limits
+        for entry in list(self.idle):
+            if now_s - entry.since_s > limits.idle_s or now_s - entry.server.opened_s > limits.lifetime_s:
+                self.idle.remove(entry)
+                entry.server.close()
+
+    def _ended(self, server: ServerConnection) -> None:
+        for entry in self.idle:
+            if entry.server is server:
+                self.idle.remove(entry)
+                break
+        self.failed()
+
+    def _offer_place(self) -> None:
+        while self._waiting and self.open < self.limits.size:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self.open += 1
+                waiter.set_result(None)
+
+
+class _Idle:
+    """In the place of a session, while there is none."""
+
+    def __init__(self, server: ServerConnection, since_s: float) -> None:
+        self.server = server
+        self.since_s = since_s
+        self._cutter = FrameCutter()
+
+    def from_server(self, data: bytes) -> None:
+        """Nothing was asked: only what comes at any time may come, or a last word."""
+        try:
+            buffer, frames = self._cutter.feed(data)
+            for kind, start, end in frames:
+                body = buffer[start + 5 : end]
+                if kind == m.PARAMETER_STATUS:
+                    name, value = m.read_parameter_status(body)
+                    self.server.parameters[name] = value
+                elif kind == m.ERROR:
+                    self.server.abort(m.read_report(body).text)
+                elif kind not in (m.NOTICE, m.NOTIFICATION):
+                    self.server.abort("the server said something that nobody had asked for")
+        except ProtocolViolation as violation:
+            self.server.abort(str(violation))
+
+    def server_lost(self, server: ServerConnection, reason: str) -> None:
+        """The pool is told by ``on_end``."""
+
+    def server_busy(self, busy: bool) -> None:
+        """Nothing is sent."""
+
+
+class Pools:
+    """All pools of one port."""
+
+    def __init__(self, limits: PoolLimits, rules: Rules) -> None:
+        self._limits = limits
+        self._rules = rules
+        # Sessions and connections keep their pool; one that has neither goes by itself.
+        self._pools: WeakValueDictionary[PoolKey, Pool] = WeakValueDictionary()
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(list(self._pools.values()))
+
+    def get(self, key: PoolKey) -> Pool:
+        """The pool for a key."""
+        pool = self._pools.get(key)
+        if pool is None:
+            clock = asyncio.get_running_loop().time
+            pool = self._pools[key] = Pool(key, self._limits, self._rules, clock)
+        return pool
+
+    def reroute(self) -> None:
+        """The routing has changed: close what must not be used, hand out what may be used again."""
+        for pool in self:
+            pool.close_idle(lambda server: self._rules.must_drop(server) is not None)
+            pool.release()
+
+    def let_go(self) -> None:
+        """A switchover is announced: what nobody uses would only make the primary's stop longer."""
+        for pool in self:
+            pool.close_idle(lambda server: server.target.is_primary)
+
+    def close(self) -> None:
+        """Close all that is idle."""
+        for pool in self:
+            pool.close_idle(lambda server: True)
+
+    async def run(self) -> None:
+        """Look at the clock, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for pool in self:
+                pool.expire()
+
+    def status(self) -> list[dict[str, object]]:
+        """One entry for each pool."""
+        return [
+            {
+                "user": pool.key.user,
+                "database": pool.key.database,
+                "open": pool.open,
+                "idle": len(pool.idle),
+                "waiting": pool.waiting,
+                "size": pool.limits.size,
+            }
+            for pool in self
+        ]
+
+
+def key_of(user: str, database: str, parameters: Iterable[tuple[str, str]]) -> PoolKey:
+    """The key of a login."""
+    return PoolKey(user, database, frozenset((n, v) for n, v in parameters if n != "application_name"))

@@ -1,0 +1,51 @@
+"""A session's part in a pool of server connections (transaction pooling)."""
+
+from __future__ import annotations
+
+from holdfast.proxy.pool import Pool
+from holdfast.proxy.server import ServerConnection
+from holdfast.wire.sharing import SharedNames
+from holdfast.wire.state import ReplayStep, SessionState
+
+
+class Share:
+    """Joins a session's state to the connection that it has for a transaction."""
+
+    def __init__(self, pool: Pool, application_name: str) -> None:
+        self.pool = pool
+        self.names = SharedNames()
+        self._application_name = application_name
+
+    def steps(self, state: SessionState, server: ServerConnection, status: int) -> list[ReplayStep]:
+        """What makes the connection's session this one."""
+        return state.replay_shared(status, server.held, self._application_name)
+
+    def borrow(self, state: SessionState, status: int) -> ServerConnection | None:
+        """A connection that can be used as it is, without waiting for anything."""
+        server = self.pool.peek()
+        if server is None or self.steps(state, server, status):
+            return None
+        return self.pool.take()
+
+    def has(self, state: SessionState, server: ServerConnection) -> None:
+        """The session has the connection, and its state is on it."""
+        self.names.attached()
+        self._note(state, server)
+
+    @staticmethod
+    def may_give_back(state: SessionState) -> bool:
+        """Whether the session, between transactions, has nothing that it would miss on another connection."""
+        return not (state.pins or state.prepared_by_sql)
+
+    def give_back(self, state: SessionState, server: ServerConnection) -> None:
+        """The session's transaction is over."""
+        self._note(state, server)
+        if state.has_reset_name:
+            server.held.application_name, state.has_reset_name = None, False
+        self.pool.give(server)
+
+    def _note(self, state: SessionState, server: ServerConnection) -> None:
+        held = server.held
+        held.application_name = self._application_name
+        if held.settings != state.settings:
+            held.settings = dict(state.settings)

@@ -1,0 +1,121 @@
+"""What a server says, on its way to the client: every message is walked, so that it is known what it answers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.wire import messages as m
+from holdfast.wire.frames import CONTINUED, FrameCutter
+from holdfast.wire.owed import Ledger, Owed, Step
+from holdfast.wire.requests import Requests
+from holdfast.wire.sharing import SharedNames
+from holdfast.wire.state import Held, SessionState
+
+_PASSABLE: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
+_LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
+_ACK_HOLE: Final = "SyncRepWaitForLSN"
+"""The routine that warns when a commit stopped waiting for its standbys: the row is local only, yet success follows."""
+
+
+class Replies:
+    """The direction from the server of one session."""
+
+    def __init__(self, requests: Requests, state: SessionState, names: SharedNames | None) -> None:
+        self.ledger = Ledger()
+        """What the server of the moment owes."""
+        self.reported: dict[str, str] = {}
+        """The parameters that the client was told."""
+        self.given_up: str | None = None
+        """Why the server must be given up: what it said last is not for the client."""
+        self.is_unconfirmed = False
+        """It was given up because it did not wait for its standbys."""
+        self.is_over = False
+        """What was taken last ended all that was owed, and no transaction is open."""
+        self._requests = requests
+        self._state = state
+        self._names = names
+        self._cutter = FrameCutter(_PASSABLE)
+        self._parameters: dict[str, str] = {}
+        self._held = Held()
+
+    @property
+    def inside_frame(self) -> bool:
+        """Whether a half of a large message was passed on."""
+        return self._cutter.inside_frame
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether no part of a message is kept, and none was passed on."""
+        return not (self._cutter.inside_frame or self._cutter.waiting_bytes)
+
+    def begin(self, status: int, parameters: dict[str, str], held: Held) -> dict[str, str]:
+        """Another server answers from now on; returns the parameters in which it differs from what the client knows."""
+        self.ledger = Ledger(status)
+        self._parameters, self._held = parameters, held
+        self.given_up, self.is_unconfirmed = None, False
+        if not self.is_between_messages:
+            self._cutter = FrameCutter(_PASSABLE)
+        if parameters == self.reported:
+            return {}
+        changed = {name: value for name, value in parameters.items() if self.reported.get(name) != value}
+        self.reported |= changed
+        return changed
+
+    def take(self, data: bytes) -> bytes:
+        """Walk what came; returns what the client gets of it. Raises ProtocolViolation."""
+        buffer, frames = self._cutter.feed(data)
+        ledger, names = self.ledger, self._names
+        self.is_over = False
+        out = b""  # what is the client's, before something that is not
+        previous = CONTINUED
+        begin = end = 0
+        for kind, start, end in frames:
+            if kind == CONTINUED or (kind == previous == m.DATA_ROW):
+                continue
+            previous = kind
+            if kind in _LOOKED_INTO and self._must_give_up(kind, buffer[start + 5 : end]):
+                return out + buffer[begin:start]
+            head = ledger.head
+            step = ledger.received(kind)
+            if step is Step.GOES_ON:
+                continue
+            if step is Step.READY:
+                failed = ledger.batch_failed
+                ledger.ready(buffer[start + 5])
+                self._state.ended(ledger.status, failed)
+                self.is_over = ledger.is_idle
+                if head is not None and head.is_hidden:
+                    out += buffer[begin:start]
+                    begin = end
+            elif head is not None:
+                self._requests.completed(self._state, kind, head, buffer, start, end)
+                if names is not None and step in (Step.DONE, Step.COMPLETE) and self._is_hidden(names, head):
+                    out += buffer[begin:start]
+                    begin = end
+        return out + buffer[begin:end] if out else buffer[begin:end]
+
+    def _must_give_up(self, kind: int, body: bytes) -> bool:
+        """Read a message of `_LOOKED_INTO`."""
+        if kind == m.PARAMETER_STATUS:
+            name, value = m.read_parameter_status(body)
+            self.reported[name] = self._parameters[name] = value
+        elif kind == m.ERROR:
+            report = m.read_report(body)
+            if report.is_fatal:
+                self.given_up = f"{report.severity}: {report.text}"
+        elif _ACK_HOLE.encode() in body and m.read_report(body).routine == _ACK_HOLE:
+            self.given_up = "the server gave up waiting for its standbys to confirm the commit"
+            self.is_unconfirmed = True
+        return self.given_up is not None
+
+    def _is_hidden(self, names: SharedNames, head: Owed) -> bool:
+        """On a shared connection ``head`` is complete; whether it is none of the client's business."""
+        prepared = self._held.prepared
+        if head.drops is not None:
+            prepared.pop(head.drops, None)
+        if head.makes is not None:
+            prepared[head.makes] = None
+        dropped = self._state.take_dropped()
+        if dropped is not None:
+            names.dropped(dropped, self._held)
+        return head.is_hidden
