@@ -76,6 +76,43 @@ async def test_a_diverged_primary_is_rewound_right_after_the_promotion(lab: Lab)
     assert [r.member for r in (await new.view()).replicas] == [member]
 
 
+async def test_a_primary_lost_before_its_first_checkpoint_is_rewound_after_it_was_a_standby(lab: Lab) -> None:
+    """Its control file names the timeline of before its promotion, which pg_rewind believes up to PostgreSQL 15."""
+    old = await lab.primary("a")
+    first, _ = await lab.standby("b")
+    second, member = await lab.standby("c")
+    await lab.execute("a", "CREATE TABLE t AS SELECT 1 AS i")
+    await lab.execute("a", "CREATE TABLE filler AS SELECT i, repeat('x', 700) FROM generate_series(1, 5000) i")
+    for standby in (first, second):
+        await lab.until_equal(old, standby)
+        await standby.detach()
+    await old.stop("immediate", 5000)
+    await first.promote(2)  # the checkpoint after it is spread over minutes: there are many pages to write
+    await lab.until(first, lambda v: v.status is ServerStatus.PRIMARY)
+    await first.set_quorum(NO_QUORUM)
+    await lab.make_slots("b")
+    await second.follow(lab.upstream("b"), member)
+    await lab.until(second, lambda v: v.streaming)
+    await lab.until_equal(first, second)
+    await second.detach()
+    await lab.execute("b", "INSERT INTO t SELECT generate_series(100, 200)")
+    await first.kill()
+    await second.promote(3)
+    await lab.until(second, lambda v: v.status is ServerStatus.PRIMARY)
+    await second.set_quorum(NO_QUORUM)
+    await second.write_epoch_record(3)
+    await first.start(standby=True)
+    await lab.until(first, lambda v: v.status is ServerStatus.STANDBY)
+    await first.stop("fast", 10_000)
+    end = await first.end_of_log()
+    control = await read_control(first._instance.installation, lab.data_dir("b"), first._instance.user)
+    assert (end.timeline, control.timeline, control.shut_down) == (2, 1, True)
+    await first.rewind(lab.upstream("c"), end, nothing)
+    await lab.join(first, "c", Member("b", new_incarnation()))
+    await lab.until_equal(second, first)
+    assert await lab.execute("b", "SELECT i FROM t") == [(1,)]
+
+
 async def test_a_log_is_given_up_for_a_candidate_that_acknowledges_nothing_yet(lab: Lab) -> None:
     old, candidate = await diverged_pair(lab, serves=False)
     assert (await candidate.view()).synchronous_names == f"ANY 1 ({BARRIER_NAME})"

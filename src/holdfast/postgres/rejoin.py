@@ -78,6 +78,7 @@ async def rewind(
     for signal_file in ("standby.signal", "recovery.signal"):
         remove_durably(layout.data_dir / signal_file)
     write_durably(layout.half_done_mark, b"rewind\n", instance.user)
+    await _finish_recovery(instance, own_end, progress)
     progress("rewinding", 0.0)
     outcome = await run_program(
         instance.installation,
@@ -94,6 +95,25 @@ async def rewind(
     progress("rewound", 1.0)
     _log.info("rewound", node=instance.node, source=source.node, timeline=found.timeline, own_end=str(own_end.lsn))
     return lost
+
+
+async def _finish_recovery(instance: Instance, own_end: Position, progress: Progress) -> None:
+    """Let the control file name the timeline that the log ends on. Raises PostgresError.
+
+    Up to PostgreSQL 15 pg_rewind takes the timeline of the last checkpoint for the directory's own. If that primary was
+    lost before the first checkpoint after its promotion was done, and was a standby since, that is an older one, and
+    the fork is sought where no log is. Recovery to its end, alone, writes a checkpoint; all of it is taken back.
+    (After a crash pg_rewind does the same by itself.)
+    """
+    layout = instance.layout
+    control = await read_control(instance.installation, layout.data_dir, instance.user)
+    if not control.shut_down or control.timeline >= own_end.timeline:
+        return
+    progress("finishing recovery", None)
+    command = ["postgres", "--single", "-F", "-D", str(layout.data_dir), "template1"]
+    outcome = await run_program(instance.installation, command, instance.user, stdin="", working_dir=layout.side_dir)
+    if outcome.status != 0:
+        raise PostgresError(f"recovery before the rewind failed, a clone is needed: {outcome.last_words}")
 
 
 async def _account(
