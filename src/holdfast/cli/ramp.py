@@ -92,5 +92,10 @@ def _lines(port: str, now: dict[str, Any]) -> Iterator[str]:
         held = ", HELD by a person" if climb["held"] else ""
         since = f"{climb['since_ms'] / 1000:.1f} s after it began (window: {climb['window_s']} s)"
         yield f"  ramp of epoch {climb['epoch']}: {climb['percent']} % of the usual {climb['usual']}, {since}{held}"
+    found = now["adaptive"]
+    if found is not None:
+        trial = f", one step {found['trial']} on trial" if found["trial"] is not None else ""
+        latency = f" at {found['latency_ms']:.1f} ms inside" if found["latency_ms"] is not None else ""
+        yield f"  found by trial: {found['limit']} at once{latency}{trial}"
     for name, line in now["classes"].items():
         yield f"  {name:16} {line['inside']:6} inside {line['waiting']:6} wait {line['refused']:6} refused"

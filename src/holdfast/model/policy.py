@@ -73,6 +73,11 @@ class Policy(BaseModel):
         None, ge=1, le=100_000,
         description="statements that a proxy lets into a server at once, on each port; unset: any number",
     )  # fmt: skip
+    statements_adaptive: bool = Field(
+        False,
+        description="whether each proxy finds by trial how many statements at once the server bears, "
+        "and lets in no more; at most `statements_max`",
+    )
     ramp_start_percent: int = Field(
         10, ge=1, le=100, description="after a promotion, the part of the usual number that is let in first; 100: all"
     )

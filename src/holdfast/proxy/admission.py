@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from holdfast.core.admission.adaptive import AdaptiveLimit
 from holdfast.core.admission.gate import Gate, Permit, Refusal
 from holdfast.core.admission.ramp import Health, Ramp, begin, median_of, turn, usual_of
 from holdfast.model.policy import DEFAULT_POLICY, Policy
@@ -20,7 +21,8 @@ from holdfast.model.traffic import class_of
 from holdfast.wire import messages as m
 
 LOOK_S = 0.1
-"""Between two looks at who has waited too long and at the ramp. While there is neither, nobody looks."""
+"""Between two looks at who has waited too long, at the ramp and at the limit that is found by trial. While there is
+nothing of these, nobody looks."""
 SECOND_S = 1.0
 """Between two samples of what is usual."""
 SAMPLES = 60
@@ -64,6 +66,8 @@ class Admission:
         self._classes = DEFAULT_POLICY.traffic_classes()
         self.gate = Gate(self._classes)
         self.ramp: Ramp | None = None
+        self.adaptive: AdaptiveLimit | None = None
+        """The limit that is found by trial, while the policy asks for one."""
         self.epoch = 0
         """The epoch that served last; 0 before the first."""
         self._usual = _Usual(deque(maxlen=SAMPLES), deque(maxlen=SAMPLES))
@@ -140,7 +144,21 @@ class Admission:
         self.gate.classes_are(self._classes)
         if self.ramp is not None and not policy.admission:
             self._end("ramp.end")
+        self._adapt(policy)
         self._set_limit()
+
+    def _adapt(self, policy: Policy) -> None:
+        if not (policy.admission and policy.statements_adaptive):
+            self.adaptive = None
+        elif self.adaptive is None:
+            self.adaptive = AdaptiveLimit(self._usual.at_once, policy.statements_max)
+        else:
+            self.adaptive.bound(policy.statements_max)
+
+    @property
+    def _most(self) -> int | None:
+        """The limit when there is no ramp; None: any number."""
+        return self.adaptive.limit if self.adaptive is not None else self._policy.statements_max
 
     def serves(self, epoch: int) -> None:
         """A primary serves in this epoch; if it is not the first one, it is a fresh one, and there is a ramp."""
@@ -154,7 +172,9 @@ class Admission:
             self._usual_latency_ms = self._usual.latency_ms
         start_percent, window_ms = self._policy.ramp_start_percent, self._policy.ramp_window_s * 1000
         before = self.ramp
-        most = self._policy.statements_max
+        if self.adaptive is not None:
+            self.adaptive.restart()
+        most = self._most
         self.ramp = begin(at_once, start_percent=start_percent, window_ms=window_ms, now_ms=_now_ms(), most=most)
         if before is not None and self.ramp is None:
             self._told_end(before, "ramp.end", None)
@@ -179,7 +199,7 @@ class Admission:
             if now_s - sampled_s >= SECOND_S:
                 sampled_s = now_s
                 self._sample()
-            if self._waiters or self.ramp is not None:
+            if self._waiters or self.ramp is not None or self._is_measuring:
                 self._look()
                 await asyncio.sleep(LOOK_S)
                 continue
@@ -188,6 +208,10 @@ class Admission:
                 await asyncio.wait_for(self._busy.wait(), SECOND_S)
             except TimeoutError:
                 continue
+
+    @property
+    def _is_measuring(self) -> bool:
+        return self.adaptive is not None and self.adaptive.is_measuring
 
     def _sample(self) -> None:
         peak = self.gate.take_peak()
@@ -205,6 +229,8 @@ class Admission:
         now_ms = _now_ms()
         if self.ramp is not None:
             self._turn(self.ramp, now_ms)
+        elif self.adaptive is not None:
+            self._try_limit(self.adaptive, now_ms)
         self._let_in()
         for permit, refusal in self.gate.overdue(now_ms, random.random()):
             _answer(self._waiters.pop(permit), report_of(refusal))
@@ -212,7 +238,7 @@ class Admission:
     def _turn(self, ramp: Ramp, now_ms: float) -> None:
         waited = self.gate.waited - self._waited_before + self.gate.waiting
         health = Health(median_of(self.gate.durations_ms), self._usual_latency_ms, waited)
-        turned = turn(ramp, now_ms, health, self._policy.statements_max)
+        turned = turn(ramp, now_ms, health, self._most)
         if turned.ramp is None:
             self._end(turned.rule, health)
             return
@@ -220,6 +246,15 @@ class Admission:
         if turned.moves:
             self._begin_step()
             self._tell("ramp.step", turned.rule, {**self._said(turned.ramp), **_reading(health)})
+
+    def _try_limit(self, adaptive: AdaptiveLimit, now_ms: float) -> None:
+        """While a ramp lasts its limit holds; while statements wait for a server there is nothing to be measured."""
+        if self.is_disturbed():
+            adaptive.restart()
+        else:
+            adaptive.look(now_ms, self.gate.short, self.gate.is_full, self.gate.done)
+        if self.gate.limit != adaptive.limit:
+            self._set_limit()
 
     def _end(self, rule: str, health: Health | None = None) -> None:
         ramp, self.ramp = self.ramp, None
@@ -237,8 +272,9 @@ class Admission:
         self._set_limit()
 
     def _set_limit(self) -> None:
-        limits = [self._policy.statements_max, self.ramp.limit if self.ramp is not None else None]
-        known = [limit for limit in limits if limit is not None]
+        known = [
+            limit for limit in (self._most, self.ramp.limit if self.ramp is not None else None) if limit is not None
+        ]
         self.gate.limit = min(known) if known and self._policy.admission else None
         self._let_in()
 
@@ -257,6 +293,7 @@ class Admission:
             "usual": ramp.usual if ramp is not None else self._usual.at_once,
             "usual_ms": self._usual_latency_ms if ramp is not None else self._usual.latency_ms,
             "ramp": None if ramp is None else self._ramp_status(ramp),
+            "adaptive": None if self.adaptive is None else _adaptive_status(self.adaptive),
             "classes": {
                 name: {"inside": line.inside, "waiting": len(line.waiting), "refused": line.refused}
                 for name, line in gate.lines.items()
@@ -286,6 +323,16 @@ def report_of(refusal: Refusal) -> m.Report:
         text = f"the database is busy: the statement waited {refusal.waited_ms} ms, as long as class {name} may"
     detail = f"class={name} retry_after_ms={refusal.retry_ms}"
     return m.error(sqlstate, text, detail=detail, hint=f"Nothing was executed. Try again in {refusal.retry_ms} ms.")
+
+
+def _adaptive_status(adaptive: AdaptiveLimit) -> dict[str, Any]:
+    latency_ms = adaptive.latency_ms
+    return {
+        "limit": adaptive.settled,
+        "floor": adaptive.floor,
+        "latency_ms": None if latency_ms is None else round(latency_ms, 3),
+        "trial": None if adaptive.trial is None else adaptive.trial.value,
+    }
 
 
 def _answer(waiting: Waiting, refusal: m.Report | None) -> None:

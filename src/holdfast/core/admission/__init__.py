@@ -1,5 +1,6 @@
 """How much work is let into the database at once, whose, and how that grows again after a failover.
 
-gate   who goes in now, who waits, who is refused
-ramp   how the limit climbs after a promotion
+gate      who goes in now, who waits, who is refused
+ramp      how the limit climbs after a promotion
+adaptive  the limit found from the latency that is measured
 """

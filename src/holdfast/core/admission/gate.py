@@ -84,8 +84,10 @@ class Gate:
         """How long the last statements were inside, since it was last cleared."""
         self._short = 0
         self._long = 0
-        self._left = 0
+        self.done = 0
+        """Statements that have ended, since the start."""
         self._since_ms = 0.0
+        self._done_then = 0
         self.lines: dict[str, Line] = {}
         self.classes_are(classes)
 
@@ -105,6 +107,16 @@ class Gate:
     def inside(self) -> int:
         """Statements in the database."""
         return self._short + self._long
+
+    @property
+    def short(self) -> int:
+        """Those of them that take a place within the limit: not the long ones."""
+        return self._short
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit keeps others out now."""
+        return self.limit is not None and self._short >= self.limit
 
     @property
     def waiting(self) -> int:
@@ -128,7 +140,7 @@ class Gate:
 
     def leave(self, permit: Permit, now_ms: float) -> None:
         """A statement that was inside has ended."""
-        self._left += 1
+        self.done += 1
         self.durations_ms.append(now_ms - permit.since_ms)
         self.give_back(permit)
 
@@ -152,7 +164,7 @@ class Gate:
             others = [other.turns for other in self.lines.values() if other.waiting]
             line.turns = max([line.turns, min(others, default=line.turns)])
         if not self.waiting:
-            self._since_ms, self._left = now_ms, 0
+            self._since_ms, self._done_then = now_ms, self.done
         permit.since_ms = now_ms
         line.waiting[permit] = None
         self.waited += 1
@@ -240,7 +252,8 @@ class Gate:
 
     def _retry_ms(self, ahead: int, now_ms: float, jitter: float) -> int:
         """When those ahead will have gone in, at the pace seen while somebody waited; spread from 0.5 to 1.5 times."""
-        pace_ms = (now_ms - self._since_ms) / self._left if self._left else RETRY_MIN_MS
+        done = self.done - self._done_then
+        pace_ms = (now_ms - self._since_ms) / done if done else RETRY_MIN_MS
         wait_ms = min(max(ahead * pace_ms, RETRY_MIN_MS), RETRY_MAX_MS)
         return round(wait_ms * (0.5 + jitter))
 
