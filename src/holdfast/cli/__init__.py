@@ -26,6 +26,7 @@ _COMMANDS = {
     "incident": "holdfast.cli.incident:incident",
     "lost": "holdfast.cli.lost:lost",
     "node": "holdfast.cli.processes:node",
+    "outcome": "holdfast.cli.outcome:outcome",
     "parity": "holdfast.cli.parity:parity",
     "pause": "holdfast.cli.policy:pause",
     "policy": "holdfast.cli.policy:policy",

@@ -22,6 +22,7 @@ _TITLES = {
     "cluster": "What a voter does about the register: phase of the epoch, what it sees",
     "node": "What an agent does about its own PostgreSQL: what it is, what it ought to be",
     "verdict": "What an observer holds of the primary: rules in the order in which they are tried, the verdict of each",
+    "outcome": "What is said of a transaction: number, the outcome, the rule that decides it",
 }
 
 

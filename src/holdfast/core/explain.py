@@ -8,6 +8,7 @@ from holdfast.core.admission.ramp import RULES as RAMP_RULES
 from holdfast.core.coordination import COORDINATION
 from holdfast.core.detection import verdict_rules
 from holdfast.core.leadership import TABLE, Duty, Situation
+from holdfast.core.outcome import RULES as OUTCOME_RULES
 from holdfast.core.rules import RULES
 from holdfast.model.register import Phase
 
@@ -24,7 +25,7 @@ class Row:
 
 
 def rows() -> tuple[Row, ...]:
-    """Every legal pair of both tables, and every rule of a verdict, in a stable order."""
+    """Every legal pair of both tables, and every rule of a verdict or an outcome, in a stable order."""
     node = [
         Row("node", situation.value, duty.value, rule.id, rule.comment)
         for duty in Duty
@@ -38,7 +39,11 @@ def rows() -> tuple[Row, ...]:
     verdicts = [
         Row("verdict", str(n), rule.kind.value, rule.id, rule.comment) for n, rule in enumerate(verdict_rules(), 1)
     ]
-    return (*cluster, *node, *verdicts)
+    outcomes = [
+        Row("outcome", str(n), outcome.value, rule, comment)
+        for n, (rule, (outcome, comment)) in enumerate(OUTCOME_RULES.items(), 1)
+    ]
+    return (*cluster, *node, *verdicts, *outcomes)
 
 
 def comment_of(rule_id: str) -> str | None:
@@ -46,7 +51,8 @@ def comment_of(rule_id: str) -> str | None:
     if rule_id in RULES:
         return RULES[rule_id].comment
     found = {rule.id: rule.comment for rule in COORDINATION.values()} | {r.id: r.comment for r in verdict_rules()}
-    return (found | RAMP_RULES).get(rule_id)
+    outcomes = {rule: comment for rule, (_, comment) in OUTCOME_RULES.items()}
+    return (found | outcomes | RAMP_RULES).get(rule_id)
 
 
 _BEGINS = {Duty.CREATE: "[*]", Duty.PROMOTE: Phase.PROMOTING.value, Duty.YIELD: Phase.SERVING.value}

@@ -11,14 +11,16 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from holdfast.model.asker import USER_HEADER, Asker
-from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog
+from holdfast.model.outcome import OutcomeAnswer, parse_epoch, parse_xid
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
 from holdfast.node.control import ASKED_BY, Control
+from holdfast.node.outcome import NotPrimary
 
 
 class Subject(Protocol):
@@ -68,19 +70,30 @@ USER_LENGTH_MAX = 100
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Answer = tuple[bool, str]
 Order = Callable[[dict[str, Any]], Awaitable[Answer]]
+FindOutcome = Callable[[int, int | None], Awaitable[OutcomeAnswer]]
+"""Of a transaction: by its id and, if it is known, the epoch in which a client wrote it."""
 
 
 class Api:
     """``/primary``, ``/replica`` and ``/health`` answer 200 or 503; ``/node`` tells all; control needs the token."""
 
     def __init__(
-        self, settings: ApiSettings, token: str, subject: Subject, accounts: Callable[[], list[LostLog]] = list
+        self,
+        settings: ApiSettings,
+        token: str,
+        subject: Subject,
+        accounts: Callable[[], list[LostLog]] = list,
+        find_outcome: FindOutcome | None = None,
     ) -> None:
-        """``accounts`` reads what was lost with divergent logs of this node; called in a thread."""
+        """``accounts`` reads what was lost with divergent logs of this node; called in a thread.
+
+        ``find_outcome`` answers for a transaction; None: there is no PostgreSQL here. Raises HoldfastError.
+        """
         self._settings = settings
         self._token = token
         self._subject = subject
         self._accounts = accounts
+        self._find_outcome = find_outcome
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -96,6 +109,7 @@ class Api:
                 web.get("/policy", self._policy),
                 web.get("/fresh", self._fresh),
                 web.get("/lost", self._lost),
+                web.get("/outcome", self._outcome),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
                 web.post("/approve", self._control(self._approve)),
@@ -145,6 +159,21 @@ class Api:
             raise web.HTTPInternalServerError(text=f"{error}\n") from error
         body = b"[" + b",".join(a.to_json() for a in accounts) + b"]"
         return web.Response(body=body, content_type="application/json")
+
+    async def _outcome(self, request: web.Request) -> web.StreamResponse:
+        """400 for what cannot be asked, 421 on a node that does not lead, 503 where nobody can tell now."""
+        try:
+            if "xid" not in request.query:
+                raise ConfigurationError("xid is missing: ask for /outcome?xid=XID, and &epoch=N if the epoch is known")
+            xid, asked = parse_xid(request.query["xid"]), request.query.get("epoch")
+            epoch = None if asked is None else parse_epoch(asked)
+            if self._find_outcome is None:
+                raise NotPrimary("a witness has no transactions: ask the agent of the primary")
+            answer = await self._find_outcome(xid, epoch)
+        except HoldfastError as error:
+            status = {ConfigurationError: 400, NotPrimary: 421}.get(type(error), 503)
+            return web.json_response({"ok": False, "message": str(error)}, status=status)
+        return web.Response(body=answer.to_json(), content_type="application/json")
 
     async def _fresh(self, request: web.Request) -> web.StreamResponse:
         epoch = self._subject.report().register_epoch

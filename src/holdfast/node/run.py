@@ -10,9 +10,11 @@ from pathlib import Path
 import structlog
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError
+from holdfast.model.keys import Keys
 from holdfast.model.settings import NodeSettings, WitnessSettings
 from holdfast.node.agent import Agent
 from holdfast.node.api import Api
+from holdfast.node.outcome import Outcomes
 from holdfast.node.parts import Parts
 from holdfast.node.promise import Names, PromiseFile
 from holdfast.node.reach import HttpReach, SqlReach
@@ -52,7 +54,13 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     agent = Agent(settings, parts, bootstrap=bootstrap)
     await agent.prepare()
     log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
-    await _live(agent, Api(settings.api, token, agent, partial(read_accounts, settings.node.state_dir)))
+    accounts = partial(read_accounts, settings.node.state_dir)
+    keys = Keys(settings.cluster.name)
+    outcomes = Outcomes(settings.node.name, server, store, keys, settings.timeouts, accounts)
+    try:
+        await _live(agent, Api(settings.api, token, agent, accounts, outcomes.answer))
+    finally:
+        await outcomes.close()
 
 
 async def run_witness(settings: WitnessSettings, store: Store) -> None:

@@ -161,7 +161,9 @@ async def _list(instance: Instance, fork: Fork, end: Lsn, segment_bytes: int) ->
     status, words = await _each_line(instance, arguments, log.take)
     if status != 0 and "invalid record length" not in words and "invalid magic number" not in words:
         raise PostgresError(f"pg_waldump could not read the log beyond the fork: {words}")
-    return log, "" if status == 0 else words
+    if oldest > fork.lsn:
+        words = f"its log from {fork.lsn} to {oldest} is gone. {words}".rstrip()
+    return log, words if status != 0 or oldest > fork.lsn else ""
 
 
 async def _each_line(instance: Instance, arguments: list[str], take: Callable[[str], None]) -> tuple[int, str]:

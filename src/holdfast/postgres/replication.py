@@ -30,9 +30,10 @@ _WALRECEIVER = re.compile(r"\Apostgres: .*\bwalreceiver\b")
 
 _EPOCH_RECORD = """
 INSERT INTO holdfast.epochs (epoch, fork_lsn, next_xid, at)
-SELECT %s, %s::pg_lsn, pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp()
+SELECT %s, %s::pg_lsn, pg_snapshot_xmax(pg_current_snapshot())::text, clock_timestamp()
 ON CONFLICT (epoch) DO NOTHING
 """
+"""The end of recovery sets xmax to the next xid. xmin would be that of the oldest prepared transaction."""
 _ACTIVE_TRANSACTIONS = f"""
 SELECT count(*) FROM pg_stat_activity
  WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()

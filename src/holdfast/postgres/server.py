@@ -15,12 +15,13 @@ import structlog
 from holdfast.model.errors import HoldfastError, PostgresError
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
+from holdfast.model.outcome import EpochStart, XactStatus
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream, WalSender
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Room, Survey
-from holdfast.postgres import bootstrap, rejoin, replication, survey
+from holdfast.postgres import bootstrap, rejoin, replication, survey, transactions
 from holdfast.postgres.disk import Disk, pressure, space_of, write_probe, writes_completed
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.instance import Instance
@@ -224,6 +225,14 @@ class Server:
     async def confirm(self, epoch: int) -> None:
         """Commit the heartbeat row that the quorum confirms; waits for as long as it takes. Raises PostgresError."""
         await survey.confirm(self._instance, epoch)
+
+    async def transaction_status(self, xid: int) -> XactStatus:
+        """What the server says of a transaction id of 64 bits, whichever epoch it is from. Raises PostgresError."""
+        return await transactions.transaction_status(self._instance, xid)
+
+    async def epoch_starts(self) -> tuple[EpochStart, ...]:
+        """The records of all epochs in the server's log, oldest first. Raises PostgresError."""
+        return await transactions.epoch_starts(self._instance)
 
     async def survey(self) -> Survey:
         """How busy the server is, and what it has of the heartbeat rows. Raises PostgresError."""

@@ -1,0 +1,33 @@
+"""What a server knows of a transaction, and of where each epoch began."""
+
+from __future__ import annotations
+
+import psycopg
+
+from holdfast.model.errors import PostgresError
+from holdfast.model.lsn import Lsn
+from holdfast.model.outcome import EpochStart, XactStatus
+from holdfast.postgres.instance import Instance
+
+_STATUS = "SELECT pg_xact_status(%s::text::xid8)"
+_STARTS = "SELECT epoch, fork_lsn::text, next_xid::bigint FROM holdfast.epochs ORDER BY epoch"
+_INVALID_PARAMETER_VALUE = "22023"
+"""What ``pg_xact_status`` says of an id that is not given away yet."""
+
+
+async def transaction_status(instance: Instance, xid: int) -> XactStatus:
+    """What the server says of a transaction id of 64 bits; raises PostgresError."""
+    try:
+        ((said,),) = await instance.session("outcome").fetch(_STATUS, (str(xid),))
+    except PostgresError as error:
+        cause = error.__cause__
+        if isinstance(cause, psycopg.Error) and cause.sqlstate == _INVALID_PARAMETER_VALUE:
+            return XactStatus.FUTURE
+        raise
+    return XactStatus.FORGOTTEN if said is None else XactStatus(said)
+
+
+async def epoch_starts(instance: Instance) -> tuple[EpochStart, ...]:
+    """The records of all epochs that the server's log holds, oldest first; raises PostgresError."""
+    rows = await instance.session("outcome").fetch(_STARTS)
+    return tuple(EpochStart(epoch, Lsn.parse(fork), next_xid) for epoch, fork, next_xid in rows)
