@@ -50,7 +50,12 @@ RULES: Final[Mapping[str, tuple[Outcome, str]]] = {
     "unknown.off-line": (Outcome.UNKNOWN, "nothing of its epoch is in the present one, and no whole list tells of it"),
     "unknown.no-record": (Outcome.UNKNOWN, "which ids the next epoch began with is not known"),
     "unknown.forgotten": (Outcome.UNKNOWN, "it is so old that the server does not keep its outcome any more"),
+    "unknown.untold": (Outcome.UNKNOWN, "the server cannot read what became of it"),
     "unknown.not-given": (Outcome.UNKNOWN, "no transaction is known to have been given this id"),
+    "unknown.may-be-twice": (
+        Outcome.UNKNOWN,
+        "an old primary whose log is not wholly known may have given the id away, too: say in which epoch",
+    ),
     "unknown.twice": (Outcome.UNKNOWN, "the id was given away more than once: say in which epoch"),
 }
 """Every answer has one of these: what it is, and what the rule is for."""
@@ -78,14 +83,19 @@ class OutcomeEvidence:
 def decide_outcome(xid: int, epoch: int | None, evidence: OutcomeEvidence) -> OutcomeAnswer:
     """What became of transaction ``xid`` (64 bits), which a client wrote in ``epoch``.
 
-    Without an epoch it is the only one that gave this id away. Raises ConfigurationError for an epoch to come.
+    Without an epoch it is the only one that can have given this id away, as far as the journal reaches back. Raises
+    ConfigurationError for an epoch to come.
     """
     case = _Case(xid, evidence)
     if epoch is None:
-        given_in = case.given_in()
-        if len(given_in) != 1:
-            return case.answer("unknown.twice" if given_in else "unknown.not-given", None, epochs=given_in)
-        return case.of_epoch(given_in[0])
+        given_in, perhaps = case.given_in(), case.perhaps_given_in()
+        epochs = tuple(sorted({*given_in, *perhaps}))
+        if len(epochs) == 1:
+            return case.of_epoch(epochs[0])
+        if not epochs:
+            return case.answer("unknown.not-given", None)
+        rule = "unknown.twice" if len(given_in) > 1 else "unknown.may-be-twice"
+        return case.answer(rule, None, epochs=epochs)
     if epoch > evidence.present:
         raise ConfigurationError(
             f"epoch {epoch} has not begun: the present one is {evidence.present} (`holdfast incident list` shows all)"
@@ -110,13 +120,24 @@ class _Case:
         """The epochs that are known to have given this id to a transaction of their own."""
         found = set() if self._known.status is XactStatus.FUTURE else {self._home(self._known.present)}
         for account in self._known.accounts:
-            bound = self._bound(account.timeline)
             if self._is_before_fork(account.timeline):
                 continue  # one transaction: the present line has it, too
             ids = [x for t in account.transactions for x in self._ids(account, t)]
-            if self._xid in ids or (bound is not None and bound <= self._xid <= max(ids, default=-1)):
+            newest = max([*ids, *self._newest(account)], default=-1)
+            if self._xid in ids or (self._may_have_given(account.timeline) and self._xid <= newest):
                 found.add(account.timeline)
         return tuple(sorted(found))
+
+    def perhaps_given_in(self) -> tuple[int, ...]:
+        """The epochs whose primary, as far as the journal tells of it, may have given this id away beyond its fork."""
+        led = {e.epoch for e in self._known.events if e.kind == "epoch.serving" and e.epoch < self._known.present}
+        return tuple(sorted(e for e in led if self._may_have_given(e) and self._whole(e) is None))
+
+    def _may_have_given(self, epoch: int) -> bool:
+        if epoch in self._line:
+            return not self._is_before_fork(epoch)
+        left = max((e for e in self._line if e < epoch), default=None)  # what came off the line came off there
+        return left not in self._starts or self._starts[left].next_xid <= self._xid
 
     def _home(self, epoch: int) -> int:
         """The epoch of the present line, up to ``epoch``, that gave this id away."""
@@ -171,6 +192,8 @@ class _Case:
                 return self.answer("progress.here", epoch, self._said())
             case XactStatus.FORGOTTEN:
                 return self.answer("unknown.forgotten", epoch, self._said())
+            case XactStatus.UNREADABLE:
+                return self.answer("unknown.untold", epoch, self._said())
             case XactStatus.FUTURE:
                 return self.answer("unknown.not-given", epoch, self._said())
 
@@ -196,12 +219,17 @@ class _Case:
     def _of_listed(self, epoch: int, account: LostLog, lost: LostTransaction) -> OutcomeAnswer:
         how = "committed" if lost.prepared_as is None else f"prepared as {lost.prepared_as!r}"
         words = f"the log of {account.member.node} beyond {account.fork_lsn} has it, {how} {lost.committed_at}"
-        if lost.open_as is not None and self._is_before_fork(account.timeline):
-            if self._known.status is XactStatus.COMMITTED:
-                return self._committed("committed.again", epoch, words)
-            if self._known.status is XactStatus.IN_PROGRESS:
-                undecided = f"prepared as {lost.open_as!r}: COMMIT PREPARED or ROLLBACK PREPARED decides it"
-                return self.answer("progress.prepared", epoch, words, undecided)
+        # Of one that is partly listed the PREPARE may lie before what was read of the log.
+        was_prepared = lost.open_as is not None or lost.is_partial
+        if was_prepared and self._is_before_fork(account.timeline):
+            match self._known.status:
+                case XactStatus.COMMITTED:
+                    return self._committed("committed.again", epoch, words)
+                case XactStatus.IN_PROGRESS:
+                    undecided = "COMMIT PREPARED or ROLLBACK PREPARED decides it (pg_prepared_xacts has its name)"
+                    return self.answer("progress.prepared", epoch, words, undecided)
+                case XactStatus.FORGOTTEN | XactStatus.UNREADABLE:
+                    return self._here(epoch)
         return self.answer("lost.listed", epoch, words)
 
     def _committed(self, rule: str, epoch: int, *evidence: str) -> OutcomeAnswer:
@@ -216,13 +244,21 @@ class _Case:
         near = bound if bound is not None else self._xid
         return [widened(x, near) for x in (lost.xid, *lost.subxids)]
 
+    def _newest(self, account: LostLog) -> list[int]:
+        """The newest id that the log names, whatever became of it."""
+        if account.next_xid is None:
+            return []
+        bound = self._bound(account.timeline)
+        return [widened(account.next_xid, bound if bound is not None else self._xid) - 1]
+
     def _listed(self, epoch: int) -> tuple[LostLog, LostTransaction] | None:
         """The list that has it: of this epoch, or of a later one that had the same transaction, and committed it."""
         for account in sorted(self._known.accounts, key=lambda a: a.timeline != epoch):
             later = account.timeline > epoch and account.timeline in self._line
             if account.timeline == epoch or (later and self._is_before_fork(epoch)):
+                kept = self._switches.get(account.timeline, Lsn(0))  # the present line may have gone on further
                 for lost in account.transactions:
-                    if self._xid in self._ids(account, lost):
+                    if lost.lsn >= kept and self._xid in self._ids(account, lost):
                         return account, lost
         return None
 

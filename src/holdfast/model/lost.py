@@ -90,6 +90,8 @@ class LostLog:
     """Why the log could not be listed up to its end, if it could not."""
     salvage: Salvage | None = None
     """None: no transaction of a client is lost, or the setting says that rows are not to be read."""
+    next_xid: int | None = None
+    """The log shows that ids below this one (32 bits) were given away; None: it does not tell of any."""
 
     @property
     def lost_bytes(self) -> int:

@@ -41,6 +41,8 @@ class XactStatus(StrEnum):
     IN_PROGRESS = "in progress"
     FORGOTTEN = "forgotten"
     """NULL: so old that the server does not keep it any more."""
+    UNREADABLE = "unreadable"
+    """An error: the server should know, and cannot read it."""
     FUTURE = "future"
     """The server has not given this id away yet."""
 

@@ -70,9 +70,9 @@ class Outcomes:
         async with self._one_at_a_time:
             evidence = await self._evidence(xid)
             answer = decide_outcome(xid, epoch, evidence)
-            if answer.outcome is not Outcome.UNKNOWN:
+            if epoch is not None and answer.outcome is not Outcome.UNKNOWN:
                 return answer
-            # Only now: the whole journal is much to read for an agent that has a server to look after.
+            # Only where it matters: the whole journal is much to read for an agent that has a server to look after.
             events = await self._store.read_events(JOURNAL_ENTRIES_MAX + TRIM_EVERY)
             return decide_outcome(xid, epoch, replace(evidence, events=events))
 

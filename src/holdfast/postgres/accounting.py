@@ -98,6 +98,7 @@ async def account(
         transactions=named,
         left_out=tuple(left_out),
         unread=unread,
+        next_xid=log.next_xid,
     )
     await asyncio.to_thread(write_durably, target / ACCOUNT_FILE, lost.to_json(), None)
     await asyncio.to_thread(_prune, target.parent)

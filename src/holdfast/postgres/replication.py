@@ -30,10 +30,15 @@ _WALRECEIVER = re.compile(r"\Apostgres: .*\bwalreceiver\b")
 
 _EPOCH_RECORD = """
 INSERT INTO holdfast.epochs (epoch, fork_lsn, next_xid, at)
-SELECT %s, %s::pg_lsn, pg_snapshot_xmax(pg_current_snapshot())::text, clock_timestamp()
+SELECT %s, %s::pg_lsn,
+       coalesce((SELECT min(running::text::bigint) FROM pg_snapshot_xip(pg_current_snapshot()) AS running
+                  WHERE running::xid NOT IN (SELECT transaction FROM pg_prepared_xacts)),
+                pg_snapshot_xmax(pg_current_snapshot())::text::bigint)::text,
+       clock_timestamp()
 ON CONFLICT (epoch) DO NOTHING
 """
-"""The end of recovery sets xmax to the next xid. xmin would be that of the oldest prepared transaction."""
+"""The end of recovery sets xmax to the next xid. What runs already, and was not prepared before, are sessions that were
+opened on the standby: the first of their ids is the next xid then. xmin would be that of the oldest prepared one."""
 _ACTIVE_TRANSACTIONS = f"""
 SELECT count(*) FROM pg_stat_activity
  WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()

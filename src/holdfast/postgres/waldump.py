@@ -27,6 +27,8 @@ _ABORTED = re.compile(r"\AABORT(?:_PREPARED (?:gid )?(\d+)\b)?")
 _NEXT_XID = re.compile(r"\ARUNNING_XACTS nextXid (\d+)|\bxid \d+:(\d+); oid")
 _SUBXIDS = re.compile(r"subxacts: ([\d ]+)")
 _MANY = re.compile(r"(?:ntuples: )?(\d+)(?: tuples)?")
+_XIDS = 1 << 32
+"""Ids of 32 bits come round again; of two the later one is less than half the circle ahead."""
 _KINDS = {"INSERT": "inserted", "UPDATE": "updated", "HOT_UPDATE": "updated", "DELETE": "deleted"}
 
 
@@ -47,6 +49,8 @@ class DivergentLog:
     """Where the record after each commit in ``ended`` begins; the last one of a log has none."""
     too_many: bool = False
     """Whether there were more than WRITES_MAX tuples at a time, so that ``writes_of`` knows nothing."""
+    next_xid: int | None = None
+    """One more than the newest id that the log beyond the fork names, whatever became of it; None: it names none."""
     first_seen_xid: int | None = None
     """All of the writing of this transaction, and of later ones, was read; None: it is not known of any."""
     _order: int = 0
@@ -65,9 +69,12 @@ class DivergentLog:
         self._order += 1
         if self.ended and self.ended[-1].lsn not in self.next_record and lsn > self.ended[-1].lsn:
             self.next_record[self.ended[-1].lsn] = lsn
+        found = _NEXT_XID.search(desc) if match["rmgr"] in ("Standby", "XLOG") else None
+        if lsn >= self.fork:
+            self._named(int(found[1] or found[2]) - 1 if found else xid)
         if match["rmgr"] in ("Heap", "Heap2"):
             self._wrote(xid, desc)
-        elif self.first_seen_xid is None and (found := _NEXT_XID.search(desc)):
+        elif self.first_seen_xid is None and found:
             self.first_seen_xid = int(found[1] or found[2])
         elif match["rmgr"] == "Transaction":
             self._ended(xid, lsn, desc)
@@ -81,6 +88,13 @@ class DivergentLog:
         """What a listed transaction wrote, its subtransactions included, in the order of the log."""
         found = [w for xid in (transaction.xid, *transaction.subxids) for w in self._writes.get(xid, ())]
         return sorted(found, key=lambda write: write.order)
+
+    def _named(self, xid: int) -> None:
+        if xid == 0:
+            return
+        following = (xid + 1) % _XIDS
+        if self.next_xid is None or (following - self.next_xid) % _XIDS < _XIDS // 2:
+            self.next_xid = following
 
     def _may_have_begun_earlier(self, transaction: LostTransaction) -> bool:
         """Whether the transaction may have written before what was read of the log."""
