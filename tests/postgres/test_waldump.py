@@ -112,3 +112,19 @@ def test_what_was_prepared_before_the_fork_may_still_be_open() -> None:
     assert done.relations == {T: Tuples(inserted=1)}
     (within,) = listed(insert, prepare(7, "g", "0/110"), ended)
     assert within.open_as is None
+
+
+def test_the_ids_that_a_log_beyond_the_fork_gave_away() -> None:
+    """Also of what was not committed; what the log says before the fork is on the new primary, too."""
+
+    def next_xid(*lines: str) -> int | None:
+        log = DivergentLog(Lsn.parse("0/100"))
+        for line in lines:
+            log.take(line)
+        return log.next_xid
+
+    assert next_xid(commit(20, "0/80")) is None
+    assert next_xid(commit(7, "0/120"), record("Heap", 9, "0/130", "INSERT off 2"), commit(8, "0/140")) == 10
+    assert next_xid(commit(7, "0/120"), running("0/130", 12)) == 12
+    assert next_xid(commit(2**32 - 1, "0/120")) == 0
+    assert next_xid(commit(2**32 - 1, "0/120"), commit(3, "0/130"), commit(2**32 - 2, "0/140")) == 4
