@@ -15,6 +15,8 @@ from tests.postgres.lab import PARAMETERS, Lab, nothing
 
 pytestmark = pytest.mark.live
 
+EPOCH = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+"""As docs/outcomes.md gives it to clients."""
 TWO_PHASES = {**PARAMETERS, "max_prepared_transactions": "5"}
 
 
@@ -33,6 +35,9 @@ async def test_what_became_of_an_id(lab: Lab) -> None:
     await session.execute("COMMIT")
     aborted = await begun(session)
     await session.execute("ROLLBACK")
+    await session.execute("CREATE ROLE anybody")
+    await session.execute("SET ROLE anybody")
+    assert await (await session.execute(EPOCH.encode())).fetchall() == [(1,)]
     running = await begun(other)
     statuses = [await server.transaction_status(xid) for xid in (committed, aborted, running, running + 1, 3)]
     assert statuses == [
@@ -70,6 +75,7 @@ async def test_an_epoch_begins_with_the_first_id_that_its_primary_gives_away(lab
     again = await begun(first)
     await begun(second)
     await second.execute("ROLLBACK")
+    assert await lab.execute("b", EPOCH) == [(2,)]
     await new.set_quorum(NO_QUORUM)
     await new.write_epoch_record(2)
     await new.write_epoch_record(2)

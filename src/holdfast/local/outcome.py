@@ -8,34 +8,30 @@ from holdfast.local.cluster import LocalCluster
 from holdfast.model.errors import ConfigurationError, HoldfastError
 from holdfast.model.outcome import OutcomeAnswer
 
-ANSWER_MS = 20_000
-"""It waits for the server, the quorum, every agent and the journal, each within its own time."""
-
 
 async def find_outcome(cluster: LocalCluster, xid: int, epoch: int | None) -> OutcomeAnswer:
-    """Ask the agents until the one of the primary answers.
+    """Ask the agent of the primary.
 
-    Raises ConfigurationError for an epoch to come, HoldfastError with what the agents say if none can tell.
+    Raises ConfigurationError for an epoch to come, StoreUnavailable, and HoldfastError where nobody can tell now.
     """
     from aiohttp import ClientError, ClientTimeout
 
+    register = await cluster.register()
+    if register is None or register.leader is None:
+        raise HoldfastError("no primary serves now: ask again when one does (`holdfast status`)")
+    leader = register.leader.node
     query = {"xid": str(xid), **({} if epoch is None else {"epoch": str(epoch)})}
-    said = f"no agent answers in {cluster.layout.root}: is the cluster up? (`holdfast status`)"
-    for name in cluster.nodes:
-        url = f"{cluster.api_url(name)}/outcome"
-        try:
-            async with cluster.http().get(url, params=query, timeout=ClientTimeout(ANSWER_MS / 1000)) as answer:
-                body = await answer.read()
-        except (ClientError, TimeoutError, OSError):
-            continue
-        if answer.status == 200:
-            return OutcomeAnswer.from_json(body)
-        said = _message(body)
-        if answer.status == 400:
-            raise ConfigurationError(said)
-        if answer.status != 421:
-            break
-    raise HoldfastError(said)
+    timeout = ClientTimeout(cluster.timeouts.local_outcome_ms / 1000)
+    try:
+        async with cluster.http().get(f"{cluster.api_url(leader)}/outcome", params=query, timeout=timeout) as answer:
+            status, body = answer.status, await answer.read()
+    except (ClientError, TimeoutError, OSError) as error:
+        raise HoldfastError(
+            f"the agent of {leader}, the primary, does not answer: see `holdfast status`, and ask again"
+        ) from error
+    if status == 200:
+        return OutcomeAnswer.from_json(body)
+    raise (ConfigurationError if status == 400 else HoldfastError)(_message(body))
 
 
 def _message(body: bytes) -> str:

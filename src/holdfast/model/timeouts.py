@@ -286,6 +286,9 @@ class LocalTimeouts(BaseModel):
     local_stagger_ms: int = Field(700, ge=0, le=60_000)
     """In a new local cluster the first agent loads alone for this long: all others wait for its data directory."""
 
+    local_outcome_ms: int = Field(20_000, ge=1000, le=600_000)
+    """For `holdfast outcome`: the primary's agent waits for its server, the quorum, every agent and the journal."""
+
     local_replay_ms: int = Field(2000, ge=0, le=60_000)
     """For standbys to show a role and a database that were just made: readers come as soon as ``up`` ends."""
 
