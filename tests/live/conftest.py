@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -30,12 +30,19 @@ def installation(request: pytest.FixtureRequest) -> Installation:
 
 
 @pytest.fixture(scope="module")
-def running(installation: Installation) -> Iterator[Path]:
+def parameters() -> Mapping[str, str]:
+    """Of PostgreSQL; a module that needs some has a fixture of its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def running(installation: Installation, parameters: Mapping[str, str]) -> Iterator[Path]:
     """The directory of a cluster of three that serves."""
     next_window()
     os.environ["HOLDFAST_PG_BINDIR"] = str(installation.bin_dir)
     try:
-        cluster = LocalCluster.create(temporary_root(3, server_user()), nodes=3, temporary=True)
+        root = temporary_root(3, server_user())
+        cluster = LocalCluster.create(root, nodes=3, temporary=True, parameters=parameters)
     finally:
         del os.environ["HOLDFAST_PG_BINDIR"]
 
