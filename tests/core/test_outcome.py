@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from holdfast.core.outcome import RULES, OutcomeEvidence, decide_outcome
@@ -320,6 +320,12 @@ def lived(first_xid: int, steps: list[tuple[str, int]]) -> Cluster:
     return cluster
 
 
+REUSED = [("write", 0), ("commit", 0), ("fork unlisted", 2), ("write", 0), ("commit", 0)]
+"""The id of a lost commit is that of another one."""
+
+
+@example(3, REUSED)
+@example(3, [("write", 0), ("fork", 1), ("write", 0), ("commit", 0)])
 @given(st.sampled_from([3, 700, 2**32 - 4, 5 * 2**32 + 3]), STEPS)
 def test_no_answer_is_wrong(first_xid: int, steps: list[tuple[str, int]]) -> None:
     cluster = lived(first_xid, steps)
@@ -346,6 +352,8 @@ def test_nothing_is_unknown_where_every_log_was_listed(first_xid: int, steps: li
         assert answer.outcome is life.truth(cluster.epoch), (answer, life)
 
 
+@example(3, REUSED)
+@example(3, [("write", 0), ("fork", 1), ("write", 0), ("commit", 0)])
 @given(st.sampled_from([3, 2**32 - 4]), STEPS)
 def test_without_an_epoch_nobody_is_told_of_another_transaction(first_xid: int, steps: list[tuple[str, int]]) -> None:
     """But for what has left no trace in any log."""
