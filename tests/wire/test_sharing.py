@@ -106,13 +106,14 @@ class Backend:
     def _query(self, sql: bytes) -> bytes:
         if self.is_skipping:
             return b""
+        self.statements.pop(b"", None)
         answer = self._deallocate(sql[11:])
         self.is_skipping = False
         return answer + m.ready_for_query(m.IDLE)
 
     def _deallocate(self, name: bytes) -> bytes:
         if name.lower() == b"all":
-            self.statements = {n: text for n, text in self.statements.items() if not n}
+            self.statements.clear()
             return m.message(m.COMMAND_COMPLETE, b"DEALLOCATE ALL\0")
         if name not in self.statements:
             return self._fail(b"26000")

@@ -83,6 +83,8 @@ class Replies:
                 failed = ledger.batch_failed
                 ledger.ready(buffer[start + 5])
                 self._state.ended(ledger.status, failed)
+                if head is not None and head.is_simple:
+                    self._state.closed(b"")  # a simple Query takes the unnamed statement away
                 self.is_over = ledger.is_idle
                 if head is not None and head.is_hidden:
                     out += buffer[begin:start]

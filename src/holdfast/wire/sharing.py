@@ -72,7 +72,9 @@ class SharedNames:
         """
         if kind == m.SYNC:
             self._told.clear()
-        if kind == m.EXECUTE and owed is not None:
+        elif kind == m.QUERY:
+            self._made.pop(_UNNAMED, None)
+        elif kind == m.EXECUTE and owed is not None:
             self._executed(owed, held)
         if kind not in _MAY_NAME_A_STATEMENT:
             return b""
