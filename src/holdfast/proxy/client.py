@@ -57,8 +57,8 @@ class Endpoint(Protocol):
     def forget(self, client: Client) -> None:
         """A connection has ended."""
 
-    async def cancel(self, process_id: int, secret: bytes) -> None:
-        """A client asks to cancel what the session with this key runs."""
+    def begin_cancel(self, process_id: int, secret: bytes) -> asyncio.Task[None]:
+        """A client asks to cancel what the session with this key runs; the task ends once the server was told."""
 
     def remembered(self, key: Hashable) -> dict[str, str] | None:
         """The parameters that a server last reported to a client that logged in like this one."""
@@ -124,10 +124,18 @@ class Client(asyncio.Protocol):
         self._is_lost = True
         self._wake.set()
         if self._task is not None and self.relay is None:
+            self._pass_last_cancel_on()
             self._task.cancel()
         if self.relay is not None:
             self.relay.client_lost()
         self._endpoint.forget(self)
+
+    def _pass_last_cancel_on(self) -> None:
+        """A request to cancel that came together with the end of its connection."""
+        with contextlib.suppress(ProtocolViolation):
+            packet = cut_packet(self._buffer) if self._buffer else None
+            if isinstance(packet, CancelRequest):
+                self._endpoint.begin_cancel(packet.process_id, packet.secret)
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -203,7 +211,8 @@ class Client(asyncio.Protocol):
                 case GssRequest():
                     self.write(b"N")
                 case CancelRequest(process_id, secret):
-                    await self._endpoint.cancel(process_id, secret)
+                    # Whoever waits for the end of this connection knows that it was passed on; not everybody waits.
+                    await asyncio.shield(self._endpoint.begin_cancel(process_id, secret))
                     return None
                 case UnsupportedVersion(major, minor):
                     text = f"unsupported frontend protocol {major}.{minor}: 3.0 to 3.{NEWEST_MINOR} are supported"

@@ -259,7 +259,12 @@ class Lane:
         self._turn += 1
         for target in self._targets():
             current = wanted.current
-            if current is not None and current.is_open and current.target == target and not self.must_hold(current):
+            if (
+                current is not None
+                and current.is_open
+                and current.target.is_same(target)
+                and not self.must_hold(current)
+            ):
                 return current
             server = await self._try_while_named(target, wanted)
             if server is not None:

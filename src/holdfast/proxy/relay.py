@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,6 +18,7 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.model.report import ProxyOutcome
 from holdfast.proxy.admission import Waiting
 from holdfast.proxy.answers import answers_to, cannot_move, transaction_lost
+from holdfast.proxy.fates import BEGINS_WORK, FROM_CLIENT, IGNORED_WHEN_IDLE, WHOLE_STATEMENTS, Fate
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
 from holdfast.proxy.pool import Pool
@@ -28,7 +28,7 @@ from holdfast.wire import messages as m
 from holdfast.wire.effects import Pin
 from holdfast.wire.frames import CONTINUED, FrameCutter
 from holdfast.wire.loss import judge_loss
-from holdfast.wire.owed import OPENS_BATCH, Ledger
+from holdfast.wire.owed import Ledger
 from holdfast.wire.replies import Replies
 from holdfast.wire.requests import Requests
 from holdfast.wire.sql import Control, control_of, split_statements
@@ -39,22 +39,6 @@ if TYPE_CHECKING:
     from holdfast.proxy.client import Client
 
 log = structlog.get_logger(__name__)
-
-_FROM_CLIENT: Final = frozenset((m.COPY_DATA,))
-_IGNORED_WHEN_IDLE: Final = frozenset((m.FLUSH, m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL))
-_WHOLE_STATEMENTS: Final = frozenset((m.QUERY, m.FUNCTION_CALL))
-_BEGINS_WORK: Final = frozenset((*_WHOLE_STATEMENTS, *OPENS_BATCH))
-
-
-class _Fate(Enum):
-    """What becomes of one message of the client."""
-
-    FORWARD = auto()
-    DROP = auto()
-    WAIT = auto()
-    """For a server."""
-    QUEUE = auto()
-    """To be let in."""
 
 
 class Relay:
@@ -71,7 +55,7 @@ class Relay:
         self._requests = Requests()
         self._state = SessionState()
         self._replies = Replies(self._requests, self._state, self._share.names if self._share is not None else None)
-        self._client_cutter = FrameCutter(_FROM_CLIENT)
+        self._client_cutter = FrameCutter(FROM_CLIENT)
         self._permit = self._new_permit()
         self._permit_version = lane.admission.version
         self._attaching: asyncio.Task[None] | None = None
@@ -116,7 +100,7 @@ class Relay:
 
     def begin(self, server: ServerConnection | None, parameters: dict[str, str]) -> None:
         """The client was told ``parameters`` and that it may go on."""
-        self._replies.reported = parameters
+        self._replies.reported = dict(parameters)
         if server is not None:
             self._adopt(server)
             self.settle()
@@ -128,7 +112,9 @@ class Relay:
             self._attaching.cancel()
             self.lane.admission.withdraw(self._permit)
         server, self.current = self.current, None
-        if server is not None and self._permit.is_in and self._ledger.head is not None:
+        if server is not None and self._has_sent_half:
+            server.drop()  # it would wait for the other half
+        elif server is not None and self._permit.is_in and self._ledger.head is not None:
             self.lane.orphans.adopt(server, self._permit)
             return
         self.lane.admission.give_back(self._permit)
@@ -172,8 +158,11 @@ class Relay:
         buffer, frames = self._client_cutter.feed(data)
         begin = end = 0
         for kind, start, end in frames:
+            if kind == m.TERMINATE and begin < start:  # what was sent before still runs
+                self._to_server(buffer[begin:start])
+                begin = start
             fate = self._fate_of(kind, buffer, start, end)
-            if fate is _Fate.FORWARD:
+            if fate is Fate.FORWARD:
                 if self._translation:
                     self._to_server(buffer[begin:start] + self._translation)
                     self._translation, begin = b"", end
@@ -181,9 +170,9 @@ class Relay:
             if begin < start:
                 self._to_server(buffer[begin:start])
             begin = end
-            if fate is _Fate.WAIT or fate is _Fate.QUEUE:
+            if fate is Fate.WAIT or fate is Fate.QUEUE:
                 self._client_cutter.push_back(buffer[start : frames[-1][2]])
-                if fate is _Fate.WAIT:
+                if fate is Fate.WAIT:
                     if self._share is None or not self.lane.can_serve():
                         self.lane.admission.give_back(self._permit)  # it was let in, and meanwhile has no server
                     self._wait(self._attach())
@@ -195,43 +184,48 @@ class Relay:
         if self.current is not None:
             self.current.write(data)
 
-    def _fate_of(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+    def _fate_of(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
         if kind == CONTINUED:
-            return _Fate.FORWARD if self._is_forwarding and self.current is not None else _Fate.DROP
+            return Fate.FORWARD if self._is_forwarding and self.current is not None else Fate.DROP
         self._is_forwarding = False
         if self._is_over:
-            return _Fate.DROP
+            return Fate.DROP
         if kind == m.TERMINATE:
             self.client_lost()
             self._client.close()
-            return _Fate.DROP
+            return Fate.DROP
         if self._is_discarding:
             return self._discard(kind, buffer, start, end)
-        if self._refusal is not None and kind in _BEGINS_WORK:
+        if self._refusal is not None and kind in BEGINS_WORK:
             refusal, self._refusal = self._refusal, None
             self.lane.admission.give_back(self._permit)
             return self._fail(kind, refusal)
         if kind == m.SYNC and self._ledger.is_between_statements:
             self._client.write(m.ready_for_query(self._ledger.status))
-            return _Fate.DROP
+            return Fate.DROP
         server = self.current
-        if server is None and self._share is not None and kind in _BEGINS_WORK and self._lost_transaction is None:
+        if server is None and self._share is not None and kind in BEGINS_WORK and self._lost_transaction is None:
             server = self._borrow(self._share)
         if server is None or self._must_ask_first(server):
             fate = self._without_server(kind, buffer, start, end)
-            if fate is not _Fate.FORWARD:
+            if fate is not Fate.FORWARD:
                 return fate
-        if not self._permit.is_in and kind in _BEGINS_WORK:
+        if not self._permit.is_in and kind in BEGINS_WORK:
             fate = self._enter(kind)
-            if fate is not _Fate.FORWARD:
+            if fate is not Fate.FORWARD:
                 return fate
         owed = self._requests.read(kind, buffer, start, end)
         if self._share is not None and self.current is not None:
             names, held = self._share.names, self.current.held
-            self._translation = names.send(kind, owed, buffer[start:end], held, self._ledger)
+            self._translation = names.send(kind, owed, buffer[start:end], held, self._ledger, self._state.mark)
         self._ledger.sent(kind, owed)
         self._is_forwarding = True
-        return _Fate.FORWARD
+        return Fate.FORWARD
+
+    @property
+    def _has_sent_half(self) -> bool:
+        """Whether the server has got the beginning of a message whose end the client still owes."""
+        return self._is_forwarding and self._client_cutter.inside_frame
 
     def _must_ask_first(self, server: ServerConnection) -> bool:
         """Whether a statement that begins now may not simply go to the server that is there."""
@@ -241,36 +235,36 @@ class Relay:
             return True
         return not self._state.pins and self.lane.has_better(server)
 
-    def _without_server(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+    def _without_server(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
         """A message that finds no server, or one it must not use; nothing is owed to the client."""
-        if self.current is None and kind in _IGNORED_WHEN_IDLE:
-            return _Fate.DROP
-        if kind == m.SYNC or kind in _IGNORED_WHEN_IDLE:
+        if self.current is None and kind in IGNORED_WHEN_IDLE:
+            return Fate.DROP
+        if kind == m.SYNC or kind in IGNORED_WHEN_IDLE:
             if self.current is not None:
-                return _Fate.FORWARD
+                return Fate.FORWARD
             self._client.write(m.ready_for_query(self._ledger.status))
-            return _Fate.DROP
+            return Fate.DROP
         if self._lost_transaction is not None:
             return self._tell_of_lost_transaction(kind, buffer, start, end)
-        return _Fate.WAIT
+        return Fate.WAIT
 
-    def _fail(self, kind: int, report: m.Report) -> _Fate:
+    def _fail(self, kind: int, report: m.Report) -> Fate:
         """Answer a statement with an error of our own; the session goes on."""
         self._client.write(report.encode())
-        if kind in _WHOLE_STATEMENTS:
+        if kind in WHOLE_STATEMENTS:
             self._client.write(m.ready_for_query(self._ledger.status))
         else:
             self._is_discarding = True
-        return _Fate.DROP
+        return Fate.DROP
 
-    def _tell_of_lost_transaction(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+    def _tell_of_lost_transaction(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
         """The first statement after the server took an open transaction with it."""
         reason, self._lost_transaction = self._lost_transaction or "", None
         control = Control.OTHER
         if kind == m.QUERY and (statements := split_statements(buffer[start + 5 : end - 1])):
             control = control_of(statements[0])
         if control is Control.ROLLBACK:
-            return _Fate.WAIT  # in the failed transaction that the next server is given
+            return Fate.WAIT  # in the failed transaction that the next server is given
         ends = control is Control.COMMIT
         self._ledger.status = m.IDLE if ends else m.IN_FAILED_TRANSACTION
         fate = self._fail(kind, transaction_lost(reason))
@@ -278,17 +272,17 @@ class Relay:
             self._discard(kind, buffer, start, end)
         return fate
 
-    def _discard(self, kind: int, buffer: bytes, start: int, end: int) -> _Fate:
+    def _discard(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
         if kind == m.SYNC:
             self._is_discarding = False
             self._client.write(m.ready_for_query(self._ledger.status))
-            return _Fate.DROP
+            return Fate.DROP
         owed = self._requests.read(kind, buffer, start, end)
         if kind in (m.PARSE, m.EXECUTE) and owed is not None and owed.sql is not None:
             statements = split_statements(owed.sql)
             if statements and control_of(statements[0]) in (Control.COMMIT, Control.ROLLBACK):
                 self._ledger.status = m.IDLE
-        return _Fate.DROP
+        return Fate.DROP
 
     # waiting: for a server, then to be let in
 
@@ -299,21 +293,21 @@ class Relay:
         login = self._login
         return self.lane.admission.permit(login.user, login.database, login.parameters.get("application_name", ""))
 
-    def _enter(self, kind: int) -> _Fate:
+    def _enter(self, kind: int) -> Fate:
         """Ask for a place; whoever has something open that others may wait for is let in without."""
         admission = self.lane.admission
         if self._permit_version != admission.version:
             self._permit, self._permit_version = self._new_permit(), admission.version
         must = self._ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins
         if admission.enter(self._permit, must=must):
-            return _Fate.FORWARD
+            return Fate.FORWARD
         self.settle()  # nobody keeps a shared server while he waits to be let in
         waiting = admission.queue(self._permit)
         if isinstance(waiting, m.Report):
             self.lane.counters.statements_shed += 1
             return self._fail(kind, waiting)
         self._wait(self._go_in(waiting))
-        return _Fate.QUEUE
+        return Fate.QUEUE
 
     async def _go_in(self, waiting: Waiting) -> None:
         self._refusal = await waiting
@@ -337,6 +331,10 @@ class Relay:
     def _go_on(self, server: ServerConnection | None) -> None:
         self._attaching = None
         if server is not None and server is not self.current:
+            if self.current is not None and self._state.pins:
+                server.close()
+                self.end(cannot_move(judge_loss(self._ledger), "another server is named", sorted(self._state.pins)))
+                return
             if self.current is not None:
                 self.current.close()
             self._adopt(server)
@@ -369,9 +367,12 @@ class Relay:
             return
         if not (self._replies.is_between_messages and share.may_give_back(self._state)):
             return
+        has_sent_half, self._is_forwarding = self._has_sent_half, False
         self.current = None
         self._requests.lost()
-        self._is_forwarding = False
+        if has_sent_half:
+            server.drop()  # a COPY failed in the middle of a large message: nobody knows when the rest will come
+            return
         server.status = m.IDLE
         if self._is_client_busy:
             server.pause_reading(False)

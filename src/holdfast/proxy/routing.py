@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -26,6 +26,10 @@ class Target:
     epoch: int
     is_primary: bool
     api_url: str = ""
+
+    def is_same(self, other: Target) -> bool:
+        """Whether a connection to the other one is as good, wherever its agent is asked."""
+        return replace(self, api_url="") == replace(other, api_url="")
 
 
 class Routing:

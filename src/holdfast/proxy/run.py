@@ -69,6 +69,7 @@ class Proxy:
         self._clients: set[Client] = set()
         self._relays: dict[int, Relay] = {}
         self._remembered: dict[Hashable, dict[str, str]] = {}
+        self._cancels: set[asyncio.Task[None]] = set()
         self._process_ids = itertools.count(1)
         self._listeners: list[Listener] = []
         self._status: web.AppRunner | None = None
@@ -275,8 +276,14 @@ class Proxy:
         if client.relay is not None:
             self._relays.pop(client.relay.process_id, None)
 
-    async def cancel(self, process_id: int, secret: bytes) -> None:
-        """Pass a cancel request on to the server that runs the session's statement now."""
+    def begin_cancel(self, process_id: int, secret: bytes) -> asyncio.Task[None]:
+        """Pass a cancel request on to the server that runs the session's statement now, also if its sender has left."""
+        task = asyncio.get_running_loop().create_task(self._cancel(process_id, secret))
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
+        return task
+
+    async def _cancel(self, process_id: int, secret: bytes) -> None:
         relay = self._relays.get(process_id)
         if relay is None or not hmac.compare_digest(relay.secret, secret):
             return

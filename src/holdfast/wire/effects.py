@@ -58,8 +58,8 @@ def _set(statement: Statement) -> list[Effect]:
     word = statement.word(first)
     if word in ("local", "transaction", "constraints"):
         return []
-    if word == "characteristics":
-        return [Effect(Verb.SET, "session characteristics", statement.text)]
+    if word == "characteristics":  # one may be about isolation, another about access
+        return [Effect(Verb.SET, statement.text.lower(), statement.text)]
     if word == "authorization":
         return [Effect(Verb.SET, "session authorization", statement.text)]
     if word == "time" and statement.word(first + 1) == "zone":

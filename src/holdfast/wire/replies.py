@@ -79,6 +79,8 @@ class Replies:
             step = ledger.received(kind)
             if step is Step.GOES_ON:
                 continue
+            if kind == m.ERROR and head is not None and head.sql is not None:
+                self._state.failed(head.sql)
             if step is Step.READY:
                 failed = ledger.batch_failed
                 ledger.ready(buffer[start + 5])

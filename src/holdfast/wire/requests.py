@@ -50,7 +50,10 @@ class Requests:
 
     def completed(self, state: SessionState, kind: int, head: Owed, buffer: bytes, start: int, end: int) -> None:
         """The server's message ``kind`` completed ``head``, or a statement of it."""
-        if kind == m.COMMAND_COMPLETE:
+        if kind == m.PORTAL_SUSPENDED:  # as many rows as were asked for; what it does besides may be done
+            if head.sql is not None:
+                state.completed(head.sql, 0, b"SELECT", head.values)
+        elif kind == m.COMMAND_COMPLETE:
             if head.sql is not None:
                 state.completed(head.sql, max(head.completed - 1, 0), buffer[start + 5 : end - 1], head.values)
         elif kind == m.PARSE_COMPLETE:

@@ -52,6 +52,7 @@ class SharedNames:
         self._told: set[bytes] = set()  # names that were told to the server in this batch
         self._unnamed_is_there = False
         self._is_supposed = False  # what was sent since `settled` may have failed
+        self._mark = b""
 
     def attached(self) -> None:
         """The client has another server connection."""
@@ -65,11 +66,14 @@ class SharedNames:
             self._made = {name: _tail_of(name, parse) for name, parse in made.items()}
             self._is_supposed = False
 
-    def send(self, kind: int, owed: Owed | None, message: bytes, held: Held, ledger: Ledger) -> bytes:
+    def send(
+        self, kind: int, owed: Owed | None, message: bytes, held: Held, ledger: Ledger, mark: bytes = b""
+    ) -> bytes:
         """What goes to the server instead of a message that will be answered by ``owed``; nothing: itself.
 
-        Raises ProtocolViolation.
+        ``mark`` is `SessionState.mark`. Raises ProtocolViolation.
         """
+        self._mark = mark
         if kind == m.SYNC:
             self._told.clear()
         elif kind == m.QUERY:
@@ -91,7 +95,7 @@ class SharedNames:
         """A DEALLOCATE or a DISCARD ALL is complete."""
         for name, parse in dropped.parses.items():
             tail = _tail_of(name, parse)
-            held.prepared.pop(_shared(tail), None)
+            held.prepared.pop(self._shared(tail), None)
             if self._made.get(name) == tail:
                 del self._made[name]
         if dropped.all:
@@ -125,7 +129,7 @@ class SharedNames:
         if name == _UNNAMED:
             self._unnamed_is_there = True
             return _Translation(_parse(name, tail), before) if own is not None else None
-        shared = _shared(tail)
+        shared = self._shared(tail)
         held.prepared.pop(shared, None)
         self._told.add(shared)
         return _Translation(_parse(shared, tail), (*before, _close(shared)), makes=shared)
@@ -152,7 +156,7 @@ class SharedNames:
 
     def _ensure(self, tail: bytes, held: Held) -> tuple[bytes, list[_Before]]:
         """The shared name of a statement, and what makes sure that the server has it."""
-        shared = _shared(tail)
+        shared = self._shared(tail)
         if shared in held.prepared:
             del held.prepared[shared]
             held.prepared[shared] = None
@@ -177,17 +181,20 @@ class SharedNames:
 
     def _deallocate(self, own: bytes, held: Held) -> tuple[bytes, list[_Before]]:
         """The DEALLOCATE of one of the client's statements, and what makes sure that it finds something."""
-        shared = _shared(self._made[own])
+        shared = self._shared(self._made[own])
         there = shared in held.prepared or shared in self._told
         before = [] if there else [_close(shared), (_parse(shared, _ANYTHING), Owed(Reply.PARSE, is_hidden=True))]
         self._is_supposed = True
         return b"DEALLOCATE " + shared, before
 
     def _gone(self, tail: bytes, held: Held) -> bytes:
-        shared = _shared(tail)
+        shared = self._shared(tail)
         held.prepared.pop(shared, None)
         self._told.discard(shared)
         return shared
+
+    def _shared(self, tail: bytes) -> bytes:
+        return _PREFIX + blake2b(tail + self._mark, digest_size=16).hexdigest().encode()
 
     def _deallocated_by(self, sql: bytes) -> bytes | None:
         """The client's own name in a lone ``DEALLOCATE [PREPARE] name``."""
@@ -205,10 +212,6 @@ class SharedNames:
 def _tail_of(name: bytes, parse: bytes) -> bytes:
     """What a Parse message says after the name: text and types."""
     return parse[6 + len(name) :]
-
-
-def _shared(tail: bytes) -> bytes:
-    return _PREFIX + blake2b(tail, digest_size=16).hexdigest().encode()
 
 
 def _unknown(kind: int, head: bytes, name: bytes, rest: bytes) -> _Translation | None:

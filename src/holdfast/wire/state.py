@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ from holdfast.wire.sql import Control, Statement, control_of, savepoint_of, spli
 
 LOST_SAVEPOINT = "holdfast_transaction_lost_with_its_server"
 """Rolling back to it, which does not exist, makes a fresh transaction a failed one; the server's log shows the name."""
+
+
+_taints = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +65,15 @@ class SessionState:
         """A RESET took the application's name back to what the connection was opened with."""
         self._uncommitted: list[Effect | str] = []  # a string is a savepoint's name
         self._dropped = Dropped()
+        self._settings_mark: bytes | None = None
+        self._taint = b""
 
     def completed(self, sql: bytes, index: int, tag: bytes, values: Sequence[bytes | None] = ()) -> None:
         """Statement ``index`` of ``sql`` ended with the CommandComplete ``tag``."""
         if not may_have_effect(tag, sql):
             return
+        if tag in (b"SET", b"RESET") or b"set_config" in sql.lower():
+            self._taint = b"%d" % next(_taints)
         statements = split_statements(sql)
         if index >= len(statements):
             return
@@ -94,6 +102,8 @@ class SessionState:
 
     def ended(self, status: int, failed: bool) -> None:
         """ReadyForQuery: ends an implicit transaction."""
+        if status == m.IDLE:
+            self._taint = b""
         if not self._uncommitted or status != m.IDLE:
             return
         if failed:
@@ -101,9 +111,27 @@ class SessionState:
         else:
             self._commit()
 
+    def failed(self, sql: bytes) -> None:
+        """A statement failed. A session-level advisory lock that it took before is kept nevertheless."""
+        if b"advisory" in sql.lower():
+            self.pins.add(Pin.ADVISORY_LOCK)
+
+    @property
+    def mark(self) -> bytes:
+        """Tells sessions apart whose settings may make another statement of the same text; empty for most.
+
+        Inside of a transaction that changed a setting, if only for itself, it is one that nobody else has.
+        """
+        if self._taint:
+            return self._taint
+        if self._settings_mark is None:
+            self._settings_mark = repr(list(self.settings.values())).encode() if self.settings else b""
+        return self._settings_mark
+
     def lost(self) -> None:
         """The server is gone, and what was not committed with it."""
         self._uncommitted.clear()
+        self._taint = b""
 
     def parsed(self, name: bytes, parse: bytes) -> None:
         """ParseComplete for a message that made the statement ``name``."""
@@ -130,6 +158,7 @@ class SessionState:
         self._uncommitted.clear()
 
     def _apply(self, effect: Effect) -> None:
+        self._settings_mark = None
         match effect.verb:
             case Verb.SET:
                 self.settings.pop(effect.key, None)
