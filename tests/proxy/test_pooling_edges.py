@@ -96,6 +96,28 @@ async def test_a_client_that_goes_in_the_middle_of_a_message_leaves_nothing_behi
     assert pooled.inside() == 0
 
 
+async def test_a_client_that_was_held_back_in_a_copy_goes_on_after_it_failed(pooled: Pooled) -> None:
+    await pooled.start(1, auth="trust")
+    raw = await copying(pooled)
+    raw.writer.write(m.message(m.COPY_DATA, b"no number\n") + m.message(m.COPY_DATA, b"1\n" * 30_000) * 400)
+    await raw.until(m.READY_FOR_QUERY)
+    raw.writer.write(m.message(m.COPY_FAIL, b"\0"))
+    assert m.DATA_ROW in [kind for kind, _ in await raw.ask("select 43")]
+    raw.writer.close()
+
+
+async def test_the_order_of_settings_counts(pooled: Pooled) -> None:
+    await pooled.start(1)
+    first, second = await pooled.connect(), await pooled.connect()
+    await first.execute("set role pg_signal_backend")
+    await first.execute("set session authorization app")
+    await second.execute("set session authorization app")
+    await second.execute("set role pg_signal_backend")
+    for _ in range(2):
+        assert await fetch(first, "select current_user") == "app"
+        assert await fetch(second, "select current_user") == "pg_signal_backend"
+
+
 async def test_settings_of_the_same_name_that_are_about_different_things(pooled: Pooled) -> None:
     await pooled.start(1)
     first, second = await pooled.connect(), await pooled.connect()

@@ -248,6 +248,22 @@ def test_statements_that_are_used_least_are_closed(monkeypatch: pytest.MonkeyPat
     assert set(fresh.prepared) == {n for n in server.statements if n}
 
 
+def test_one_that_is_closed_to_make_room_is_made_again_in_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "PREPARED_MAX", 3)
+    client, backend, held = Client(), Backend(), Held()
+    client.attach(held)
+    names = [b"s%d" % n for n in range(3)]
+    client.hear(backend.take(client.send([*(parse(n, b"select " + n) for n in names), m.SYNC_MESSAGE], held)))
+    elsewhere, fresh = Backend(), Held()
+    client.attach(fresh)
+    client.hear(elsewhere.take(client.send([parse(b"new", b"select new"), m.SYNC_MESSAGE], fresh)))
+    client.attach(held)
+    batch = [bind(b"new"), EXECUTE, *(part for n in names for part in (bind(n), EXECUTE)), m.SYNC_MESSAGE]
+    heard = kinds(client.hear(backend.take(client.send(batch, held))))
+    assert [kind for kind, _ in heard].count(m.DATA_ROW) == 4
+    assert m.ERROR not in [kind for kind, _ in heard]
+
+
 def test_nobody_uses_or_closes_a_statement_by_its_shared_name() -> None:
     owner, thief, backend, held = Client(), Client(), Backend(), Held()
     owner.attach(held)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from holdfast.model.errors import ProtocolViolation
 from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
@@ -231,6 +232,7 @@ class Lane:
             except ServerUnavailable:
                 continue
             if server.is_open and self.must_drop(server) is None and not self.must_hold(server):
+                self._failing = False
                 return server
             server.close()
 
@@ -320,9 +322,10 @@ class Lane:
         try:
             async with asyncio.timeout(ProxyTimeouts().replay_ms / 1000):
                 wanted.forget(await server.replay(wanted.steps(server)))
-        except TimeoutError:
+        except (TimeoutError, ProtocolViolation) as error:
             server.drop()
-            raise ServerUnavailable(f"{server.target.node} did not take over the session in time") from None
+            reason = str(error) or "not in time"
+            raise ServerUnavailable(f"{server.target.node} did not take over the session: {reason}") from None
         except BaseException:
             server.drop()
             raise

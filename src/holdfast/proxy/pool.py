@@ -139,10 +139,11 @@ class Pool:
         """A session does not need the connection any more."""
         if not server.is_open:
             return
-        if self.rules.must_drop(server) or self.clock() - server.opened_s > self.limits.lifetime_s:
-            server.close()
+        is_old = self.clock() - server.opened_s > self.limits.lifetime_s
+        if is_old or self.rules.must_drop(server) or self.rules.has_better(server):
+            server.close()  # who waits is given its place
             return
-        if not self.rules.must_hold(server) and not self.rules.has_better(server):
+        if not self.rules.must_hold(server):
             while self._waiting:
                 waiter = self._waiting.popleft()
                 if not waiter.done():

@@ -73,8 +73,6 @@ class Relay:
     def _ledger(self) -> Ledger:
         return self._replies.ledger
 
-    # Wanted
-
     @property
     def server_parameters(self) -> dict[str, str]:
         """The client's own start-up parameters."""
@@ -135,6 +133,8 @@ class Relay:
     def server_busy(self, busy: bool) -> None:
         """The server reads slowly, or has caught up."""
         self._client.pause_reading(busy)
+        if not busy:
+            self.settle()
 
     # from the client
 
@@ -363,15 +363,16 @@ class Relay:
     def settle(self) -> None:
         """Between transactions a shared server is given back, unless the session has something on it."""
         server, share = self.current, self._share
-        if server is None or share is None or not self._ledger.is_idle or server.cancels or self._withheld:
+        if server is None or share is None or not self._ledger.is_idle or self._withheld or not server.is_settled:
             return
         if not (self._replies.is_between_messages and share.may_give_back(self._state)):
             return
-        has_sent_half, self._is_forwarding = self._has_sent_half, False
-        self.current = None
+        # A COPY may fail in the middle of a message, or before it has read all that was sent.
+        is_unfit = self._has_sent_half or self._ledger.may_answer_more or server.is_doubtful
+        self.current, self._is_forwarding = None, False
         self._requests.lost()
-        if has_sent_half:
-            server.drop()  # a COPY failed in the middle of a large message: nobody knows when the rest will come
+        if is_unfit:
+            server.drop()
             return
         server.status = m.IDLE
         if self._is_client_busy:
@@ -453,11 +454,12 @@ class Relay:
             self._client.write(out)
         if replies.given_up is not None:
             self._lose(replies.given_up, commit_unconfirmed=replies.is_unconfirmed)
-        elif replies.is_over:
+            return
+        if replies.is_over:
             self.lane.admission.leave(self._permit)
-            if self._share is not None:
-                self._share.names.settled(self._state.prepared)
-                self.settle()
+        if self._share is not None and self._ledger.is_idle:
+            self._share.names.settled(self._state.prepared)
+            self.settle()
 
     # loss
 

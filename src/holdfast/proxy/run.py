@@ -292,10 +292,12 @@ class Proxy:
             relay.lane.counters.cancels += 1
             connect_ms = self.settings.timeouts.server_connect_ms
             server.cancels += 1
+            is_told = False
             try:
-                await send_cancel(server.target, server.process_id, server.secret, connect_ms)
+                is_told = await send_cancel(server.target, server.process_id, server.secret, connect_ms)
             finally:
                 server.cancels -= 1
+                server.is_doubtful |= not is_told
                 relay.settle()
 
     def remembered(self, key: Hashable) -> dict[str, str] | None:

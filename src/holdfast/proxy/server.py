@@ -76,6 +76,10 @@ class ServerConnection(asyncio.Protocol):
         self.has_ended = False
         self.cancels = 0
         """Requests to cancel that are under way: whoever uses the connection next must not meet one."""
+        self.is_doubtful = False
+        """A request to cancel was sent, and may still arrive."""
+        self.is_full = False
+        """The server has not taken yet what was written."""
         self._transport: asyncio.Transport | None = None
         self._session: Session | None = None
         self._cutter = FrameCutter()
@@ -119,11 +123,13 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The server reads slowly."""
+        self.is_full = True
         if self._session is not None:
             self._session.server_busy(True)
 
     def resume_writing(self) -> None:
         """The server has caught up."""
+        self.is_full = False
         if self._session is not None:
             self._session.server_busy(False)
 
@@ -132,7 +138,12 @@ class ServerConnection(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether it can be used."""
-        return self._lost is None
+        return self._lost is None and (self._transport is None or not self._transport.is_closing())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is under way to the server; if it is, its session is told when that is over."""
+        return not (self.cancels or self.is_full)
 
     def attach(self, session: Session) -> None:
         """From now on everything goes to ``session``."""
@@ -332,8 +343,8 @@ async def open_server(
     return connection
 
 
-async def send_cancel(target: Target, process_id: int, secret: bytes, connect_ms: int) -> None:
-    """Ask a server to cancel what one of its sessions runs; a server that cannot be reached has nothing to cancel."""
+async def send_cancel(target: Target, process_id: int, secret: bytes, connect_ms: int) -> bool:
+    """Ask a server to cancel what one of its sessions runs; whether it is known to have been told."""
     try:
         async with asyncio.timeout(connect_ms / 1000):
             reader, writer = await asyncio.open_connection(target.host, target.port)
@@ -343,4 +354,5 @@ async def send_cancel(target: Target, process_id: int, secret: bytes, connect_ms
             finally:
                 writer.close()
     except (OSError, TimeoutError):
-        return
+        return False
+    return True

@@ -47,5 +47,5 @@ class Share:
     def _note(self, state: SessionState, server: ServerConnection) -> None:
         held = server.held
         held.application_name = self._application_name
-        if held.settings != state.settings:
+        if list(held.settings.items()) != list(state.settings.items()):
             held.settings = dict(state.settings)

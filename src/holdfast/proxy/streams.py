@@ -207,6 +207,7 @@ class Stream(asyncio.Transport):
         """Give the socket away, unread; the protocol is not told."""
         self._is_closing = True
         self._want(nothing=True)
+        self._descriptor = -1
         return self._socket
 
     # readiness

@@ -206,6 +206,11 @@ class Ledger:
         return self.status == m.IDLE and self.is_between_statements
 
     @property
+    def may_answer_more(self) -> bool:
+        """Although nothing is owed: a Sync in the middle of a COPY is answered if the COPY had failed before."""
+        return self._swallowed_syncs > 0
+
+    @property
     def is_copying_in(self) -> bool:
         """The server reads copy data."""
         return self._copying

@@ -24,6 +24,8 @@ _STATEMENT: Final = b"S"
 _UNNAMED: Final = b""
 _PREFIX: Final = b"holdfast_"
 _DEALLOCATES: Final = b"deallocate"
+_HEAD_BYTES: Final = 64
+"""A comment may stand before it; not a long one."""
 _ANYTHING: Final = b"SELECT 1\0\0\0"
 _MAY_NAME_A_STATEMENT: Final = frozenset((m.QUERY, m.PARSE, m.BIND, m.DESCRIBE, m.CLOSE))
 
@@ -166,7 +168,10 @@ class SharedNames:
         self._told.add(shared)
         before = [_close(shared)]
         if len(held.prepared) >= PREPARED_MAX:
-            before.append(_close(next(iter(held.prepared))))
+            eldest = next(iter(held.prepared))
+            del held.prepared[eldest]
+            self._told.discard(eldest)
+            before.append(_close(eldest))
         before.append((_parse(shared, tail), Owed(Reply.PARSE, is_hidden=True, makes=shared)))
         return shared, before
 
@@ -198,7 +203,7 @@ class SharedNames:
 
     def _deallocated_by(self, sql: bytes) -> bytes | None:
         """The client's own name in a lone ``DEALLOCATE [PREPARE] name``."""
-        if sql[: len(_DEALLOCATES)].lower() != _DEALLOCATES:
+        if _DEALLOCATES not in sql[:_HEAD_BYTES].lower():
             return None
         statements = split_statements(sql)
         if len(statements) != 1:

@@ -136,7 +136,6 @@ class SessionState:
     def parsed(self, name: bytes, parse: bytes) -> None:
         """ParseComplete for a message that made the statement ``name``."""
         self.prepared[name] = parse
-        self.prepared_by_sql.discard(name)
 
     def closed(self, name: bytes) -> None:
         """CloseComplete for a statement."""
@@ -161,10 +160,10 @@ class SessionState:
         self._settings_mark = None
         match effect.verb:
             case Verb.SET:
-                self.settings.pop(effect.key, None)
+                self._unset(effect.key)
                 self.settings[effect.key] = effect.sql
             case Verb.RESET:
-                self.settings.pop(effect.key, None)
+                self._unset(effect.key)
                 self.has_reset_name |= effect.key == "application_name"
             case Verb.RESET_ALL:
                 self.has_reset_name = True
@@ -190,6 +189,11 @@ class SessionState:
                 self._drop_prepared(list(self.prepared))
                 self._dropped.all = True
 
+    def _unset(self, key: str) -> None:
+        self.settings.pop(key, None)
+        if key == "session authorization":  # it takes the role with it
+            self.settings.pop("role", None)
+
     def _drop_prepared(self, names: Iterable[bytes]) -> None:
         for name in names:
             message = self.prepared.get(name)
@@ -211,7 +215,9 @@ class SessionState:
         """
         steps: list[ReplayStep] = []
         named = "application_name" in self.settings
-        if held.settings != self.settings or not (named or held.application_name == application_name):
+        if list(held.settings.items()) != list(self.settings.items()) or not (
+            named or held.application_name == application_name
+        ):
             if held.settings:
                 steps.append(ReplayStep(m.query("RESET SESSION AUTHORIZATION; RESET ALL")))
             if not named:
