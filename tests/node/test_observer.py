@@ -99,3 +99,28 @@ def test_a_register_from_before_is_not_obeyed_within_its_epoch_either() -> None:
         Observer("n2", TIMEOUTS).observe(replace(before, promise=remembered)).trouble is RegisterTrouble.OLDER_THAN_SEEN
     )
     assert Observer("n2", TIMEOUTS).observe(replace(now, promise=remembered)).trouble is None
+
+
+def test_a_rewound_node_is_given_its_time_from_when_it_is_up() -> None:
+    """What the rewind made it replay may take longer than that; a copy of everything takes longer still."""
+    late_ms = TIMEOUTS.rejoin_stream_ms
+    up_ms = NOW_MS + 3 * late_ms
+
+    def seen(server: ServerView, now_ms: int) -> Look:
+        answers = replace(peer(N1, now_ms, status=ServerStatus.PRIMARY, position=at(1, 200)), primary_ms=now_ms)
+        return replace(look(server, now_ms, {"n1": answers}), promise=replace(PROMISE, incarnation=N2.incarnation))
+
+    rewound = Observer("n2", TIMEOUTS)
+    rewound.rewound_ms = NOW_MS
+    up = replace(standby(1, 100, "n1:1"), streaming=False)
+    for now_ms in range(NOW_MS, up_ms, late_ms // 4):
+        rewound.observe(seen(ServerView(ServerStatus.STARTING), now_ms))
+    assert not rewound.observe(seen(up, up_ms)).condemned
+    assert not rewound.observe(seen(up, up_ms + late_ms - 1)).condemned
+    assert rewound.observe(seen(up, up_ms + late_ms)).condemned
+    assert rewound.observe(seen(ServerView(ServerStatus.STOPPED), up_ms + late_ms + 1)).condemned
+
+    broken = Observer("n2", TIMEOUTS)
+    broken.rewound_ms = NOW_MS
+    assert not broken.observe(seen(ServerView(ServerStatus.STOPPED), NOW_MS + late_ms - 1)).condemned
+    assert broken.observe(seen(ServerView(ServerStatus.STOPPED), NOW_MS + late_ms)).condemned

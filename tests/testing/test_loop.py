@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from holdfast.testing.loop import Process, SimulatedLoop
 
@@ -55,3 +56,32 @@ def test_what_a_killed_process_would_clean_up_is_not_cleaned_up() -> None:
     loop.run_until(60.0)
     assert cleaned == []
     loop.end()
+
+
+def test_who_is_cancelled_first_is_not_chance() -> None:
+    """A task group keeps its tasks in a set, whose order was that of their addresses."""
+
+    async def work(number: int, ended: list[int]) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(number)
+
+    async def group(ended: list[int], litter: list[object]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1), asyncio.TaskGroup() as tasks:
+                for number in range(40):
+                    tasks.create_task(work(number, ended))
+                    litter.extend(bytearray(300 + number) for _ in range(number % 7))
+
+    orders: list[list[int]] = []
+    for _ in range(2):
+        loop = world()
+        ended: list[int] = []
+        litter: list[object] = []
+        loop.spawn(Process("a"), group(ended, litter))
+        loop.run_until(5.0)
+        loop.end()
+        orders.append(ended)
+    assert sorted(orders[0]) == list(range(40))
+    assert orders[0] == orders[1]

@@ -88,7 +88,7 @@ class Observation:
     lead_address: str | None = None
     """``host:port`` of the one that the register wants followed."""
     condemned: bool = False
-    """Whether the directory was rewound and yet did not stream within its time: only a clone helps."""
+    """Whether the directory was rewound, or started once more, and yet does not stream: only a clone helps."""
     stuck: bool = False
     """Whether it follows the right one and yet has not streamed for its time: a new start may help."""
     marker: Lsn | None = None

@@ -132,7 +132,9 @@ class Timeouts(BaseModel):
     Copying the data directory takes most of it where the file system cannot share blocks."""
 
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
-    """A rewound node that does not stream by then is cloned afresh."""
+    """A rewound node that does not stream so long after it is up, or is not up then and has stopped, is cloned afresh.
+
+    What it must replay before it is up takes as long as it takes."""
 
     probe_interval_ms: int = Field(1000, ge=100, le=60_000)
     """Between two fresh sessions that each observer opens on the primary; each costs it a process and a handshake."""

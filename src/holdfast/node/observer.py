@@ -121,7 +121,7 @@ class Observer:
             silent_since_ms=self._silent_since_ms,
             lead_address=_address(look),
             stuck=unstreamed and not self._started_for_stream,
-            condemned=self._is_late(self.rewound_ms, look.now_ms) or (unstreamed and self._started_for_stream),
+            condemned=self._is_condemned(look, unstreamed=unstreamed),
             marker=self.marker,
             settled_lsn=self._settled_lsn,
             create=look.creating,
@@ -216,6 +216,16 @@ class Observer:
             leads = leads and self._is_fresh(peer, look.now_ms)
             attached = leads and look.server.upstream_host is not None and look.server.upstream_host == _address(look)
             self._unstreamed_ms = (self._unstreamed_ms or look.now_ms) if attached else None
+
+    def _is_condemned(self, look: Look, *, unstreamed: bool) -> bool:
+        """Whether a rewind, or a new start, has not helped.
+
+        A standby is given its time from when it is up: before that it replays what the rewind made it replay, from the
+        last checkpoint before the fork, however long that takes. One that is stopped again did not get so far.
+        """
+        if unstreamed and (self._started_for_stream or self.rewound_ms is not None):
+            return True
+        return look.server.status is not ServerStatus.STANDBY and self._is_late(self.rewound_ms, look.now_ms)
 
     def _is_fresh(self, peer: Peer | None, now_ms: int) -> bool:
         """Whether the peer still answers: of one that fell silent the last word says nothing of now."""

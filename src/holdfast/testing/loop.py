@@ -56,6 +56,17 @@ class Call:
         return self._when
 
 
+class _Numbered(asyncio.Task[T]):
+    """A task that has its place in a set by its number: by its address, who is cancelled first would be chance."""
+
+    def __init__(self, number: int, coro: Coroutine[Any, Any, T], **named: Any) -> None:
+        self._number = number
+        super().__init__(coro, **named)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class Spinning(Exception):
     """Time no longer passes."""
 
@@ -210,7 +221,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[T]:
         """See `asyncio.AbstractEventLoop.create_task`."""
-        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        task = _Numbered(len(self._tasks), coro, loop=self, name=name, context=context)
         self._tasks.append(task)
         return task
 

@@ -180,6 +180,9 @@ class StoreService:
 
     def _link_changed(self, watch: Watch) -> None:
         reachable = self.available and not self.network.is_apart(watch.host, HOST)
+        if not reachable and watch.is_cut_off:
+            return  # for one more reason now; it has been silent all the while
+        watch.is_cut_off = not reachable
         watch.changes += 1
         if reachable:
             self.network.send(watch.host, HOST, self._reached, watch)
@@ -211,6 +214,7 @@ class Watch:
         self.channel = Channel(service.network, service.loop, HOST, host)
         self.is_open = False
         self.is_stale = False
+        self.is_cut_off = False
         self.changes = 0
         self.arrived: deque[Change] = deque()
         self.waiter: asyncio.Future[None] | None = None
