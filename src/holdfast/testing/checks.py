@@ -50,6 +50,9 @@ PROPERTIES = {
 _MEMORY_S = 4.0
 """How old the answers may be that an epoch is opened upon."""
 
+_ON_ITS_WAY_S = 8.0
+"""How long what opens an epoch may be on its way to the store: longer than a cut keeps it back."""
+
 
 class Violation(Exception):
     """A property does not hold; the first word names it."""
@@ -227,7 +230,7 @@ class Checks:
         """Remember who could join an epoch now."""
         now_s = self._loop.time()
         self._able.append((now_s, self.able_now()))
-        while self._able[0][0] < now_s - _MEMORY_S:
+        while self._able[0][0] < now_s - _MEMORY_S - _ON_ITS_WAY_S:
             self._able.popleft()
 
     def put_back(self, register: Register | None) -> None:
@@ -235,8 +238,8 @@ class Checks:
         self.restored = True
         self.is_older = self.is_older or register != self.register
 
-    def registered(self, new: Register) -> None:
-        """The register is swapped."""
+    def registered(self, new: Register, sent_s: float) -> None:
+        """The register is swapped, as somebody has asked for at ``sent_s``."""
         old, self.register = self.register, new
         self.is_older = False
         order = (Phase.RECRUITING, Phase.PROMOTING, Phase.SERVING)
@@ -245,13 +248,13 @@ class Checks:
         if old is not None and new.epoch == old.epoch and order.index(new.phase) < order.index(old.phase):
             raise Violation(FORWARD, f"epoch {new.epoch} goes from {old.phase.value} back to {new.phase.value}")
         if old is not None and new.epoch > old.epoch:
-            self._require_recruits(new)
+            self._require_recruits(new, sent_s)
         self._newest_epoch = new.epoch
         if new.phase is Phase.SERVING:
             self.serving_since_s.setdefault(new.epoch, self._loop.time())
         self._require(self.acknowledged_writes, f"epoch {new.epoch} is {new.phase.value}")
 
-    def _require_recruits(self, new: Register) -> None:
+    def _require_recruits(self, new: Register, sent_s: float) -> None:
         committed = new.committed
         self.sample()
         sampled = self._loop.time() >= _MEMORY_S / 2
@@ -261,5 +264,6 @@ class Checks:
         def could(able: frozenset[Member]) -> bool:
             return (anybody or recruits_suffice(committed, able)) and len(able) >= least
 
-        if sampled and not any(could(able) for _, able in self._able):
+        known = [able for seen_s, able in self._able if seen_s >= sent_s - _MEMORY_S]
+        if sampled and not any(could(able) for able in known):
             raise Violation(HASTY, f"epoch {new.epoch} is opened, and nobody could have recruited it")

@@ -131,11 +131,11 @@ class StoreService:
         with contextlib.suppress(StoreUnavailable):
             self.apply(operation)
 
-    def noticed(self, key: str, value: bytes) -> None:
-        """A key was written: let the checks see what matters to them."""
+    def noticed(self, key: str, value: bytes, sent_s: float) -> None:
+        """A key was written, as was asked for at ``sent_s``: let the checks see what matters to them."""
         if key == self.keys.register:
             register = Register.from_json(value)
-            self.checks.registered(register)
+            self.checks.registered(register, sent_s)
             for listener in self.on_register:
                 listener(register)
         elif key.startswith(self.keys.all_recruits):
@@ -300,21 +300,23 @@ class DistantStore:
 
     async def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
         """See `Store.put`."""
+        sent_s = self._service.loop.time()
 
         def operation() -> int:
             revision = at_once(self._inner.put(key, value, lease))
-            self._service.noticed(key, value)
+            self._service.noticed(key, value, sent_s)
             return revision
 
         return await self._call(operation, writes=True)
 
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
         """See `Store.compare_and_swap`."""
+        sent_s = self._service.loop.time()
 
         def operation() -> int | None:
             revision = at_once(self._inner.compare_and_swap(key, value, expected_revision))
             if revision is not None:
-                self._service.noticed(key, value)
+                self._service.noticed(key, value, sent_s)
             return revision
 
         return await self._call(operation, writes=True)

@@ -103,7 +103,7 @@ class World:
             if name == leader.node:
                 postgres.names = names_of(quorum)
         self.store.apply(lambda: at_once(self.store.inner.put(self.store.keys.register, register.to_json())))
-        self.checks.registered(register)
+        self.checks.registered(register, self.loop.time())
         for member in standbys:
             upstream = Upstream(leader.node, leader.node, 5432)
             self.servers[member.node].follow(upstream, member.application_name)
