@@ -93,16 +93,18 @@ async def test_too_many_held(cluster: Cluster, lasting: Server) -> None:
 
 async def test_handover_holds_and_releases(pair: Pair) -> None:
     async with await pair.cluster.connect() as connection, await pair.cluster.connect() as inside:
-        pid = await fetch(connection, "select pg_backend_pid()")
+        pid = await fetch(inside, "select pg_backend_pid()")
         await inside.execute("begin")
         assert pair.cluster.register is not None
         before = pair.cluster.register
         await pair.cluster.write(replace(before, handover="n2"))
-        running = asyncio.create_task(fetch(connection, "select pg_backend_pid()"))
+        await until(lambda: pair.proxy.lanes[Purpose.WRITE].counters.servers_let_go == 1)  # the idle one's
+        running = asyncio.create_task(fetch(connection, "select 3"))
         await pair.wait_until_held(1)
+        assert await fetch(inside, "select pg_backend_pid()") == pid
         await inside.execute("commit")  # what had begun may end
         await pair.cluster.write(before)
-        assert await running == pid
+        assert await running == 3
 
 
 async def test_switchover_loses_nothing(pair: Pair) -> None:

@@ -193,14 +193,16 @@ class Instance:
             postmaster = self.running_postmaster()
             session = self.session("work")
             deadline_ms = self.timeouts.reload_confirm_ms
-            before = (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0][0]
+            wanted = (runtime.synchronous_names, runtime.upstream is not None)
+            before = None  # what is in force differs visibly from what is wanted, so that seeing that is enough
+            if not self.in_force or (self.runtime.synchronous_names, self.runtime.upstream is not None) == wanted:
+                before = (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0][0]
             self.runtime, self.in_force = runtime, False
             try:
                 await self.disk.call(_SETTINGS, partial(self.configuration.write, runtime), self.timeouts.statement_ms)
             except OSError as error:
                 raise PostgresError(f"cannot write PostgreSQL's settings: {error}") from error
             postmaster.signal(signal.SIGHUP)
-            wanted = (runtime.synchronous_names, runtime.upstream is not None)
             deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
             while True:
                 # The postmaster reads the files before it signals its children: what this session sees, new ones use.

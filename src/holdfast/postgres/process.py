@@ -243,21 +243,38 @@ def processes_in(data_dir: Path) -> list[psutil.Process]:
 
 
 def child_titles(pid: int) -> dict[int, str]:
-    """Process id and title of each direct child; an empty title is one that has not introduced itself yet."""
+    """Process id and title of each direct child; an empty title is one that has not introduced itself yet.
+
+    A recruit waits for it, so that those of other users are passed over: what ``/proc/PID/stat`` costs adds up. A child
+    has the owner of its parent there, for it has its parent's user and may be looked at as much. The kernel's own list
+    of children (``/proc/PID/task/TID/children``) may miss some while others end (proc(5)).
+    """
     own = _command_line(pid)
-    titles = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            stat = Path("/proc", name, "stat").read_text()
-        except OSError:
-            continue
-        state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
-        if int(parent) == pid and state != "Z":
-            title = _command_line(int(name))
-            titles[int(name)] = "" if title == own else title
+    titles: dict[int, str] = {}
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return titles
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if not entry.name.isdigit() or not _is_child(entry, owner, pid):
+                continue
+            title = _command_line(int(entry.name))
+            titles[int(entry.name)] = "" if title == own else title
     return titles
+
+
+def _is_child(entry: os.DirEntry[str], owner: int, parent: int) -> bool:
+    """Whether a process, given by its entry of ``/proc``, lives and is a child."""
+    try:
+        if entry.stat().st_uid != owner:
+            return False
+        with open(f"{entry.path}/stat", "rb", buffering=0) as file:
+            stat = file.read(1024)
+    except OSError:
+        return False
+    state, found = stat[stat.rindex(b")") + 2 :].split(maxsplit=2)[:2]
+    return int(found) == parent and state != b"Z"
 
 
 def _command_line(pid: int) -> str:

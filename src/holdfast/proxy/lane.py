@@ -16,11 +16,12 @@ from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
+from holdfast.proxy.early import Early, drop_unused
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.pool import Pool, PoolLimits, Pools, key_of
 from holdfast.proxy.routing import Routing, Target
-from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, open_server
+from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
 from holdfast.proxy.sharing import Share
 from holdfast.proxy.streams import Reactor
 from holdfast.proxy.users import Users
@@ -237,11 +238,18 @@ class Lane:
             server.close()
 
     async def _acquire(self, wanted: Wanted, hold: _Hold, once: bool) -> ServerConnection:
+        early = Early(self.reactor, self.users, self.settings.timeouts.server_connect_ms)
+        try:
+            return await self._acquire_once_named(wanted, hold, once, early)
+        finally:
+            early.drop()
+
+    async def _acquire_once_named(self, wanted: Wanted, hold: _Hold, once: bool, early: Early) -> ServerConnection:
         times = ProxyTimeouts()
         delay_ms = times.retry_first_ms
         while True:
             version = self.routing.version
-            server = await self._try_all(wanted)
+            server = await self._try_all(wanted, early)
             if server is not None:
                 return server
             if once:
@@ -249,6 +257,8 @@ class Lane:
             hold.begin()
             if self.routing.version != version:
                 continue
+            if self.purpose is Purpose.WRITE:
+                early.begin(self.routing.candidate(), wanted.server_parameters)
             pause_s = delay_ms / 1000 if self._targets() else None
             try:
                 await asyncio.wait_for(self.routing.wait_changed(), pause_s)
@@ -256,7 +266,7 @@ class Lane:
             except TimeoutError:
                 delay_ms = min(2 * delay_ms, times.retry_last_ms)
 
-    async def _try_all(self, wanted: Wanted) -> ServerConnection | None:
+    async def _try_all(self, wanted: Wanted, early: Early) -> ServerConnection | None:
         version = self.routing.version
         self._turn += 1
         for target in self._targets():
@@ -268,16 +278,16 @@ class Lane:
                 and not self.must_hold(current)
             ):
                 return current
-            server = await self._try_while_named(target, wanted)
+            server = await self._try_while_named(target, wanted, early)
             if server is not None:
                 return server
             if self.routing.version != version:
                 break
         return None
 
-    async def _try_while_named(self, target: Target, wanted: Wanted) -> ServerConnection | None:
+    async def _try_while_named(self, target: Target, wanted: Wanted, early: Early) -> ServerConnection | None:
         """Try a server, and stop at once when the register no longer names it: it may be one that never answers."""
-        trying = asyncio.create_task(self._try(target, wanted))
+        trying = asyncio.create_task(self._try(target, wanted, early))
         server: ServerConnection | None = None
         try:
             while not trying.done() and target in self._targets():
@@ -291,7 +301,7 @@ class Lane:
         finally:
             if server is None:
                 trying.cancel()
-                trying.add_done_callback(_drop_unused)
+                trying.add_done_callback(drop_unused)
         if server is None or not server.is_open:
             return None
         self._failing = False
@@ -300,13 +310,16 @@ class Lane:
         self.counters.servers_opened += 1
         return server
 
-    async def _try(self, target: Target, wanted: Wanted) -> ServerConnection | None:
+    async def _try(self, target: Target, wanted: Wanted, early: Early) -> ServerConnection | None:
         parameters = wanted.server_parameters
         if self.purpose is Purpose.READ and target.is_primary:
             parameters = {**parameters, "default_transaction_read_only": "on"}
         try:
             connect_ms = self.settings.timeouts.server_connect_ms
-            server = await open_server(self.reactor, target, parameters, self.users, connect_ms)
+            server = await early.take(target)
+            if server is None:
+                server = await log_in(self.reactor, target, parameters, self.users, connect_ms)
+            await checked(server, connect_ms)
             await self._tell(server, wanted)
         except ServerUnavailable as unavailable:
             self.saw(target, _outcome_of(unavailable.__cause__))
@@ -353,15 +366,6 @@ def _outcome_of(cause: BaseException | None) -> ProxyOutcome:
     if isinstance(cause, TimeoutError):
         return ProxyOutcome.SILENT
     return ProxyOutcome.RESET if isinstance(cause, ConnectionResetError) else ProxyOutcome.REFUSED
-
-
-def _drop_unused(trying: asyncio.Task[ServerConnection | None]) -> None:
-    """Nobody waits for this attempt any more; it may have ended well at the last moment."""
-    if trying.cancelled() or trying.exception() is not None:
-        return
-    server = trying.result()
-    if server is not None:
-        server.drop()
 
 
 class _Hold:

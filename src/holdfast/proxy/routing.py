@@ -10,7 +10,7 @@ import structlog
 from holdfast.model.errors import RegisterError
 from holdfast.model.keys import Keys
 from holdfast.model.policy import DEFAULT_POLICY, Policy
-from holdfast.model.register import NodeRecord, NodeState, Phase, Register
+from holdfast.model.register import Member, NodeRecord, NodeState, Phase, Register
 from holdfast.store.contract import Change, Connected, Deleted, Disconnected, Entry, Put, Resync
 
 log = structlog.get_logger(__name__)
@@ -138,13 +138,20 @@ class Routing:
     def primary(self) -> Target | None:
         """The primary, while one serves."""
         register = self.register
-        if register is None or register.leader is None:
-            return None
-        record = self._records.get(register.leader.node)
+        return self._leading(register.leader) if register is not None else None
+
+    def candidate(self) -> Target | None:
+        """Who becomes the primary, while it is promoted in place of another."""
+        register = self.register
+        is_replacing = register is not None and register.phase is Phase.PROMOTING and register.committed.epoch > 0
+        return self._leading(register.candidate) if register is not None and is_replacing else None
+
+    def _leading(self, member: Member | None) -> Target | None:
+        record = self._records.get(member.node) if member is not None else None
         if record is None:
             return None
         host, port = record.postgres_host, record.postgres_port
-        return Target(record.member.node, host, port, register.epoch, True, record.api_url)
+        return Target(record.member.node, host, port, self.epoch, True, record.api_url)
 
     def is_handing_over(self) -> bool:
         """Whether a switchover is on its way: new work waits, though the primary still serves."""

@@ -194,9 +194,12 @@ class Proxy:
             self._obey(change)
 
     def _obey(self, change: Change) -> None:
+        was_handing_over = self.routing.is_handing_over()
         if self.routing.apply(change):
             self._admit_by_policy()
             self._reroute()
+            if self.routing.is_handing_over() and not was_handing_over:
+                self._let_go_of_idle()
             if isinstance(change, Resync):
                 self._hear_orders_again(change)
         elif isinstance(change, Put) and change.entry.key == self._ramp_order:
@@ -231,6 +234,14 @@ class Proxy:
 
     def _tell_ramp(self, kind: str, rule: str | None, detail: dict[str, JsonValue]) -> None:
         self._journal.record(kind, self.routing.epoch, rule, **detail)
+
+    def _let_go_of_idle(self) -> None:
+        """Whoever is between statements waits now, and then for another server: this one need not end the session."""
+        self.lanes[Purpose.WRITE].pools.let_go()
+        for relay in self._relays.values():
+            if relay.lane.purpose is Purpose.WRITE:
+                relay.mark_unused()
+                relay.let_go()
 
     async def _let_go(self) -> None:
         """A switchover is announced: the fewer sessions the primary has to end, the shorter it stands still."""

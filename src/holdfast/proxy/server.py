@@ -7,7 +7,8 @@ import secrets
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, Protocol, cast
 
 from holdfast.model.errors import ProtocolViolation
@@ -58,7 +59,7 @@ class Session(Protocol):
 
 
 class ServerConnection(asyncio.Protocol):
-    """A connection in set-up (`open_server`) or in the hands of one `Session` (`attach`)."""
+    """A connection in set-up (`log_in`, `checked`) or in the hands of one `Session` (`attach`)."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -322,25 +323,38 @@ class ServerConnection(asyncio.Protocol):
                     raise ServerUnavailable(report.text)
 
 
-async def open_server(
+async def log_in(
     reactor: Reactor, target: Target, parameters: dict[str, str], users: Users, connect_ms: int
 ) -> ServerConnection:
-    """Connect, log in and check; raises ServerUnavailable or ServerRefused."""
+    """Connect and log in, and do not `check` yet; raises ServerUnavailable or ServerRefused."""
     connection = ServerConnection(target)
+    async with _dropped_on_failure(connection, connect_ms):
+        Stream(reactor, await connect(target.host, target.port), connection, WRITE_BUFFER_BYTES)
+        await connection.login(parameters, users)
+        connection.held.application_name = parameters.get("application_name", "")
+    return connection
+
+
+async def checked(connection: ServerConnection, connect_ms: int) -> ServerConnection:
+    """The connection, if its server is what the register says; raises ServerUnavailable."""
+    async with _dropped_on_failure(connection, connect_ms):
+        await connection.check()
+    return connection
+
+
+@asynccontextmanager
+async def _dropped_on_failure(connection: ServerConnection, limit_ms: int) -> AsyncIterator[None]:
+    target = connection.target
     try:
-        async with asyncio.timeout(connect_ms / 1000):
-            Stream(reactor, await connect(target.host, target.port), connection, WRITE_BUFFER_BYTES)
-            await connection.login(parameters, users)
-            connection.held.application_name = parameters.get("application_name", "")
-            await connection.check()
+        async with asyncio.timeout(limit_ms / 1000):
+            yield
     except (OSError, TimeoutError, ProtocolViolation) as error:
         connection.drop()
-        reason = str(error) or f"no answer within {connect_ms} ms"
+        reason = str(error) or f"no answer within {limit_ms} ms"
         raise ServerUnavailable(f"{target.node} at {target.host}:{target.port}: {reason}") from error
     except BaseException:
         connection.drop()
         raise
-    return connection
 
 
 async def send_cancel(target: Target, process_id: int, secret: bytes, connect_ms: int) -> bool:
