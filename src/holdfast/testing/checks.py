@@ -77,6 +77,7 @@ class Checks:
         self.register: Register | None = None
         self.is_older = False
         """Whether the store was put back, and nobody has swapped the register since."""
+        self._put_back_s = -1.0
         self.restored = False
         self.serving_since_s: dict[int, float] = {}
         self._newest_epoch = 0
@@ -236,10 +237,13 @@ class Checks:
     def put_back(self, register: Register | None) -> None:
         """The store was restored from a backup."""
         self.restored = True
+        self._put_back_s = self._loop.time()
         self.is_older = self.is_older or register != self.register
 
     def registered(self, new: Register, sent_s: float) -> None:
         """The register is swapped, as somebody has asked for at ``sent_s``."""
+        if sent_s < self._put_back_s and self.is_older and new.epoch < self._newest_epoch:
+            return  # asked for before the store was put back to where it fits again, and late: it stays older
         old, self.register = self.register, new
         self.is_older = False
         order = (Phase.RECRUITING, Phase.PROMOTING, Phase.SERVING)
