@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable
 from itertools import pairwise
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.admission.adaptive import STEP, STEPS_MAX, AdaptiveLimit, Way
+from holdfast.core.admission.adaptive import DONE_MIN, STEP, STEPS_MAX, WINDOW_MAX_MS, AdaptiveLimit, Way
 from holdfast.core.admission.ramp import FLOOR
 
 TICK_MS = 100
@@ -67,12 +67,15 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 @given(make=SERVERS, at=KNEES, latency_ms=LATENCIES_MS, start=STARTS)
+@example(make=thrashing, at=16.0, latency_ms=66.0, start=633)
 @quick
 def test_it_settles_near_the_knee_and_stays(
     make: Callable[[float, float], Latency], at: float, latency_ms: float, start: int
 ) -> None:
+    latency = make(at, latency_ms)
+    assume(start * WINDOW_MAX_MS / latency(start) > DONE_MIN + 1)  # else nothing can be measured
     limit = AdaptiveLimit(start)
-    done = Simulation(limit).run(600, make(at, latency_ms)).last(120)
+    done = Simulation(limit).run(600, latency).last(120)
     assert at / STEP - 1 <= min(done) <= max(done) <= at * STEP + 1
     assert max(done) == min(done)
 
@@ -179,3 +182,8 @@ def test_a_few_statements_are_no_measure() -> None:
     """Reports of ten seconds each: nothing can be said of them in a window, and nothing is."""
     limit = AdaptiveLimit(10)
     assert set(Simulation(limit).run(300, knee(10, 10_000)).settled) == {10}
+
+
+def test_it_stays_where_too_little_is_done_to_measure_anything() -> None:
+    limit = AdaptiveLimit(1000)
+    assert set(Simulation(limit).run(300, thrashing(16, 66)).settled) == {1000}

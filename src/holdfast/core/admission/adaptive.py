@@ -208,6 +208,8 @@ class AdaptiveLimit:
         tried_ms, self.latency_ms = self._tried_ms, after_ms
         if tried_ms is None or not _agree(self._before_ms, after_ms):
             self._moves = 0
+            if tried_ms is None:
+                self._way = self._way.other  # too few were done there to say: it would end the same way for ever
             self._try(now_ms)
             return
         there = self._stepped(self._way)
