@@ -10,6 +10,7 @@ import click
 
 from holdfast.cli.clusters import with_cluster
 from holdfast.cli.failures import FAILED
+from holdfast.cli.match import match
 from holdfast.cli.output import directory_option, json_option, print_json
 from holdfast.model.errors import ConfigurationError
 
@@ -29,6 +30,9 @@ epoch_option = click.option("--epoch", type=int, help="Only the log that this ep
 @click.group()
 def lost() -> None:
     """What an old primary had committed and nobody else had: the transactions, their rows, and a script of them."""
+
+
+lost.add_command(match)
 
 
 @lost.command("show")

@@ -85,12 +85,33 @@ def proof(
         if not is_unacknowledged(account, opened) and not is_empty(account):
             what = f"{len(account.of_clients)} transactions" if account.of_clients else "transactions"
             doubts.append(f"{account.member.node} may have acknowledged {what} that are not in epoch {account.epoch}")
-    examined = _examined(events, accounts)
+    doubts += unlisted(events, accounts, meant)
+    return Proof(not doubts, tuple(doubts))
+
+
+def unlisted(events: Sequence[Event], accounts: Sequence[LostLog], meant: Collection[int]) -> list[str]:
+    """The epochs, of those meant, whose former primary may have acknowledged what no list tells of; why, for people."""
+    opened, examined = opened_under(events), _examined(events, accounts)
+    found = []
     for number in (n for n in meant if not _needed_quorum(opened, n) and n not in examined):
         quorum = opened.get(number)
         why = "the journal does not tell its quorum" if quorum is None else "commits were local"
-        doubts.append(f"{why} before epoch {number}, and there is no list of the log of the primary that it replaced")
-    return Proof(not doubts, tuple(doubts))
+        found.append(f"{why} before epoch {number}, and there is no list of the log of the primary that it replaced")
+    return found
+
+
+def gaps(events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], epoch: int) -> list[str]:
+    """Why it is not certain that the lists, with their rows, have everything that was lost up to ``epoch``."""
+    found = [f"{node} does not answer: what it knows is missing" for node in silent]
+    for account in accounts:
+        where = f"the log of {account.member.node} that epoch {account.epoch} replaced"
+        if account.unread:
+            found.append(f"{where} was not listed to its end: {account.unread}")
+        if account.salvage is None and account.of_clients:
+            found.append(f"the rows of {where} were not read")
+        elif account.salvage is not None:
+            found += [f"{where}: {note}" for note in account.salvage.notes]
+    return [*found, *unlisted(events, accounts, range(2, epoch + 1))]
 
 
 def _examined(events: Sequence[Event], accounts: Sequence[LostLog]) -> set[int]:

@@ -72,7 +72,7 @@ class SalvagedRow:
 
 
 def rows_of(account: LostLog, table: str | None = None) -> Iterator[SalvagedRow]:
-    """The rows of an account, table by table, from its node's directory.
+    """The rows of an account, table by table, each in the order of the commits, from its node's directory.
 
     Raises EnvironmentFault where they cannot be read, ConfigurationError for a table that is not among them.
     """
@@ -81,19 +81,26 @@ def rows_of(account: LostLog, table: str | None = None) -> Iterator[SalvagedRow]
         raise ConfigurationError(f"no row of {table} was read; there are {', '.join(files) or 'none at all'}")
     for name, file in files.items():
         if table in (None, name):
-            for line in _text_of(account, file).splitlines():
+            for line in _lines_of(account, file):
                 yield SalvagedRow(table=name, **json.loads(line))
 
 
 def script_of(account: LostLog) -> str:
     """The script that brings the rows of an account back; raises EnvironmentFault."""
-    return _text_of(account, SCRIPT)
+    return "".join(script_lines(account))
 
 
-def _text_of(account: LostLog, file: str) -> str:
+def script_lines(account: LostLog) -> Iterator[str]:
+    """The same line by line, with their ends; raises EnvironmentFault."""
+    return _lines_of(account, SCRIPT)
+
+
+def _lines_of(account: LostLog, file: str) -> Iterator[str]:
     path = Path(account.evidence_dir) / file
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        # A carriage return may be part of a value.
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            yield from lines
     except OSError as error:
         raise EnvironmentFault(
             f"{path} cannot be read here ({error.strerror}): run the command on the host of {account.member.node}, as "

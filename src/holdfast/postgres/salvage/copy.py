@@ -34,7 +34,7 @@ _LEFT_OUT = frozenset(
     {"pg_wal", "pg_replslot", "pg_stat_tmp", "postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal"}
 )
 _POLL_S = 0.005
-_SESSION = (
+SESSION = (
     "-c datestyle=ISO,MDY -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=1 -c bytea_output=hex "
     "-c search_path= -c lc_monetary=C -c statement_timeout=0 -c lock_timeout=0 -c jit=off"
 )
@@ -127,7 +127,7 @@ class IsolatedCopy:
         if session is None or session.closed:
             conninfo = make_conninfo(
                 "", host=str(self._socket_dir), port=self._instance.settings.port, user="postgres", dbname=database,
-                application_name="holdfast_salvage", options=_SESSION, client_encoding="UTF8", gssencmode="disable",
+                application_name="holdfast_salvage", options=SESSION, client_encoding="UTF8", gssencmode="disable",
             )  # fmt: skip
             session = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
             self._sessions[database] = session
