@@ -34,7 +34,7 @@ def only(lines: Iterable[str], chosen: Mapping[int, Iterable[str]]) -> Iterator[
                     continue
             elif line.startswith("\\connect "):
                 takes, is_connecting, database = False, True, ["\n"]
-        if is_connecting:
+        if is_connecting and line.strip():
             database.append(line)
         elif takes and (quote or line.strip()):
             yield line
