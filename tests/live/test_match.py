@@ -103,7 +103,7 @@ async def test_what_the_ledger_has_is_brought_back_and_nothing_is_left(ordered: 
     assert "1 transaction to re-apply, each of them whole" in said
 
     leader = await the_leader(ordered)
-    psql = Path(ordered.file.postgresql.path).with_name("psql")
+    psql = Path(ordered.file.postgresql.path, "psql")
     dsn = ordered.superuser_dsn(leader, "postgres")
     running = await asyncio.create_subprocess_exec(psql, "-v", "ON_ERROR_STOP=1", "-q", "-f", script, dsn)
     assert await running.wait() == 0
