@@ -15,7 +15,7 @@ from tests.cli.running import assert_refused, holdfast
 from tests.installations import version_id
 from tests.live.conftest import connect, the_leader, until_whole
 from tests.live.test_lost import walsender
-from tests.live.test_policy import NEWEST, asynchronous, frozen, ordered, postmaster, until
+from tests.live.test_policy import NEWEST, asynchronous, frozen, ordered, postmaster, process_of, until
 
 __all__ = ["ordered"]
 pytestmark = [
@@ -49,7 +49,7 @@ async def lose(cluster: LocalCluster, *payments: tuple[int, str]) -> None:
     before = await asynchronous(cluster)
     old = before.committed.leader.node
     senders = [await walsender(cluster, old, node) for node in cluster.nodes if node != old]
-    async with frozen(*senders):
+    async with frozen(*senders, process_of(cluster, old)):
         await pay(cluster, *payments)
         server = postmaster(cluster, old)
         for process in [server, *server.children(recursive=True)]:
