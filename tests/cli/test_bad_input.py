@@ -153,3 +153,23 @@ def test_wrong_configuration(place: Path, command: str, text: bytes | None, word
     if text is not None:
         path.write_bytes(text)
     assert_refused(holdfast(command, "--config", path), str(path), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--ledger", "l.csv"), ("Missing option", "--key")),
+        (("--ledger", "l.csv", "--key", "id", "--query", "SELECT 1"), ("--query is for a database",)),
+        (("--ledger", "service=x", "--key", "id"), ("add --query",)),
+        (("--ledger", "service=x", "--key", "id", "--query", "SELECT 1", "--format", "csv"), ("--format",)),
+        (("--ledger", "host=h password=hidden", "--key", "id", "--query", "SELECT 1"), ("PGPASSFILE",)),
+        (("--ledger", "l.csv", "--key", "id="), ("--key 'id='", "COLUMN=LEDGER_COLUMN")),
+        (("--ledger", "l.csv", "--key", "id", "--key", "id=x"), ("--key id", "given twice")),
+        (("--ledger", "l.txt", "--key", "id"), ("--format csv",)),
+        (("--ledger", "l.csv", "--key", "id", "--list", "/proc/no"), ("--list /proc/no", "cannot be written")),
+    ],
+)
+def test_a_match_that_cannot_be_made(stopped: Layout, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    refused = holdfast("lost", "match", "--dir", stopped.root, *arguments)
+    assert_refused(refused, *words)
+    assert "hidden" not in refused.stderr
