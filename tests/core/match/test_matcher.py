@@ -58,7 +58,7 @@ def match(
     matcher = Matcher(terms, [c.lost(terms) for c in changes], is_unique=is_unique, is_whole=is_whole)
     judged: list[Judged] = []
     for each in entries:
-        taken = matcher.take(each)
+        taken = matcher.take(each, terms.key_of_entry(each.values))
         if isinstance(taken, Asked):
             taken = matcher.decide(taken, there.get(taken.key, ()))
         if taken is not None:

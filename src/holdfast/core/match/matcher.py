@@ -123,9 +123,8 @@ class Matcher:
         """Keys under which more than one lost row was inserted, and not the same one again after it was deleted."""
         return tuple(key for key, known in self._keys.items() if self._is_twice([self._lost[n] for n in known.lost]))
 
-    def take(self, entry: Entry) -> Asked | Judged | None:
-        """Look at an entry: the database must be asked, or it is judged, or it waits for `finish`."""
-        key = self._terms.key_of_entry(entry.values)
+    def take(self, entry: Entry, key: Key | str) -> Asked | Judged | None:
+        """Look at an entry with its key: the database must be asked, or it is judged, or it waits for `finish`."""
         if isinstance(key, str):
             return Judged(key, None, entry, None)
         values = self._terms.values_of_entry(entry.values)

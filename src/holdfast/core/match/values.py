@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Final
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DAY_US = 86_400_000_000
 _DIGITS_MAX, _SCALE_MAX = 131_072, 16_383
 """What numeric has before and after its point."""
 _YEARS = range(-4711, 294_001)
 """What timestamps have, a little less."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?\Z")
+_PLAIN = re.compile(r"(?:0|-?[1-9][0-9]{0,30}(?:\.[0-9]{0,30}[1-9])?)\Z")
+"""Written already as it is to be; most numbers are."""
 _INFINITE = {"infinity": "Infinity", "inf": "Infinity", "-infinity": "-Infinity", "-inf": "-Infinity", "nan": "NaN"}
 _TRUE, _FALSE = {"t", "true", "y", "yes", "on", "1"}, {"f", "false", "n", "no", "off", "0"}
 _DATE = r"(?P<year>[0-9]{4,6})-(?P<month>[0-9]{1,2})-(?P<day>[0-9]{1,2})"
@@ -32,7 +35,7 @@ def canonical(text: str, type_name: str) -> str | None:
     Values of types that are not known here stand for themselves. A timestamp with time zone that names none is in UTC;
     one without time zone must name none.
     """
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if "\x00" in text or (not text.isascii() and _SURROGATE.search(text) is not None):
         return None  # nothing that PostgreSQL could hold
     read = _READERS.get(type_name.rpartition(".")[2])
     return text if read is None else read(text, type_name)
@@ -49,6 +52,8 @@ def is_known(type_name: str) -> bool:
 def _number(text: str) -> str | None:
     """Without an exponent, without zeros that say nothing."""
     trimmed = text.strip()
+    if _PLAIN.match(trimmed) is not None:
+        return trimmed
     if _NUMBER.match(trimmed) is None:
         return None
     sign, digits, exponent = Decimal(trimmed).as_tuple()
@@ -69,7 +74,7 @@ def _number(text: str) -> str | None:
 
 
 def _numeric(text: str, _: str) -> str | None:
-    return _INFINITE.get(text.strip().lower().removeprefix("+")) or _number(text)
+    return _number(text) or _INFINITE.get(text.strip().lower().removeprefix("+"))
 
 
 def _integer(text: str, type_name: str) -> str | None:

@@ -190,7 +190,7 @@ class _Work:
                 self.found.twice_in_ledger_count += 1
                 if len(self.found.twice_in_ledger) < LISTED_MAX:
                     self.found.twice_in_ledger[key] = None
-            taken = matcher.take(entry)
+            taken = matcher.take(entry, key)
             if isinstance(taken, Asked):
                 asked.append(taken)
             elif taken is not None:
