@@ -84,6 +84,10 @@ class Policy(BaseModel):
     ramp_window_s: int = Field(
         60, ge=1, le=3600, description="in which it climbs to all, if the new primary is not as fast as usual before"
     )
+    capture_wait_s: int = Field(
+        120, ge=0, le=86_400,
+        description="how long a failed node's return may wait for its capture; 0: nothing is captured",
+    )  # fmt: skip
     classes: dict[ClassName, TrafficClass] = Field(
         {}, max_length=32, description="classes of sessions: shares, bounds, who is in them"
     )

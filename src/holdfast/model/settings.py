@@ -117,6 +117,42 @@ class FencingSettings(_Section):
     )
 
 
+class CaptureSettings(_Section):
+    """``[capture]``: what is taken of a failed node before anything touches it, and where it goes."""
+
+    directory: Path | None = Field(
+        None, description="where captures go; best on another disk than the data directory's, which may be the fault; "
+        "`captures` below `node.state_dir` if unset"
+    )  # fmt: skip
+    bytes_max: int = Field(4 * 1024**3, ge=1024**2, description="what one capture may have")
+    server_log_bytes: int = Field(64 * 1024**2, ge=0, description="of the server's log, the newest part")
+    log_before_bytes: int = Field(64 * 1024**2, ge=0, description="of the write-ahead log before the fork")
+    data_files: bool = Field(False, description="whether tables and indexes are taken as well")
+    secrets: bool = Field(
+        False, description="whether passwords in configuration files and statements stay; keys of TLS are never taken"
+    )
+    kernel_log: bool = Field(True, description="whether the end of the kernel's log is taken, where the agent may")
+    keep: int = Field(10, ge=1, le=10_000, description="captures of this node that are kept, the newest")
+    keep_bytes: int = Field(16 * 1024**3, ge=0, description="what they may have together; the newest stays in any case")
+    recipients: tuple[str, ...] = Field(
+        (), description="public keys of age (`age1…`) to which everything is encrypted; the private key stays elsewhere"
+    )
+    snapshot_command: tuple[str, ...] = Field(
+        (), description="program and arguments that make a snapshot of the volume before anything is copied, with "
+        "HOLDFAST_NODE, HOLDFAST_EPOCH, HOLDFAST_CLUSTER and HOLDFAST_DATA_DIR in its environment"
+    )  # fmt: skip
+    snapshot_timeout_s: float = Field(60.0, gt=0, le=3600, description="after this it is killed with all it started")
+
+    @field_validator("recipients")
+    @classmethod
+    def _public_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            if not key.startswith("age1"):
+                shown = "a private key" if key.startswith("AGE-SECRET-KEY") else "what is given"
+                raise ValueError(f"{shown} is no public key of age: one begins with age1, see `age-keygen -y`")
+        return value
+
+
 class WebhookSettings(_Section):
     """One receiver."""
 
@@ -149,6 +185,7 @@ class NodeSettings(_Section):
     store: StoreSettings
     fencing: FencingSettings = FencingSettings()
     hooks: HookSettings = HookSettings()
+    capture: CaptureSettings = CaptureSettings()
     thresholds: Thresholds = Thresholds()
     timeouts: Timeouts = Timeouts()
 
@@ -243,7 +280,8 @@ def _describe(kind: type[BaseModel], loc: tuple[int | str, ...], error: str, mes
     if error == "missing":
         return f"setting {name} is missing"
     message = message.removeprefix("Value error, ")
-    shown = "" if "password" in name or isinstance(value, dict) else f", not {value!r}"
+    hidden = "password" in name or "SECRET-KEY" in str(value) or isinstance(value, dict)
+    shown = "" if hidden else f", not {value!r}"
     return f"setting {name}: {message[:1].lower()}{message[1:]}{shown}"
 
 

@@ -131,6 +131,16 @@ class Timeouts(BaseModel):
     """For the rows of lost transactions to be read before a rewind, which waits for it: the node is missing meanwhile.
     Copying the data directory takes most of it where the file system cannot share blocks."""
 
+    moment_ms: int = Field(1500, ge=100, le=60_000)
+    """For sessions, locks and pressure to be noted when a primary is in trouble: nobody waits for it, but the server
+    may be stopped at any time."""
+
+    capture_awaited_ms: int = Field(500, ge=0, le=60_000)
+    """For the capture of a node that a promotion or the quorum waits for: clients wait, too. Enough for small files."""
+
+    capture_retry_ms: int = Field(1000, ge=10, le=600_000)
+    """Between two attempts at a capture whose directory does not take it."""
+
     rejoin_stream_ms: int = Field(20_000, ge=1000, le=600_000)
     """A rewound node that does not stream so long after it is up, or is not up then and has stopped, is cloned afresh.
 

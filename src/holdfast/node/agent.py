@@ -179,6 +179,7 @@ class Agent:
             self._watchdog.close()
         finally:
             await self._fencing.close()
+            await self._performer.capturing.close()
             await self._journal.flush()
             await self._publisher.withdraw()
             await self._server.close()
@@ -202,6 +203,7 @@ class Agent:
         self._decision = decision
         self._note(decision, o)
         self._verdicts.note(o.verdict)
+        self._performer.capturing.look(o)
         self._note_role(o)
         if o.trouble is None:
             self._performer.alarm = None

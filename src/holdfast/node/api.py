@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from holdfast.model.asker import USER_HEADER, Asker
+from holdfast.model.capture import Capture
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog
@@ -84,16 +85,19 @@ class Api:
         subject: Subject,
         accounts: Callable[[], list[LostLog]] = list,
         find_outcome: FindOutcome | None = None,
+        captures: Callable[[], list[Capture]] = list,
     ) -> None:
         """``accounts`` reads what was lost with divergent logs of this node; called in a thread.
 
         ``find_outcome`` answers for a transaction; None: there is no PostgreSQL here. Raises HoldfastError.
+        ``captures`` reads what was taken of this node; called in a thread.
         """
         self._settings = settings
         self._token = token
         self._subject = subject
         self._accounts = accounts
         self._find_outcome = find_outcome
+        self._captures = captures
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -109,6 +113,7 @@ class Api:
                 web.get("/policy", self._policy),
                 web.get("/fresh", self._fresh),
                 web.get("/lost", self._lost),
+                web.get("/captures", self._list_captures),
                 web.get("/outcome", self._outcome),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
@@ -158,6 +163,11 @@ class Api:
         except (RegisterError, OSError) as error:
             raise web.HTTPInternalServerError(text=f"{error}\n") from error
         body = b"[" + b",".join(a.to_json() for a in accounts) + b"]"
+        return web.Response(body=body, content_type="application/json")
+
+    async def _list_captures(self, request: web.Request) -> web.StreamResponse:
+        captures = await asyncio.to_thread(self._captures)
+        body = b"[" + b",".join(c.to_json() for c in captures) + b"]"
         return web.Response(body=body, content_type="application/json")
 
     async def _outcome(self, request: web.Request) -> web.StreamResponse:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member, Quorum
@@ -90,6 +91,14 @@ class LocalServer(Protocol):
     async def walsenders(self) -> Mapping[str, WalSender]: ...  # noqa: D102
 
     async def end_walsender(self, node: str, sender: WalSender) -> None: ...  # noqa: D102
+
+    async def note_moment(self, why: str) -> None: ...  # noqa: D102
+
+    async def has_failed(self) -> bool: ...  # noqa: D102
+
+    async def capture(  # noqa: D102
+        self, order: CaptureOrder, progress: Callable[[str, float | None], None]
+    ) -> Capture | None: ...
 
     async def rewind(  # noqa: D102
         self, source: Upstream, own_end: Position, progress: Callable[[str, float | None], None]

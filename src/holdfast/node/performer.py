@@ -11,6 +11,7 @@ import structlog
 
 from holdfast.core import actions as a
 from holdfast.core.observation import Observation
+from holdfast.model.capture import Occasion
 from holdfast.model.errors import PostgresError, StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.lost import LostLog, Unaccounted
@@ -18,6 +19,7 @@ from holdfast.model.lsn import Position
 from holdfast.model.register import NO_QUORUM, Configuration, Member, Phase, Quorum, Recruit, Register
 from holdfast.model.server import Upstream
 from holdfast.model.settings import NodeSettings
+from holdfast.node.capturing import Capturing
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.coordinator import Coordinator, Hands
 from holdfast.node.observer import Observer
@@ -55,6 +57,7 @@ class Performer(Coordinator):
         self._promise = promise
         self._names = names
         self._observer = observer
+        self.capturing = Capturing(settings, server, journal)
         self._on_done = on_done
         self._job: asyncio.Task[None] | None = None
         self._detached: Position | None = None
@@ -126,7 +129,7 @@ class Performer(Coordinator):
 
     async def _rewind(self, action: a.Rewind, rule: str, o: Observation) -> bool:
         source, own_end = self._upstream(action.source), o.own_end
-        if source is None or own_end is None:
+        if source is None or own_end is None or not await self._may_touch(action, Occasion.REWIND, rule, o):
             return False
 
         async def work() -> None:
@@ -139,6 +142,7 @@ class Performer(Coordinator):
                 await self._clone_from(source, rule)
                 return
             await self._server.set_incarnation(incarnation)
+            self.capturing.touched()
             self._observer.own_end = None
             self._observer.rewound_ms = monotonic_ms()
             self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
@@ -167,7 +171,18 @@ class Performer(Coordinator):
 
     async def _clone(self, action: a.Clone, rule: str, o: Observation) -> bool:
         source = self._upstream(action.source)
-        return source is not None and self._start_job(action, self._clone_from(source, rule), rebuilding=True)
+        if source is None or not await self._may_touch(action, Occasion.CLONE, rule, o):
+            return False
+        return self._start_job(action, self._clone_from(source, rule), rebuilding=True)
+
+    async def _may_touch(self, action: a.Action, occasion: Occasion, rule: str, o: Observation) -> bool:
+        """Whether the directory has been captured; else that is begun. A recruit it can be all the while."""
+        if not self.capturing.is_due(occasion, o):
+            return True
+        if self.capturing.is_too_long(o):
+            await self.cancel_job()
+        self._start_job(action, self.capturing.capture(occasion, o, rule, self._say), rebuilding=False)
+        return False
 
     async def _clone_from(self, source: Upstream, rule: str) -> None:
         register = self._registry.register
@@ -181,6 +196,7 @@ class Performer(Coordinator):
         await self._server.clone(source, Member(self._node, incarnation), self._say)
         await self._server.set_incarnation(incarnation)
         self._observer.cloned()
+        self.capturing.touched()
         self._journal.record("clone.done", register.epoch, rule, source=source.node, incarnation=incarnation)
 
     async def _rename(self) -> str:
@@ -191,8 +207,15 @@ class Performer(Coordinator):
     # ---- the process ------------------------------------------------------------------------------------------
 
     async def _start(self, action: a.Start, rule: str, o: Observation) -> bool:
+        follows = action.standby and o.led_by != o.member
+        if follows and self.capturing.is_due(Occasion.START, o) and await self._server.has_failed():
+            await self._may_touch(action, Occasion.START, rule, o)
+            return False
+        if self.capturing.underway:  # clients wait for this start
+            await self.cancel_job()
         await self._server.start(standby=action.standby)
         self._observer.started()
+        self.capturing.touched()
         self._starts += 1
         self._journal.record("postgres.started", o.promised, rule, standby=action.standby)
         return True

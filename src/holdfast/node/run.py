@@ -20,6 +20,7 @@ from holdfast.node.promise import Names, PromiseFile
 from holdfast.node.reach import HttpReach, SqlReach
 from holdfast.node.witness import Witness
 from holdfast.postgres.accounting import read_accounts
+from holdfast.postgres.capture.keep import read_captures
 from holdfast.postgres.installation import find_installation
 from holdfast.postgres.server import Server
 from holdfast.store.contract import Store
@@ -41,7 +42,8 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
             f"node.state_dir: {settings.node.state_dir} cannot be made ({error.strerror}): choose another directory"
         ) from error
     installation = find_installation(settings.postgres.bin_dir, settings.node.state_dir / "postgresql")
-    server = Server(settings.postgres, settings.node.name, installation, settings.timeouts, settings.node.state_dir)
+    name, state_dir = settings.node.name, settings.node.state_dir
+    server = Server(settings.postgres, name, installation, settings.timeouts, state_dir, settings.capture)
     parts = Parts(
         server=server,
         store=store,
@@ -56,9 +58,10 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     log.info("agent.started", node=settings.node.name, postgresql=".".join(map(str, installation.version)))
     accounts = partial(read_accounts, settings.node.state_dir)
     keys = Keys(settings.cluster.name)
+    captures = partial(read_captures, server.captures_dir, name)
     outcomes = Outcomes(settings.node.name, server, store, keys, settings.timeouts, accounts)
     try:
-        await _live(agent, Api(settings.api, token, agent, accounts, outcomes.answer))
+        await _live(agent, Api(settings.api, token, agent, accounts, outcomes.answer, captures))
     finally:
         await outcomes.close()
 

@@ -12,16 +12,18 @@ from typing import Literal
 
 import structlog
 
+from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.errors import HoldfastError, PostgresError
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.outcome import EpochStart, XactStatus
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstream, WalSender
-from holdfast.model.settings import PostgresSettings
+from holdfast.model.settings import CaptureSettings, PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Room, Survey
 from holdfast.postgres import bootstrap, rejoin, replication, survey, transactions
+from holdfast.postgres.capture.taking import Captures
 from holdfast.postgres.disk import Disk, pressure, space_of, write_probe, writes_completed
 from holdfast.postgres.installation import Installation
 from holdfast.postgres.instance import Instance
@@ -36,10 +38,17 @@ class Server:
     """The one server that an agent owns. Made inside a running event loop; one task at a time changes it."""
 
     def __init__(
-        self, settings: PostgresSettings, node: str, installation: Installation, timeouts: Timeouts, state_dir: Path
+        self,
+        settings: PostgresSettings,
+        node: str,
+        installation: Installation,
+        timeouts: Timeouts,
+        state_dir: Path,
+        capture: CaptureSettings | None = None,
     ) -> None:
         """Raises ConfigurationError for settings that cannot be, and EnvironmentFault if nobody can run PostgreSQL."""
         self._instance = Instance(settings, node, installation, timeouts, state_dir)
+        self._captures = Captures(self._instance, capture or CaptureSettings())
         self._device: int | None = None
         """What the data directory is on, as of the last look at it that came back."""
 
@@ -309,6 +318,31 @@ class Server:
         One that is stuck in sending its last word to a host that is gone ends when it is told a second time.
         """
         await replication.end_walsender(self._instance, node, sender)
+
+    # -- evidence ----------------------------------------------------------------------------------------------------
+
+    @property
+    def captures_dir(self) -> Path:
+        """Where captures of this server go."""
+        return self._captures.base
+
+    async def note_moment(self, why: str) -> None:
+        """Write down what sessions, locks, processes and kernel say now, for the next capture.
+
+        Takes up to ``moment_ms``, whether or not the server answers. Raises EnvironmentFault.
+        """
+        await self._captures.note_moment(why)
+
+    async def has_failed(self) -> bool:
+        """Whether the stopped directory is that of a primary that was not shut down."""
+        return await self._captures.has_failed()
+
+    async def capture(self, order: CaptureOrder, progress: Callable[[str, float | None], None]) -> Capture | None:
+        """Take the stopped directory as it is, before it is touched; None if nothing failed here or nothing is there.
+
+        Ended or killed half-way, the same order resumes it. Raises EnvironmentFault, and may be ordered again then.
+        """
+        return await self._captures.take(order, progress)
 
     # -- rejoin ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
+from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import History, Lsn, Position, is_on_history
 from holdfast.model.register import Member, Quorum
@@ -327,6 +328,19 @@ class SimulatedServer:
         for held in list(self.postgres.senders):
             if held.pid == sender.pid:
                 held.close()
+
+    # ---- evidence ---------------------------------------------------------------------------------------------
+
+    async def note_moment(self, why: str) -> None:
+        """See `Server.note_moment`."""
+
+    async def has_failed(self) -> bool:
+        """See `Server.has_failed`: nothing is captured here before a start."""
+        return False
+
+    async def capture(self, order: CaptureOrder, progress: Callable[[str, float | None], None]) -> Capture | None:
+        """See `Server.capture`: there are no files here that anybody would look at."""
+        return None
 
     # ---- rejoin -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Captures: what is taken of a failed node before anything touches it."""
