@@ -18,6 +18,7 @@ from holdfast.cli.failures import reported
 
 _COMMANDS = {
     "approve": "holdfast.cli.policy:approve",
+    "capture": "holdfast.cli.capture:capture",
     "demo": "holdfast.cli.demo:demo",
     "down": "holdfast.cli.up:down",
     "drill": "holdfast.cli.drill:drill",

@@ -217,6 +217,10 @@ def _print(one: Incident, objectives: Objectives) -> None:
         click.echo("\nWhat is in doubt")
         for doubt in one.losses.doubts:
             click.echo(f"  {doubt}")
+    if one.evidence:
+        click.echo("\nWhat was taken as evidence")
+        for words in one.evidence:
+            click.echo(f"  {words}")
     if one.guardrails:
         click.echo("\nWhat would make the next time better")
         for guardrail in one.guardrails:

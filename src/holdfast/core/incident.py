@@ -19,6 +19,7 @@ from holdfast.model.lost import LostLog
 
 MONTH_MS = 30 * 24 * 3600 * 1000
 """What an availability objective is counted over."""
+_EVIDENCE = ("capture.done", "capture.partial", "capture.failed", "snapshot.done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Incident:
     losses: Losses
     causes: tuple[Candidate, ...]
     guardrails: tuple[Guardrail, ...]
+    evidence: tuple[str, ...] = ()
+    """What was taken of the failed node before anything touched it, and where it is; what could not be."""
 
     @property
     def stall_ms(self) -> int | None:
@@ -122,6 +125,7 @@ def _incident(
         losses=losses,
         causes=causes,
         guardrails=guardrails_for(story, own, refused=impact.refused if impact is not None else 0),
+        evidence=tuple(f"{line.who} {line.says}." for line in story.lines if line.kind in _EVIDENCE),
     )
 
 

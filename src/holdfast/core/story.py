@@ -218,6 +218,11 @@ _WORDS = {
     "ramp.ended": "lets everybody in again, after {took_ms} ms",
     "ramp.ordered": "passes an order for the ramp on{by_whom}: {order}",
     "log.accounted": "found {transactions} transactions ({lost_bytes} bytes) in its log beyond the fork at {fork}",
+    "capture.done": "was captured before it was touched: {files} files, {bytes} bytes, in {took_ms} ms ({directory})",
+    "capture.partial": "was captured before it was touched, and not all of it: {files} files, {bytes} bytes, in "
+    "{took_ms} ms ({directory}); missing is {missing}",
+    "capture.failed": "could not be captured before it was touched: {reason}",
+    "snapshot.done": "ran the command for a snapshot of its volume: {outcome}",
     "log.unaccounted": "could not list what lies in its log beyond the fork: {reason}",
     "rows.salvaged": "read {rows} rows of lost transactions",
     "rows.salvaged-in-part": "read {rows} rows of lost transactions, and not all: {missing}",

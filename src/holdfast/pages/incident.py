@@ -88,6 +88,7 @@ def incident_markdown(
         *(f"- {doubt}" for doubt in incident.losses.doubts),
         *_lost_table(accounts, proved=incident.losses.proved),
         "",
+        *_evidence(incident),
         "## What would make the next time better",
         "",
         *(f"- {g.what}." + (f" `{g.command}`" if g.command else "") for g in incident.guardrails),
@@ -100,6 +101,12 @@ def incident_markdown(
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _evidence(incident: Incident) -> list[str]:
+    if not incident.evidence:
+        return []
+    return ["## What was taken as evidence", "", *(f"- {words}" for words in incident.evidence), ""]
 
 
 def _tiles(incident: Incident) -> list[_Tile]:
