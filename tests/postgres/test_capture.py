@@ -406,6 +406,11 @@ async def test_a_directory_that_takes_nothing_is_named(lab: Lab) -> None:
         await captures(old, directory=str(in_the_way / "below")).take(await order_of(old, new), nothing)
 
 
+async def test_a_directory_inside_of_what_is_captured_is_refused(lab: Lab) -> None:
+    with pytest.raises(ConfigurationError, match=r"capture\.directory = .* is inside postgres\.data_dir"):
+        captures(lab.server("a"), directory=str(lab.data_dir("a") / "captures"))
+
+
 def test_the_capture_of_an_unreadable_manifest_is_told(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match=r"manifest\.json cannot be read"):
         read_capture(tmp_path)

@@ -343,3 +343,23 @@ async def test_what_is_beyond_the_fork_is_copied_and_listed_before_it_is_taken_b
     assert (evidence / "pg_control").exists()
     assert list((evidence / "pg_wal").glob("0000000100000000*"))
     assert read_accounts(evidence.parents[1]) == [lost]
+
+
+async def test_a_record_that_is_printed_in_a_very_long_line_is_listed_like_any_other(lab: Lab) -> None:
+    """pg_waldump prints all of a message's bytes, three characters for each."""
+    old = await lab.primary("a")
+    new, _ = await lab.standby("b")
+    await lab.execute("a", "CREATE TABLE t AS SELECT 1 AS i")
+    await lab.until_equal(old, new)
+    await new.detach()
+    await lab.execute("a", "SELECT pg_logical_emit_message(false, 'long', repeat('x', 4000000))")
+    await lab.execute("a", "INSERT INTO t VALUES (2)")
+    await old.stop("immediate", 5000)
+    await new.promote(2)
+    await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
+    await new.set_quorum(NO_QUORUM)
+    await new.write_epoch_record(2)
+    lost = await old.rewind(lab.upstream("b"), await old.end_of_log(), nothing)
+    assert isinstance(lost, LostLog)
+    assert [t.relations for t in lost.of_clients] == [{"postgres.public.t": Tuples(inserted=1)}]
+    assert lost.unread == ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ COPY_BYTES_MAX = 1024**3
 KEPT_ACCOUNTS = 10
 LOOK_BACK_BYTES = 64 * 1024 * 1024
 """How far before the fork is read for what a transaction wrote that was committed beyond it."""
+LINE_BYTES_MAX = 4 * 1024 * 1024
+"""Of what pg_waldump prints for one record: enough for a commit with a few hundred thousand subtransactions."""
+_READ_BYTES = 64 * 1024
 _SERVER_LOG_BYTES = 1024 * 1024
 _NAMES = """
 SELECT t || '/' || d || '/' || f, 'postgres.' || n.nspname || '.' || c.relname
@@ -173,14 +176,14 @@ async def _each_line(instance: Instance, arguments: list[str], take: Callable[[s
     try:
         process = await asyncio.create_subprocess_exec(
             program, *arguments, cwd="/", env=environment(TZ="UTC"), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, limit=2**22, **identity(instance.user),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **identity(instance.user),
         )  # fmt: skip
     except OSError as error:
         raise EnvironmentFault(f"cannot run {program}: {error}") from error
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        async for raw in process.stdout:
+        async for raw in _lines_of(process.stdout):
             take(raw.decode(errors="replace").rstrip())
         words = (await process.stderr.read()).decode(errors="replace").strip()
         return await process.wait(), words
@@ -188,6 +191,20 @@ async def _each_line(instance: Instance, arguments: list[str], take: Callable[[s
         process.kill()
         await process.wait()
         raise
+
+
+async def _lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Its lines, each up to `LINE_BYTES_MAX`: a message in the log is printed with all of its bytes, in one line."""
+    line = bytearray()
+    while chunk := await stream.read(_READ_BYTES):
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            line += part[: LINE_BYTES_MAX - len(line)]
+            yield bytes(line)
+            line.clear()
+        line += rest[: LINE_BYTES_MAX - len(line)]
+    if line:
+        yield bytes(line)
 
 
 async def _named(listed: tuple[LostTransaction, ...], conninfo: str) -> tuple[LostTransaction, ...]:

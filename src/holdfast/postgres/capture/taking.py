@@ -15,7 +15,7 @@ import structlog
 
 from holdfast import __version__
 from holdfast.model.capture import Capture, CaptureOrder, Occasion
-from holdfast.model.errors import EnvironmentFault, PostgresError
+from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
 from holdfast.model.lsn import Lsn, is_on_history
 from holdfast.model.settings import CaptureSettings
 from holdfast.postgres.accounting import fork_of
@@ -47,6 +47,11 @@ class Captures:
         self._settings = settings
         self._sealer = Sealer(settings.recipients) if settings.recipients else None
         self.base = settings.directory or instance.state_dir / "captures"
+        data_dir = instance.layout.data_dir
+        if self.base.resolve().is_relative_to(data_dir):
+            raise ConfigurationError(
+                f"capture.directory = {str(self.base)!r} is inside postgres.data_dir, which a clone replaces: name another"
+            )
 
     async def note_moment(self, why: str) -> None:
         """Write down what changes from one moment to the next, for the next capture. Raises EnvironmentFault."""
