@@ -50,7 +50,7 @@ class Captures:
         data_dir = instance.layout.data_dir
         if self.base.resolve().is_relative_to(data_dir):
             raise ConfigurationError(
-                f"capture.directory = {str(self.base)!r} is inside postgres.data_dir, which a clone replaces: name another"
+                f"capture.directory = {str(self.base)!r} is inside postgres.data_dir: name another directory"
             )
 
     async def note_moment(self, why: str) -> None:
