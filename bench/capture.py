@@ -39,7 +39,7 @@ ADDED_MS_MAX = 50
 MEMORY_BYTES_MAX = 150_000_000
 WAIT_S = 3600.0
 PAUSE_S = 0.005
-LOG_STEP_MIB = 4
+LOG_OF_ONE_MIB = b"SELECT pg_logical_emit_message(false, 'bench', repeat('x', 8192)) FROM generate_series(1, 128)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,8 @@ async def one_round(cluster: LocalCluster, log_mib: int, *, captures: bool) -> R
         senders = [p for p in server.children() if "walsender" in " ".join(p.cmdline())]
         for sender in senders:
             sender.suspend()
-        for _ in range(max(1, log_mib // LOG_STEP_MIB)):
-            size = min(log_mib, LOG_STEP_MIB) * 1024 * 1024
-            await session.execute(f"SELECT pg_logical_emit_message(false, 'bench', repeat('x', {size}))".encode())
+        for _ in range(log_mib):
+            await session.execute(LOG_OF_ONE_MIB)
         agent.suspend()  # else it leads again: its log is the longest
         writer.longest_ms = 0.0
         killed_s = time.monotonic()
