@@ -10,7 +10,8 @@ lane       one port's way to a server: choosing, holding, pacing
 admission  one port's gate and ramp: who is let in, who waits, who is refused
 client     one connection of a client: start-up, TLS, authentication
 fates      what becomes of a client's messages
-relay      one session: every message in both directions, and what happens when its server is lost
+fast       what both ways of a session share, and the fast one for common batches
+relay      one session, the full way: every message in both directions, and what happens when its server is lost
 orphans    statements whose clients have gone: they keep their places
 answers    what a client is told in place of a lost server's answer
 status     the proxy's own HTTP endpoint

@@ -157,6 +157,19 @@ class Lane:
         """Whether what the server says may be no longer true. Who reads at the read-only port has agreed to that."""
         return self.purpose is Purpose.WRITE and server.target.is_primary and not self.is_fresh()
 
+    def is_doubtful(self) -> bool:
+        """Whether what any server of this port says may be no longer true."""
+        return self.purpose is Purpose.WRITE and not self.is_fresh()
+
+    def is_fit(self, server: ServerConnection) -> bool:
+        """Whether nothing speaks against a server: it need not be dropped nor held, and there is no better one."""
+        version = self.routing.version
+        if server.fit_version != version:
+            if self.must_drop(server) is not None or self.has_better(server) or self.must_hold(server):
+                return False
+            server.fit_version = version  # but for the time that `is_doubtful` looks at
+        return not self.is_doubtful()
+
     @property
     def takes_turns(self) -> bool:
         """Whether one server is as good as another, so that the load is to be spread."""

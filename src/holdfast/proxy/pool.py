@@ -30,6 +30,9 @@ class Rules(Protocol):
     def has_better(self, server: ServerConnection) -> bool:
         """Whether another server should be used instead."""
 
+    def is_fit(self, server: ServerConnection) -> bool:
+        """Whether none of the three is so."""
+
     @property
     def takes_turns(self) -> bool:
         """Whether the one that has been idle for longest is used next; else the other way, so that few stay in use."""
@@ -76,6 +79,8 @@ class Pool:
         """A connection that may be used now; it stays in the pool. Those that may not are closed on the way."""
         while self.idle:
             server = self.idle[self._next].server
+            if server.is_open and self.rules.is_fit(server):
+                return server
             if server.is_open and not self.rules.has_better(server):
                 return None if self.rules.must_hold(server) else server
             self._pop()
@@ -89,6 +94,10 @@ class Pool:
             self._pop()
             server.detach()
         return server
+
+    def take_shown(self) -> None:
+        """The session that was shown a connection by `peek` uses it from now on."""
+        self._pop()
 
     @property
     def _next(self) -> int:
@@ -139,18 +148,20 @@ class Pool:
         """A session does not need the connection any more."""
         if not server.is_open:
             return
-        is_old = self.clock() - server.opened_s > self.limits.lifetime_s
-        if is_old or self.rules.must_drop(server) or self.rules.has_better(server):
+        now_s = self.clock()
+        is_old = now_s - server.opened_s > self.limits.lifetime_s
+        is_fit = not is_old and self.rules.is_fit(server)
+        if not is_fit and (is_old or self.rules.must_drop(server) or self.rules.has_better(server)):
             server.close()  # who waits is given its place
             return
-        if not self.rules.must_hold(server):
+        if is_fit or not self.rules.must_hold(server):
             while self._waiting:
                 waiter = self._waiting.popleft()
                 if not waiter.done():
                     server.detach()
                     waiter.set_result(server)
                     return
-        entry = _Idle(server, self.clock())
+        entry = _Idle(server, now_s)
         server.attach(entry)
         self.idle.append(entry)
 
@@ -192,14 +203,18 @@ class Pool:
 class _Idle:
     """In the place of a session, while there is none."""
 
+    __slots__ = ("_cutter", "server", "since_s")
+
     def __init__(self, server: ServerConnection, since_s: float) -> None:
         self.server = server
         self.since_s = since_s
-        self._cutter = FrameCutter()
+        self._cutter: FrameCutter | None = None  # it is hardly ever needed
 
     def from_server(self, data: bytes) -> None:
         """Nothing was asked: only what comes at any time may come, or a last word."""
         try:
+            if self._cutter is None:
+                self._cutter = FrameCutter()
             buffer, frames = self._cutter.feed(data)
             for kind, start, end in frames:
                 body = buffer[start + 5 : end]

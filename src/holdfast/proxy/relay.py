@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from holdfast.core.admission.gate import Permit
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.report import ProxyOutcome
 from holdfast.proxy.admission import Waiting
 from holdfast.proxy.answers import answers_to, cannot_move, transaction_lost
-from holdfast.proxy.fates import BEGINS_WORK, FROM_CLIENT, IGNORED_WHEN_IDLE, WHOLE_STATEMENTS, Fate
+from holdfast.proxy.fast import FastPath
+from holdfast.proxy.fates import BEGINS_WORK, IGNORED_WHEN_IDLE, WHOLE_STATEMENTS, Fate
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
 from holdfast.proxy.pool import Pool
@@ -26,14 +26,12 @@ from holdfast.proxy.server import ServerConnection, ServerRefused
 from holdfast.proxy.sharing import Share
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Pin
-from holdfast.wire.frames import CONTINUED, FrameCutter
+from holdfast.wire.frames import CONTINUED
 from holdfast.wire.loss import judge_loss
 from holdfast.wire.owed import Ledger
-from holdfast.wire.replies import Replies
-from holdfast.wire.requests import Requests
 from holdfast.wire.sql import Control, control_of, split_statements
 from holdfast.wire.startup import Login
-from holdfast.wire.state import ReplayStep, SessionState
+from holdfast.wire.state import ReplayStep
 
 if TYPE_CHECKING:
     from holdfast.proxy.client import Client
@@ -41,37 +39,26 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class Relay:
-    """A session between a logged-in client and the server of the moment."""
+class Relay(FastPath):
+    """A session between a logged-in client and the server of the moment: the full way."""
 
     def __init__(self, client: Client, lane: Lane, login: Login, process_id: int, secret: bytes) -> None:
+        super().__init__(client, lane, login)
         self.process_id = process_id
         self.secret = secret
-        self.current: ServerConnection | None = None
-        self._client = client
-        self.lane = lane
-        self._login = login
-        self._share = lane.share(login)
-        self._requests = Requests()
-        self._state = SessionState()
-        self._replies = Replies(self._requests, self._state, self._share.names if self._share is not None else None)
-        self._client_cutter = FrameCutter(FROM_CLIENT)
-        self._permit = self._new_permit()
-        self._permit_version = lane.admission.version
         self._attaching: asyncio.Task[None] | None = None
         self._refusal: m.Report | None = None
         self._is_over = False
-        self._is_client_busy = False
         self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
         self._is_forwarding = False  # the message that continues goes to the server
-        self._is_unused = False  # since `mark_unused`
         self._translation = b""  # what goes to the server in place of the message at hand
         self._withheld = b""  # said by a server that may not be the primary any more
         self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
 
     @property
-    def _ledger(self) -> Ledger:
-        return self._replies.ledger
+    def _is_in_order(self) -> bool:
+        is_waiting = self._attaching is not None or self._refusal is not None or self._is_discarding
+        return not (is_waiting or self._is_over or self._withheld or self._lost_transaction is not None)
 
     @property
     def server_parameters(self) -> dict[str, str]:
@@ -105,6 +92,7 @@ class Relay:
 
     def client_lost(self) -> None:
         """The client is gone: end its server session. What was sent still runs, as on a direct connection."""
+        self.land()
         self._is_over = True
         if self._attaching is not None:
             self._attaching.cancel()
@@ -138,8 +126,7 @@ class Relay:
 
     # from the client
 
-    def from_client(self, data: bytes) -> None:
-        """Take bytes of the client."""
+    def _from_client_fully(self, data: bytes) -> None:
         if self._is_over:
             return
         self._is_unused = False
@@ -289,10 +276,6 @@ class Relay:
     def _wait(self, until: Coroutine[None, None, None]) -> None:
         self._attaching = asyncio.get_running_loop().create_task(until)
 
-    def _new_permit(self) -> Permit:
-        login = self._login
-        return self.lane.admission.permit(login.user, login.database, login.parameters.get("application_name", ""))
-
     def _enter(self, kind: int) -> Fate:
         """Ask for a place; whoever has something open that others may wait for is let in without."""
         admission = self.lane.admission
@@ -339,7 +322,7 @@ class Relay:
                 self.current.close()
             self._adopt(server)
         self._client.pause_reading(False)
-        self.from_client(b"")
+        self._from_client_fully(b"")
 
     def _adopt(self, server: ServerConnection) -> None:
         changed = self._replies.begin(server.status, server.parameters, server.held)
@@ -363,7 +346,9 @@ class Relay:
     def settle(self) -> None:
         """Between transactions a shared server is given back, unless the session has something on it."""
         server, share = self.current, self._share
-        if server is None or share is None or not self._ledger.is_idle or self._withheld or not server.is_settled:
+        if server is None or share is None or self._flight.data:
+            return
+        if not self._ledger.is_idle or self._withheld or not server.is_settled:
             return
         if not (self._replies.is_between_messages and share.may_give_back(self._state)):
             return
@@ -388,6 +373,7 @@ class Relay:
 
         Only between statements, outside of a transaction, and if all of the session can be told to another server.
         """
+        self.land()
         server = self.current
         busy = self._attaching is not None or not self._ledger.is_idle or self._state.pins or self._withheld
         if server is None or not self._is_unused or busy or self._replies.inside_frame:
@@ -400,6 +386,7 @@ class Relay:
 
     def reroute(self) -> None:
         """The routing has changed: leave a server that must not be used any more, and hold or release."""
+        self.land()
         server = self.current
         if server is None:
             return
@@ -411,13 +398,14 @@ class Relay:
         if self._withheld and not self.lane.must_withhold(server):
             withheld, self._withheld = self._withheld, b""
             server.pause_reading(self._is_client_busy)
-            self.from_server(withheld)
+            self._from_server_fully(withheld)
 
     def cancel(self) -> ServerConnection | None:
         """A cancel request: ends a wait here; otherwise returns the server to ask, if it may be asked.
 
         A commit that may be waiting for its standbys is not cancelled: it would end in success without them.
         """
+        self.land()
         if self._attaching is not None:
             self._attaching.cancel()
             self.lane.admission.withdraw(self._permit)
@@ -433,8 +421,8 @@ class Relay:
 
     # from the server
 
-    def from_server(self, data: bytes) -> None:
-        """Take bytes of the server; what may be no longer true is kept back until it is known to be."""
+    def _from_server_fully(self, data: bytes) -> None:
+        """What may be no longer true is kept back until it is known to be."""
         server = self.current
         if server is not None and self.lane.must_withhold(server):
             self._withheld += data
@@ -466,6 +454,7 @@ class Relay:
     def server_lost(self, server: ServerConnection, reason: str) -> None:
         """The connection is gone."""
         if server is self.current:
+            self.land()
             self.lane.saw(server.target, ProxyOutcome.RESET)
             self._lose(reason)
 

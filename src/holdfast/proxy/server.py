@@ -79,6 +79,8 @@ class ServerConnection(asyncio.Protocol):
         """Requests to cancel that are under way: whoever uses the connection next must not meet one."""
         self.is_doubtful = False
         """A request to cancel was sent, and may still arrive."""
+        self.fit_version = -1
+        """The routing's last version that spoke in no way against it (`Lane.is_fit`)."""
         self.is_full = False
         """The server has not taken yet what was written."""
         self._transport: asyncio.Transport | None = None

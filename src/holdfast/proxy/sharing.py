@@ -27,6 +27,23 @@ class Share:
             return None
         return self.pool.take()
 
+    def peek_at_once(self, state: SessionState) -> ServerConnection | None:
+        """The connection that may be used next, if nothing must be told to it; it stays in the pool."""
+        server = self.pool.peek()
+        if server is None:
+            return None
+        held = server.held
+        settings = state.settings
+        if (held.settings or settings) and list(held.settings.items()) != list(settings.items()):
+            return None
+        return server if held.application_name == self._application_name else None
+
+    def take_at_once(self, server: ServerConnection) -> None:
+        """The session has the connection that was shown; its state is there already."""
+        self.pool.take_shown()
+        self.names.attached()
+        server.on_hold = False
+
     def has(self, state: SessionState, server: ServerConnection) -> None:
         """The session has the connection, and its state is on it."""
         self.names.attached()
@@ -47,5 +64,5 @@ class Share:
     def _note(self, state: SessionState, server: ServerConnection) -> None:
         held = server.held
         held.application_name = self._application_name
-        if list(held.settings.items()) != list(state.settings.items()):
+        if (held.settings or state.settings) and list(held.settings.items()) != list(state.settings.items()):
             held.settings = dict(state.settings)

@@ -5,6 +5,7 @@
     startup    what a client may send before it is logged in
     scram      SCRAM-SHA-256, both sides (saslprep prepares the password)
     owed       which replies a server still owes: the table of legal moves
+    flight     common batches, recognised at a glance, and their answers, walked by their headers
     sql        tokens and statements, as far as a session's state depends on them
     state      what a session holds, and how it is replayed on another server
     loss       what a client is told when its server connection is lost

@@ -204,12 +204,12 @@ _RULES: Final[dict[str, Callable[[Statement], list[Effect]]]] = {
     "discard": _discard,
     "load": _load,
 }
-_PLAIN_TAGS: Final = (b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"COPY", b"BEGIN", b"EXPLAIN", b"CALL")
+PLAIN_TAGS: Final = (b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"COPY", b"BEGIN", b"EXPLAIN", b"CALL")
 
 
 def may_have_effect(tag: bytes, sql: bytes) -> bool:
     """A quick look at a CommandComplete's tag and the statement's text that rules out nearly everything."""
-    if not tag.startswith(_PLAIN_TAGS):
+    if not tag.startswith(PLAIN_TAGS):
         return True
     lowered = sql.lower()
     return b"set_config" in lowered or b"advisory" in lowered or b"temp" in lowered

@@ -45,6 +45,11 @@ class FrameCutter:
         return self._remaining > 0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept and no message is half handed out."""
+        return not (self._rest or self._remaining)
+
+    @property
     def waiting_bytes(self) -> int:
         """How many bytes wait for more, or to be handed out again."""
         return len(self._rest)

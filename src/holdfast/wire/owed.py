@@ -201,6 +201,11 @@ class Ledger:
         return not self._queue and not self.in_batch and not self._copying and not self.skipping
 
     @property
+    def is_quiet(self) -> bool:
+        """Between statements, and nothing of those before can have an effect any more."""
+        return self.is_between_statements and not (self.executed or self.batch_failed or self._swallowed_syncs)
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is owed and no transaction is open."""
         return self.status == m.IDLE and self.is_between_statements

@@ -46,7 +46,7 @@ class Replies:
     @property
     def is_between_messages(self) -> bool:
         """Whether no part of a message is kept, and none was passed on."""
-        return not (self._cutter.inside_frame or self._cutter.waiting_bytes)
+        return self._cutter.is_empty
 
     def begin(self, status: int, parameters: dict[str, str], held: Held) -> dict[str, str]:
         """Another server answers from now on; returns the parameters in which it differs from what the client knows."""
@@ -60,6 +60,19 @@ class Replies:
         changed = {name: value for name, value in parameters.items() if self.reported.get(name) != value}
         self.reported |= changed
         return changed
+
+    def begin_at_once(self, parameters: dict[str, str], held: Held) -> bool:
+        """The same, if the last server owes nothing and the next one differs in nothing that the client knows."""
+        if parameters != self.reported:
+            return False
+        self._parameters, self._held = parameters, held
+        self.given_up, self.is_unconfirmed = None, False
+        return True
+
+    def hold(self, data: bytes) -> None:
+        """The beginning of a message that was kept elsewhere until now."""
+        if data:
+            self._cutter.hold(data)
 
     def take(self, data: bytes) -> bytes:
         """Walk what came; returns what the client gets of it. Raises ProtocolViolation."""

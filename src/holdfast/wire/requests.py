@@ -14,11 +14,13 @@ _STATEMENT: Final = ord("S")
 class Requests:
     """Follows Parse, Bind and Execute, so that each execution's text is known."""
 
-    __slots__ = ("_portals", "_texts")
+    __slots__ = ("portals", "texts")
 
     def __init__(self) -> None:
-        self._texts: dict[bytes, bytes] = {}
-        self._portals: dict[bytes, tuple[bytes | None, tuple[bytes | None, ...]]] = {}
+        self.texts: dict[bytes, bytes] = {}
+        """Name of a prepared statement → its text."""
+        self.portals: dict[bytes, tuple[bytes | None, tuple[bytes | None, ...]]] = {}
+        """Name of a portal → the text of its statement, and the values that were bound as far as they matter."""
 
     def read(self, kind: int, buffer: bytes, start: int, end: int) -> Owed | None:
         """What the message at ``start`` asks for, if more than its type matters. Raises ProtocolViolation."""
@@ -27,24 +29,24 @@ class Requests:
             return Owed(Reply.QUERY, buffer[body : end - 1])
         if kind == m.EXECUTE:
             (portal,), _ = m.read_strings(buffer, 1, body)
-            sql, values = self._portals.get(portal, (None, ()))
+            sql, values = self.portals.get(portal, (None, ()))
             return Owed(Reply.EXECUTE, sql, values=values)
         if kind == m.BIND:
             (portal, name), _ = m.read_strings(buffer, 2, body)
-            sql = self._texts.get(name)
+            sql = self.texts.get(name)
             has_values = sql is not None and b"set_config" in sql.lower()
-            self._portals[portal] = (sql, m.read_bind(buffer[body:end]).values if has_values else ())
+            self.portals[portal] = (sql, m.read_bind(buffer[body:end]).values if has_values else ())
             return None
         if kind == m.PARSE:
             (name, sql), _ = m.read_strings(buffer, 2, body)
-            self._texts[name] = sql
+            self.texts[name] = sql
             return Owed(Reply.PARSE, sql, name, buffer[start:end])
         if kind == m.CLOSE:
             (name,), _ = m.read_strings(buffer, 1, body + 1)
             if buffer[body] != _STATEMENT:
-                self._portals.pop(name, None)
+                self.portals.pop(name, None)
                 return None
-            self._texts.pop(name, None)
+            self.texts.pop(name, None)
             return Owed(Reply.CLOSE, name=name)
         return None
 
@@ -64,4 +66,4 @@ class Requests:
 
     def lost(self) -> None:
         """The server is gone, and its portals with it."""
-        self._portals.clear()
+        self.portals.clear()

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 from holdfast.wire import messages as m
+from holdfast.wire.flight import Flight
+from holdfast.wire.frames import HEADER_BYTES
 from holdfast.wire.owed import Ledger, Owed, Reply
 from holdfast.wire.sql import split_statements
 from holdfast.wire.state import Dropped, Held
@@ -92,6 +95,40 @@ class SharedNames:
         if owed is not None:
             owed.makes, owed.drops = translation.makes, translation.drops
         return b"".join(told for told, _ in translation.before) + translation.message
+
+    def translate_at_once(self, flight: Flight, held: Held, mark: bytes) -> bytes | None:
+        """What `send` makes of a common batch, if the server needs to be told nothing before it; nothing is noted.
+
+        None: `send` must be asked.
+        """
+        if flight.parse_end:
+            return None if flight.name else flight.data
+        if not flight.bind_end:
+            return flight.data
+        tail = self._made.get(flight.name) if flight.name else None
+        if tail is None:
+            return None
+        shared = _shared_name(tail, mark)
+        if shared not in held.prepared:
+            return None
+        data = flight.data
+        names = len(flight.portal) + 1 + HEADER_BYTES
+        rest = data[flight.bind_at + names + len(flight.name) : flight.bind_end]
+        bind = m.message(m.BIND, flight.portal + b"\0" + shared + rest)
+        return data[: flight.bind_at] + bind + data[flight.bind_end :]
+
+    def sent_at_once(self, flight: Flight, held: Held, mark: bytes) -> None:
+        """What `send` and `settled` would have noted of a common batch that was answered well."""
+        self._mark = mark
+        if flight.parse_end:
+            self._made[flight.name] = _tail_of(flight.name, flight.data[: flight.parse_end])
+            self._unnamed_is_there = True
+        elif flight.bind_end:
+            shared = _shared_name(self._made[flight.name], mark)
+            del held.prepared[shared]
+            held.prepared[shared] = None
+        elif flight.is_simple:
+            self._made.pop(_UNNAMED, None)
 
     def dropped(self, dropped: Dropped, held: Held) -> None:
         """A DEALLOCATE or a DISCARD ALL is complete."""
@@ -199,7 +236,7 @@ class SharedNames:
         return shared
 
     def _shared(self, tail: bytes) -> bytes:
-        return _PREFIX + blake2b(tail + self._mark, digest_size=16).hexdigest().encode()
+        return _shared_name(tail, self._mark)
 
     def _deallocated_by(self, sql: bytes) -> bytes | None:
         """The client's own name in a lone ``DEALLOCATE [PREPARE] name``."""
@@ -212,6 +249,11 @@ class SharedNames:
         index = 2 if statement.word(1) == "prepare" and len(statement.tokens) > 2 else 1
         name = statement.name(index).encode("latin-1")
         return name if name in self._made and len(statement.tokens) == index + 1 else None
+
+
+@lru_cache(maxsize=4096)
+def _shared_name(tail: bytes, mark: bytes) -> bytes:
+    return _PREFIX + blake2b(tail + mark, digest_size=16).hexdigest().encode()
 
 
 def _tail_of(name: bytes, parse: bytes) -> bytes:

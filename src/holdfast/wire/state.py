@@ -117,6 +117,11 @@ class SessionState:
             self.pins.add(Pin.ADVISORY_LOCK)
 
     @property
+    def has_uncommitted(self) -> bool:
+        """Whether the end of the open transaction decides about something that the session keeps."""
+        return bool(self._uncommitted)
+
+    @property
     def mark(self) -> bytes:
         """Tells sessions apart whose settings may make another statement of the same text; empty for most.
 

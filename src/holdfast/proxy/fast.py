@@ -1,0 +1,214 @@
+"""The fast way of a session: common batches go through as they are, beside the full way (`relay`).
+
+While a session is quiet, a common batch (`wire.flight`) goes to the server at once and is only remembered; its answer
+is passed on, and the batch is forgotten. Everything else *lands* it first: the batch is told to the machines of the
+full way as if they had followed it all along, and the session goes on there. So whoever touches the state of a session
+calls `land` before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from holdfast.core.admission.gate import Permit
+from holdfast.proxy.fates import FROM_CLIENT
+from holdfast.proxy.lane import Lane
+from holdfast.proxy.server import ServerConnection
+from holdfast.proxy.sharing import Share
+from holdfast.wire import messages as m
+from holdfast.wire.flight import Flight
+from holdfast.wire.frames import FrameCutter
+from holdfast.wire.owed import Ledger
+from holdfast.wire.replies import Replies
+from holdfast.wire.requests import Requests
+from holdfast.wire.startup import Login
+from holdfast.wire.state import SessionState
+
+if TYPE_CHECKING:
+    from holdfast.proxy.client import Client
+
+
+class FastPath:
+    """What both ways of a session share, and the fast one."""
+
+    def __init__(self, client: Client, lane: Lane, login: Login) -> None:
+        self.current: ServerConnection | None = None
+        self._client = client
+        self.lane = lane
+        self._login = login
+        self._share: Share | None = lane.share(login)
+        self._requests = Requests()
+        self._state = SessionState()
+        self._replies = Replies(self._requests, self._state, self._share.names if self._share is not None else None)
+        self._client_cutter = FrameCutter(FROM_CLIENT)
+        self._permit = self._new_permit()
+        self._permit_version = lane.admission.version
+        self._is_client_busy = False
+        self._is_unused = False  # since `mark_unused`
+        self._flight = Flight()
+        self._is_quiet = False  # as far as is known; `land` ends it
+
+    # of the full way
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self._replies.ledger
+
+    @property
+    def _is_in_order(self) -> bool:
+        """Nothing is held, refused, discarded, withheld or lost."""
+        raise NotImplementedError
+
+    def _from_client_fully(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _from_server_fully(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def server_lost(self, server: ServerConnection, reason: str) -> None:
+        """The connection is gone."""
+        raise NotImplementedError
+
+    def server_busy(self, busy: bool) -> None:
+        """The server reads slowly, or has caught up."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Between transactions a shared server is given back."""
+        raise NotImplementedError
+
+    def _new_permit(self) -> Permit:
+        login = self._login
+        return self.lane.admission.permit(login.user, login.database, login.parameters.get("application_name", ""))
+
+    # both directions
+
+    def from_client(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        if not (self._flight.data or not (self._is_quiet or self._looks_quiet())) and self._take_off(data):
+            return
+        self.land()
+        self._from_client_fully(data)
+
+    def from_server(self, data: bytes) -> None:
+        """Take bytes of the server."""
+        flight = self._flight
+        if flight.data and not self.lane.is_doubtful():
+            answer = flight.answer(data)
+            if answer is not None:
+                if answer:
+                    self._client.write(answer)
+                if flight.is_done:
+                    self._arrive(flight)
+                return
+        self.land()
+        self._from_server_fully(data)
+
+    def _looks_quiet(self) -> bool:
+        """Whether nothing is under way, and nothing about the session needs to be followed closely."""
+        share, server, replies, ledger = self._share, self.current, self._replies, self._replies.ledger
+        self._is_quiet = (
+            (server is not None or share is not None)
+            and self._is_in_order
+            and ledger.is_quiet
+            and ledger.status != m.IN_FAILED_TRANSACTION
+            and replies.is_between_messages
+            and self._client_cutter.is_empty
+            and not self._state.pins
+            and not (share is not None and self._state.prepared_by_sql)
+            and not (server is not None and (server.on_hold or not server.is_open or self.lane.has_better(server)))
+        )
+        return self._is_quiet
+
+    def _take_off(self, data: bytes) -> bool:
+        """Send a batch of a common kind to the server; False: nothing was done."""
+        flight, share, state = self._flight, self._share, self._state
+        status = self._replies.ledger.status
+        permit, admission = self._permit, self.lane.admission
+        if not flight.begin(data, self._requests.texts):
+            return False
+        server = self.current
+        translated: bytes | None = data
+        is_idle = status == m.IDLE
+        if is_idle and server is not None and self.lane.is_doubtful():
+            translated = None
+        elif share is not None:
+            if server is None and is_idle and not self._is_client_busy:
+                server = self._borrow_at_once(share)
+            if server is not None:
+                translated = share.names.translate_at_once(flight, server.held, state.mark)
+        if server is None or translated is None:
+            flight.forget()
+            return False
+        if not permit.is_in and (
+            not is_idle or self._permit_version != admission.version or not admission.enter(permit)
+        ):
+            flight.forget()
+            return False
+        flight.keeps_uncommitted = not is_idle and state.has_uncommitted
+        self._is_unused = False
+        server.write(translated)
+        return True
+
+    def _borrow_at_once(self, share: Share) -> ServerConnection | None:
+        """A shared server that needs to be told nothing, nor the client of it."""
+        server = share.peek_at_once(self._state)
+        if server is None or not self._replies.begin_at_once(server.parameters, server.held):
+            return None
+        share.take_at_once(server)
+        self.current = server
+        server.attach(self)
+        return server
+
+    def _arrive(self, flight: Flight) -> None:
+        """The answer is complete: what the full way would have noted, and nothing is under way any more."""
+        share, state, data = self._share, self._state, flight.data
+        if flight.is_simple:
+            state.closed(b"")  # a simple Query takes the unnamed statement away
+        if share is not None and self.current is not None:
+            share.names.sent_at_once(flight, self.current.held, state.mark)
+        if flight.parse_end:
+            self._requests.texts[flight.name] = flight.sql
+            state.parsed(flight.name, data[: flight.parse_end])
+        if flight.bind_end:
+            self._requests.portals[flight.portal] = (flight.sql, ())
+        flight.forget()
+        ledger = self._replies.ledger
+        was, ledger.status = ledger.status, flight.status
+        if flight.status != m.IDLE:
+            return
+        if was != m.IDLE:
+            state.ended(m.IDLE, failed=False)
+        self.lane.admission.leave(self._permit)
+        if share is not None:
+            share.names.settled(state.prepared)
+            self._give_back(share)
+
+    def _give_back(self, share: Share) -> None:
+        """As `settle`, for a session of which it is known that it is quiet."""
+        server = self.current
+        if server is None or self._is_client_busy or not server.is_settled or server.is_doubtful:
+            self.settle()
+            return
+        self.current = None
+        self._requests.lost()
+        server.status = m.IDLE
+        share.give_back(self._state, server)
+
+    def land(self) -> None:
+        """Go on in the full way."""
+        self._is_quiet = False
+        flight = self._flight
+        if not flight.data:
+            return
+        data, server, ledger = flight.data, self.current, self._replies.ledger
+        messages, seen, rest = flight.told()
+        flight.forget()
+        for kind, start, end in messages:
+            owed = self._requests.read(kind, data, start, end)
+            if self._share is not None and server is not None:
+                self._share.names.send(kind, owed, data[start:end], server.held, ledger, self._state.mark)
+            ledger.sent(kind, owed)
+        if seen:
+            self._replies.take(seen)
+        self._replies.hold(rest)
