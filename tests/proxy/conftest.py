@@ -10,10 +10,17 @@ import pytest
 
 from holdfast.local.machine import server_user
 from holdfast.model.register import NodeState
+from holdfast.proxy.loop import new_event_loop
 from tests.installations import oldest_and_newest, readable, version_id
 from tests.ports import free_port
 from tests.proxy.cluster import Cluster, Pair
 from tests.proxy.servers import PASSWORD, USER, Server
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What knows of sockets runs in any event loop, the rest in the one that the command uses."""
+    ours: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"ours": new_event_loop}
+    return {**ours, "plain": asyncio.SelectorEventLoop} if item.path.name == "test_streams.py" else ours
 
 
 def new_home() -> Path:

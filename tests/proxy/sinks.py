@@ -15,10 +15,10 @@ from typing import Any, cast
 from holdfast.model.settings import ListenerSettings, ProxySettings, StoreSettings
 from holdfast.proxy.client import Client, Endpoint
 from holdfast.proxy.lane import Lane, Purpose
+from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection
-from holdfast.proxy.streams import Reactor
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire import state as wire_state

@@ -92,11 +92,12 @@ def proxy(config: Path) -> None:
     """Run the endpoint that clients connect to."""
     from holdfast.cli.logs import configure_process_logs
     from holdfast.model.settings import ProxySettings
+    from holdfast.proxy.loop import new_event_loop
 
     settings = _load(config, ProxySettings)
     configure_process_logs(proxy=f"{settings.proxy.host}:{settings.proxy.write_port}")
     with contextlib.suppress(Terminated):
-        run(_run_proxy(settings))
+        run(_run_proxy(settings), new_event_loop)
 
 
 async def _run_proxy(settings: ProxySettings) -> None:

@@ -2,7 +2,10 @@
 
 users      who may log in, and the keys to log in elsewhere as them
 routing    which server serves what, by the store's word
-streams    sockets: listening, connecting, reading and writing for all of them in one turn
+syscalls   receiving and sending by descriptor
+reactor    the turn of all sockets, and one socket's reading and writing
+loop       the event loop that serves them while it waits
+streams    connections as transports; listening and connecting
 server     one connection to a server: login, check, replay
 pool       server connections that sessions share, one for a transaction
 sharing    a session's part in a pool

@@ -19,7 +19,7 @@ from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.server import ServerRefused, ServerUnavailable
-from holdfast.proxy.streams import Stream
+from holdfast.proxy.streams import Output, Stream
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
@@ -96,6 +96,8 @@ class Client(asyncio.Protocol):
         self._is_lost = False
         self._is_paused = False
         self.relay: Relay | None = None
+        self.output: Output = self
+        """Where a session sends to."""
 
     # asyncio.Protocol
 
@@ -320,6 +322,9 @@ class Client(asyncio.Protocol):
         self.write(b"".join(welcome))
         endpoint.register(relay)
         self.relay = relay
+        if isinstance(self._transport, Stream):
+            self.output = self._transport.wire
+            self._transport.wire.received = relay.from_client
         relay.begin(server, parameters)
         if self._buffer:
             data = bytes(self._buffer)

@@ -97,7 +97,7 @@ class FastPath:
             answer = flight.answer(data)
             if answer is not None:
                 if answer:
-                    self._client.write(answer)
+                    self._client.output.write(answer)
                 if flight.is_done:
                     self._arrive(flight)
                 return
@@ -147,7 +147,7 @@ class FastPath:
             return False
         flight.keeps_uncommitted = not is_idle and state.has_uncommitted
         self._is_unused = False
-        server.write(translated)
+        server.output.write(translated)
         return True
 
     def _borrow_at_once(self, share: Share) -> ServerConnection | None:

@@ -20,10 +20,10 @@ from holdfast.proxy.early import Early, drop_unused
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.pool import Pool, PoolLimits, Pools, key_of
+from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
 from holdfast.proxy.sharing import Share
-from holdfast.proxy.streams import Reactor
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire.loss import CANNOT_SERVE, Loss

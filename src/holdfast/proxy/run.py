@@ -30,11 +30,12 @@ from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX, WRITE_BUFFER_BYTES
 from holdfast.proxy.obedience import Obedience
+from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
-from holdfast.proxy.streams import Listener, Reactor, Stream, listen
+from holdfast.proxy.streams import Listener, Stream, listen
 from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
 from holdfast.store.contract import Change, Put, Resync, Store

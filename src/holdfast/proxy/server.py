@@ -14,8 +14,9 @@ from typing import Final, Protocol, cast
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
+from holdfast.proxy.reactor import Reactor, Wire
 from holdfast.proxy.routing import Target
-from holdfast.proxy.streams import Reactor, Stream, connect
+from holdfast.proxy.streams import Output, Stream, connect
 from holdfast.proxy.users import KeysMissing, Users
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
@@ -43,6 +44,16 @@ class ServerRefused(Exception):
     def __init__(self, report: m.Report) -> None:
         super().__init__(report.text)
         self.report = report
+
+
+class _Nowhere:
+    """Takes what is sent before there is a connection."""
+
+    def write(self, data: bytes) -> None:
+        """Nobody hears it."""
+
+
+_NOWHERE: Final = _Nowhere()
 
 
 class Session(Protocol):
@@ -83,6 +94,8 @@ class ServerConnection(asyncio.Protocol):
         """The routing's last version that spoke in no way against it (`Lane.is_fit`)."""
         self.is_full = False
         """The server has not taken yet what was written."""
+        self.output: Output = _NOWHERE
+        """Where to send, without asking whether the connection is there."""
         self._transport: asyncio.Transport | None = None
         self._session: Session | None = None
         self._cutter = FrameCutter()
@@ -95,6 +108,7 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set the socket up."""
         self._transport = cast(asyncio.Transport, transport)
+        self.output = transport.wire if isinstance(transport, Stream) else self._transport
         sock: socket.socket = transport.get_extra_info("socket")
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             silence_ms = ProxyTimeouts().server_silence_ms
@@ -151,10 +165,12 @@ class ServerConnection(asyncio.Protocol):
     def attach(self, session: Session) -> None:
         """From now on everything goes to ``session``."""
         self._session = session
+        if isinstance(self.output, Wire):
+            self.output.received = session.from_server
 
     def detach(self) -> None:
         """From now on nobody uses it: it may be told another session's state (`replay`)."""
-        self._session = None
+        self._leave()
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
@@ -172,7 +188,7 @@ class ServerConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End the session in good order: what was written still goes out."""
-        self._session = None
+        self._leave()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(m.TERMINATE_MESSAGE)
             self._transport.close()
@@ -184,7 +200,7 @@ class ServerConnection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close at once and tell nobody."""
-        self._session = None
+        self._leave()
         if self._transport is not None:
             self._transport.abort()
 
@@ -199,9 +215,15 @@ class ServerConnection(asyncio.Protocol):
             return
         self._lost = reason
         self._wake()
-        session, self._session = self._session, None
+        session = self._session
+        self._leave()
         if session is not None:
             session.server_lost(self, reason)
+
+    def _leave(self) -> None:
+        self._session = None
+        if isinstance(self.output, Wire):
+            self.output.received = self.data_received
 
     # set-up
 
