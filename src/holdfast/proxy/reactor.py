@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol, runtime_checkable
 
-from holdfast.proxy.syscalls import receive, send
+from holdfast.proxy import syscalls
 
 ROUNDS: Final = 8
 """So often the sockets are asked again before a foreign loop has its turn: that spares most of them under load."""
@@ -152,7 +152,7 @@ class Wire:
             return
         if not self._unsent:
             try:
-                sent = send(self._descriptor, data)
+                sent = syscalls.send(self._descriptor, data)
             except OSError as error:
                 self.lose(error)
                 return
@@ -188,7 +188,7 @@ class Wire:
 
     def _receive(self) -> None:
         try:
-            data = receive(self._descriptor)
+            data = syscalls.receive(self._descriptor)
         except OSError as error:
             self.lose(error)
             return
@@ -207,7 +207,7 @@ class Wire:
 
     def _send_more(self) -> None:
         try:
-            sent = send(self._descriptor, self._unsent)
+            sent = syscalls.send(self._descriptor, self._unsent)
         except OSError as error:
             self.lose(error)
             return

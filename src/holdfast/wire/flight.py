@@ -9,11 +9,11 @@ there (`told`): the full way is the specification, this is what may be left out 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
+from holdfast.wire import heads
 from holdfast.wire import messages as m
 from holdfast.wire.effects import PLAIN_TAGS
 from holdfast.wire.frames import FRAME_BYTES_MAX, HEADER_BYTES, WHOLE_BYTES_MAX
@@ -58,8 +58,6 @@ _HEAD_ONLY: Final = frozenset((m.DATA_ROW, m.ROW_DESCRIPTION, m.PARAMETER_DESCRI
 _ROW: Final = m.message(m.DATA_ROW)
 _ORDER: Final = {m.PARSE: 1, m.BIND: 2, m.DESCRIBE: 3, m.EXECUTE: 4, m.SYNC: 5}
 _PORTAL: Final = ord("P")
-
-_header = struct.Struct("!BI").unpack_from
 
 
 def is_plain(text: bytes) -> bool:
@@ -128,7 +126,7 @@ class Flight:
         size = len(data)
         if not HEADER_BYTES < size <= BATCH_BYTES_MAX:
             return False
-        kind, length = _header(data, 0)
+        kind, length = heads.header(data, 0)
         self.is_simple = kind == m.QUERY
         if self.is_simple:
             if length != size - 1 or not is_plain(data):
@@ -149,7 +147,7 @@ class Flight:
         while rank != _ORDER[m.SYNC]:
             if size - position < HEADER_BYTES:
                 return False
-            kind, length = _header(data, position)
+            kind, length = heads.header(data, position)
             end = position + 1 + length
             before, rank = rank, _ORDER.get(kind, 0)
             if end > size or length < 4 or rank <= before:
@@ -208,24 +206,24 @@ class Flight:
         moves = _MOVES[kinds[at]]
         position = others = 0
         while size - position >= HEADER_BYTES:
-            kind, length = _header(data, position)
+            kind, length = heads.header(data, position)
             end = position + 1 + length
             if end > size:
                 if length > WHOLE_BYTES_MAX or length > FRAME_BYTES_MAX:
                     return None
                 break
-            move = moves.get(kind)
-            if move is None or length < 4:
+            step = moves.get(kind)
+            if step is None or length < 4:
                 return None
             if kind != m.DATA_ROW:
                 others += 1
-                if move >= _COMPLETE:
-                    if move == _READY:
+                if step >= _COMPLETE:
+                    if step == _READY:
                         return self._ready(data, position, size)
                     body = position + HEADER_BYTES
                     if not (data.startswith(PLAIN_TAGS, body) or self._only_ends_transaction(data[body:end])):
                         return None
-                if move & _NEXT:
+                if step & _NEXT:
                     at += 1
                     moves = _MOVES[kinds[at]]
             position = end
@@ -258,7 +256,7 @@ class Flight:
             return
         start = 0
         while start < position:
-            kind, length = _header(data, start)
+            kind, length = heads.header(data, start)
             end = start + 1 + length
             if kind == m.DATA_ROW:
                 if not self._seen or self._seen[-1] is not _ROW:
@@ -277,6 +275,6 @@ class Flight:
 def _frames(data: bytes) -> Iterator[tuple[int, int, int]]:
     start = 0
     while start < len(data):
-        kind, length = _header(data, start)
+        kind, length = heads.header(data, start)
         yield kind, start, start + 1 + length
         start += 1 + length
