@@ -33,7 +33,7 @@ def compiler() -> list[str]:
     """The command of the C compiler that Python was made for, with its options."""
     names = ("CC", "CFLAGS", "CCSHARED")
     words = [word for name in names for word in shlex.split(sysconfig.get_config_var(name) or "")]
-    return [*words, "-O2", "-shared", f"-I{sysconfig.get_path('include')}"]
+    return [*words, "-O2", "-g0", "-shared", f"-I{sysconfig.get_path('include')}"]
 
 
 def compiled_name(module: str) -> str:
