@@ -11,9 +11,9 @@ import asyncio
 
 import structlog
 
+from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.routing import Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, log_in
-from holdfast.proxy.streams import Reactor
 from holdfast.proxy.users import Users
 
 log = structlog.get_logger(__name__)
