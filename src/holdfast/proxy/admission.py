@@ -151,7 +151,7 @@ class Admission:
         if not (policy.admission and policy.statements_adaptive):
             self.adaptive = None
         elif self.adaptive is None:
-            self.adaptive = AdaptiveLimit(self._usual.at_once, policy.statements_max)
+            self.adaptive = AdaptiveLimit(self._usual.at_once, policy.statements_max, random.random)
         else:
             self.adaptive.bound(policy.statements_max)
 

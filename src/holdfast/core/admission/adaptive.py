@@ -8,12 +8,13 @@ moving the bound of a database step by step to where its throughput ends to grow
 Load Control in Transaction Processing Systems, VLDB 1991). Why not a gradient against a long-term average:
 docs/decisions/2026-11-26-the-limit-is-found-by-trial.md.
 
-Pure: every call takes the time, in milliseconds of any steady clock.
+Pure: every call takes the time, in milliseconds of any steady clock, and what is left to chance is drawn from outside.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Final
@@ -43,6 +44,10 @@ DONE_MIN: Final = 50
 SETTLE: Final = 3
 """After the limit has moved so many times the latency pass before it is measured: what was inside must have left."""
 SETTLE_MAX_MS: Final = 3000
+
+PAUSE_MAX_MS: Final = 2000
+"""Before its window a trial waits for up to so long, at random: two proxies in step would take each other's trials for
+the ground that they stand on, and each find that a step up makes nothing slower (seen: both ran away)."""
 
 FULL_SHARE: Final = 0.5
 """The limit is met, and worth a trial, if all places were taken at this share of the looks."""
@@ -94,13 +99,15 @@ class _Measure:
 class AdaptiveLimit:
     """The limit of one port. `look` is told what is seen; nothing else moves it but `bound`."""
 
-    def __init__(self, start: int, most: int | None = None) -> None:
+    def __init__(self, start: int, most: int | None = None, draw: Callable[[], float] = lambda: 0.0) -> None:
+        """``draw``: a number from 0 to 1 by chance, another one in each proxy."""
         self.settled = max(start, FLOOR)
         """The limit that trials start from and come back to."""
         self.latency_ms: float | None = None
         """The mean time inside that was last measured at that limit; None before."""
         self.trial: Way | None = None
         """The trial that is under way now."""
+        self._draw = draw
         self._most: int | None = None
         self._way = Way.UP
         self._moves = 0
@@ -236,7 +243,8 @@ class AdaptiveLimit:
         self._stage, self.trial = stage, trial
         moved, self._measured_at = self.limit != self._measured_at, self.limit
         settle_ms = min(SETTLE * self._before_ms, SETTLE_MAX_MS) if moved else 0.0
-        self._window = _Window(now_ms + settle_ms)
+        pause_ms = self._draw() * PAUSE_MAX_MS if stage is _Stage.TRIAL else 0.0
+        self._window = _Window(now_ms + settle_ms + pause_ms)
 
     def _stepped(self, way: Way) -> int:
         factor = STEP ** min(self._moves + 1, STEPS_MAX)
