@@ -63,7 +63,7 @@ KNEES = st.floats(2 * FLOOR, 400)
 LATENCIES_MS = st.floats(0.2, 100)
 STARTS = st.integers(1, 1000)
 SERVERS = st.sampled_from((knee, thrashing))
-# The same examples each time: with others noise drove the limit away once in some 1,500 of them, which is not explained.
+# The same examples each time: with others, noise drove the limit away once in some 1,500, which is not explained.
 quick = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
