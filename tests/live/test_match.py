@@ -49,12 +49,13 @@ async def lose(cluster: LocalCluster, *payments: tuple[int, str]) -> None:
     before = await asynchronous(cluster)
     old = before.committed.leader.node
     senders = [await walsender(cluster, old, node) for node in cluster.nodes if node != old]
-    async with frozen(*senders, process_of(cluster, old)):
-        await pay(cluster, *payments)
-        server = postmaster(cluster, old)
-        for process in [server, *server.children(recursive=True)]:
-            process.kill()
-        await until(cluster, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+    async with frozen(*senders):
+        await pay(cluster, *payments)  # its agent runs: without it the lease would soon end, and the server with it
+        async with frozen(process_of(cluster, old)):
+            server = postmaster(cluster, old)
+            for process in [server, *server.children(recursive=True)]:
+                process.kill()
+            await until(cluster, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
     await until_whole(cluster)
 
 
