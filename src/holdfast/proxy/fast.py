@@ -8,6 +8,7 @@ calls `land` before.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from holdfast.core.admission.gate import Permit
@@ -54,28 +55,29 @@ class FastPath:
     def _ledger(self) -> Ledger:
         return self._replies.ledger
 
-    @property
+    @abstractmethod
     def _is_in_order(self) -> bool:
         """Nothing is held, refused, discarded, withheld or lost."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _from_client_fully(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Take bytes of the client: whatever they are, and whatever is under way."""
 
+    @abstractmethod
     def _from_server_fully(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Take bytes of the server: whatever they are."""
 
+    @abstractmethod
     def server_lost(self, server: ServerConnection, reason: str) -> None:
         """The connection is gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def server_busy(self, busy: bool) -> None:
         """The server reads slowly, or has caught up."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self) -> None:
         """Between transactions a shared server is given back."""
-        raise NotImplementedError
 
     def _new_permit(self) -> Permit:
         login = self._login
@@ -109,7 +111,7 @@ class FastPath:
         share, server, replies, ledger = self._share, self.current, self._replies, self._replies.ledger
         self._is_quiet = (
             (server is not None or share is not None)
-            and self._is_in_order
+            and self._is_in_order()
             and ledger.is_quiet
             and ledger.status != m.IN_FAILED_TRANSACTION
             and replies.is_between_messages

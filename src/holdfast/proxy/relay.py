@@ -55,7 +55,6 @@ class Relay(FastPath):
         self._withheld = b""  # said by a server that may not be the primary any more
         self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
 
-    @property
     def _is_in_order(self) -> bool:
         is_waiting = self._attaching is not None or self._refusal is not None or self._is_discarding
         return not (is_waiting or self._is_over or self._withheld or self._lost_transaction is not None)
