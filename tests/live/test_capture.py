@@ -15,11 +15,10 @@ from holdfast.local.captures import read_all
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
 from holdfast.model.capture import Kind, Occasion, State
-from holdfast.model.register import Phase
 from holdfast.postgres.capture.keep import FILES, verify
 from tests.installations import version_id
 from tests.live.conftest import connect, noted_by_all, the_leader, the_register, until_whole
-from tests.live.test_policy import NEWEST, asynchronous, frozen, ordered, postmaster, process_of, until
+from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered, postmaster
 
 __all__ = ["ordered"]
 pytestmark = [
@@ -33,15 +32,11 @@ async def test_a_killed_primary_is_captured_before_it_is_rewound(ordered: LocalC
     before = await asynchronous(ordered)
     old = before.committed.leader.node
     async with await connect(ordered.superuser_dsn(old, "app")) as connection:
-        server = postmaster(ordered, old)
-        senders = [p for p in server.children() if "walsender" in " ".join(p.cmdline())]
+        senders = [p for p in postmaster(ordered, old).children() if "walsender" in " ".join(p.cmdline())]
         assert senders
         async with frozen(*senders):
             await connection.execute("SELECT pg_logical_emit_message(true, 'test', %s)", (TOLD.decode(),))
-            async with frozen(process_of(ordered, old)):  # else it leads again: its log is the longest
-                for process in (server, *server.children(recursive=True)):
-                    process.kill()
-                after = await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+            after = await killed_for_good(ordered, before)  # else it leads again: its log is the longest
     assert after.committed.leader.node != old
     await until_whole(ordered)
     captures, silent = await read_all(ordered)
@@ -69,11 +64,7 @@ async def test_a_killed_primary_without_log_of_its_own_is_captured_before_it_sta
     """Its agent comes back when another serves already: nobody waits for this start."""
     old = await the_leader(ordered)
     before = await the_register(ordered)
-    server = postmaster(ordered, old)
-    async with frozen(process_of(ordered, old)):
-        for process in (server, *server.children(recursive=True)):
-            process.kill()
-        after = await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+    after = await killed_for_good(ordered, before)
     assert after.committed.leader.node != old
     await until_whole(ordered)
     captures, _ = await read_all(ordered)
@@ -87,12 +78,7 @@ async def test_the_policy_turns_captures_off(ordered: LocalCluster) -> None:
     await order(ordered, "/policy", {"capture_wait_s": 0})
     old = await the_leader(ordered)
     before = await the_register(ordered)
-    server = postmaster(ordered, old)
-    async with frozen(process_of(ordered, old)):
-        for process in (server, *server.children(recursive=True)):
-            process.kill()
-        await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
-    after = await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+    after = await killed_for_good(ordered, before)
     await until_whole(ordered)
     captures, _ = await read_all(ordered)
     assert [c for c in captures if c.node == old and c.epoch == after.epoch] == []

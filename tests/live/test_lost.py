@@ -12,10 +12,9 @@ import pytest
 from holdfast.core.losses import covered
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.lost import read_lost, rows_of, script_of, without_doubles
-from holdfast.model.register import Phase
 from tests.installations import version_id
 from tests.live.conftest import WHOLE_S, connect, until_whole
-from tests.live.test_policy import NEWEST, asynchronous, frozen, ordered, postmaster, process_of, until
+from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered, postmaster
 
 __all__ = ["ordered"]
 pytestmark = [
@@ -66,14 +65,9 @@ async def test_what_a_standby_had_beyond_its_new_primary_is_brought_back_once(or
         async with frozen(await walsender(ordered, old, heir)):
             await connection.execute("INSERT INTO had VALUES (1)")
             await until_there(ordered, ahead, 1)
-            unable = (await walsender(ordered, old, ahead), walreceiver(ordered, ahead), process_of(ordered, old))
-            async with frozen(*unable):
+            async with frozen(await walsender(ordered, old, ahead), walreceiver(ordered, ahead)):
                 await connection.execute("INSERT INTO had VALUES (2)")
-                server = postmaster(ordered, old)
-                family = [server, *server.children(recursive=True)]
-                for process in family:
-                    process.kill()
-                after = await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+                after = await killed_for_good(ordered, before)
                 assert after.committed.leader.node == heir
     await until_whole(ordered)
     assert await count(ordered.write_dsn) == 0

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from holdfast.local.cluster import LocalCluster
-from holdfast.model.register import Phase
 from tests.cli.running import assert_refused, holdfast
 from tests.installations import version_id
 from tests.live.conftest import connect, the_leader, until_whole
 from tests.live.test_lost import walsender
-from tests.live.test_policy import NEWEST, asynchronous, frozen, ordered, postmaster, process_of, until
+from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered
 
 __all__ = ["ordered"]
 pytestmark = [
@@ -50,12 +49,8 @@ async def lose(cluster: LocalCluster, *payments: tuple[int, str]) -> None:
     old = before.committed.leader.node
     senders = [await walsender(cluster, old, node) for node in cluster.nodes if node != old]
     async with frozen(*senders):
-        await pay(cluster, *payments)  # its agent runs: without it the lease would soon end, and the server with it
-        async with frozen(process_of(cluster, old)):
-            server = postmaster(cluster, old)
-            for process in [server, *server.children(recursive=True)]:
-                process.kill()
-            await until(cluster, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+        await pay(cluster, *payments)
+        await killed_for_good(cluster, before)
     await until_whole(cluster)
 
 

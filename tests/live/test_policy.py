@@ -90,6 +90,19 @@ async def asynchronous(cluster: LocalCluster) -> Register:
     return await until(cluster, lambda r: r.phase is Phase.SERVING and r.committed.quorum.k == 0)
 
 
+async def killed_for_good(cluster: LocalCluster, before: Register) -> Register:
+    """Kill the primary's PostgreSQL while its agent stands still, so that another takes over; the register then.
+
+    What is to be lost with it must have been written before: without its agent its lease ends within moments.
+    """
+    old = before.committed.leader.node
+    server = postmaster(cluster, old)
+    async with frozen(process_of(cluster, old)):
+        for process in (server, *server.children(recursive=True)):
+            process.kill()
+        return await until(cluster, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
+
+
 def is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

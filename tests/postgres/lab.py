@@ -122,6 +122,14 @@ class Lab:
         await server.follow(way or self.upstream(of), member)
         await self.until(server, lambda view: view.streaming)
 
+    async def replace(self, old: Server, new: Server) -> None:
+        """``old`` is stopped at once, and ``new``, which is detached, serves in epoch 2 without a quorum."""
+        await old.stop("immediate", 5000)
+        await new.promote(2)
+        await self.until(new, lambda v: v.status is ServerStatus.PRIMARY)
+        await new.set_quorum(NO_QUORUM)
+        await new.write_epoch_record(2)
+
     async def make_slots(self, node: str) -> None:
         """The slots through which everybody else streams from a running server."""
         running = next(s for s in reversed(self.servers) if s._instance.node == node and s._instance.running)

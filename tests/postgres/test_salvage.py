@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from holdfast.model.lost import SCRIPT, UNDECIDED, LostLog, Tuples
-from holdfast.model.register import NO_QUORUM
-from holdfast.model.server import ServerStatus
 from holdfast.model.timeouts import Timeouts
 from holdfast.postgres import waldump
 from holdfast.postgres.salvage import run
@@ -106,11 +104,7 @@ async def lost_pair(lab: Lab, *, prepared: bool) -> tuple[LostLog, dict[str, lis
         ):
             await session.execute(statement.encode())
     expected = await content(lab, "a")
-    await old.stop("immediate", 5000)
-    await new.promote(2)
-    await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
-    await new.set_quorum(NO_QUORUM)
-    await new.write_epoch_record(2)
+    await lab.replace(old, new)
     lost = await old.rewind(lab.upstream("b"), await old.end_of_log(), nothing)
     assert isinstance(lost, LostLog)
     return lost, expected
@@ -157,11 +151,7 @@ async def lose(
     await new.detach()
     for statement in lost.split(";"):
         await session.execute(statement.encode())
-    await old.stop("immediate", 5000)
-    await new.promote(2)
-    await lab.until(new, lambda v: v.status is ServerStatus.PRIMARY)
-    await new.set_quorum(NO_QUORUM)
-    await new.write_epoch_record(2)
+    await lab.replace(old, new)
     account = await old.rewind(lab.upstream("b"), await old.end_of_log(), nothing)
     assert isinstance(account, LostLog)
     return account

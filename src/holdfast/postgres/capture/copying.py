@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.core.capture import Item
@@ -126,10 +126,7 @@ def _copied(source: Path, item: Item, stored: str, target: Path, place: Place, *
 
 
 def _dated(taken: CapturedFile, found: os.stat_result) -> CapturedFile:
-    return CapturedFile(
-        taken.path, taken.kind, taken.stored, taken.size_bytes, taken.stored_bytes, taken.sha256, taken.how,
-        found.st_mtime_ns // 1_000_000, taken.offset, taken.plain_sha256,
-    )  # fmt: skip
+    return replace(taken, modified_at_ms=found.st_mtime_ns // 1_000_000)
 
 
 def _pour(reader: _Reader | _Bytes, writer: _Writer, place: Place) -> None:
