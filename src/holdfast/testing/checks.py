@@ -242,12 +242,13 @@ class Checks:
 
     def registered(self, new: Register, sent_s: float) -> None:
         """The register is swapped, as somebody has asked for at ``sent_s``."""
-        if sent_s < self._put_back_s and self.is_older and new.epoch < self._newest_epoch:
+        is_behind = new.epoch < self._newest_epoch or max(self.serving_since_s, default=0) > new.committed.epoch
+        if sent_s < self._put_back_s and self.is_older and is_behind:
             return  # asked for before the store was put back to where it fits again, and late: it stays older
         old, self.register = self.register, new
         self.is_older = False
         order = (Phase.RECRUITING, Phase.PROMOTING, Phase.SERVING)
-        if new.epoch < self._newest_epoch or max(self.serving_since_s, default=0) > new.committed.epoch:
+        if is_behind:
             raise Violation(FORWARD, f"the register says epoch {new.epoch} after {self._newest_epoch}")
         if old is not None and new.epoch == old.epoch and order.index(new.phase) < order.index(old.phase):
             raise Violation(FORWARD, f"epoch {new.epoch} goes from {old.phase.value} back to {new.phase.value}")
