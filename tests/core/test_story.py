@@ -66,6 +66,17 @@ def test_a_switchover_begins_with_the_wish() -> None:
     assert story.lines[0].says == "was asked to hand over to n2"
 
 
+def test_a_failover_that_waited_for_a_person_says_who_approved() -> None:
+    first_sign, *rest = failover(0, "n1", "n2", 2)
+    waited = [e for e in failover(3_600_000, "n1", "n2", 2) if e.kind != "verdict.changed"]
+    approved = event(3_599_900, "n3", "failover.approved", 1, None, by="alice as root on db1", address="10.0.0.7")
+    story = tell([CREATED, SERVING, first_sign, rest[0], approved, *waited])
+    assert story is not None
+    assert (story.began_at_ms, story.opened_ms) == (T0, 3_600_050)
+    says = [(line.offset_ms, line.says) for line in story.lines]
+    assert (3_599_900, "has a person's approval for the failover by alice as root on db1 (10.0.0.7)") in says
+
+
 def test_orders_are_told_with_who_gave_them() -> None:
     asked = {"by": "alice as root on db1", "address": "10.0.0.7"}
     changes: dict[str, JsonValue] = {"durability": "degrading", "nodes": {"n2": {"priority": 10}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -97,11 +98,13 @@ def _beginnings(ordered: Sequence[Event]) -> Iterator[tuple[Event | None, int, i
 
 def _onset(events: Sequence[Event], start: int, opened: int) -> int:
     """The first sign: where the row of doubts began that ended in the opening; else the opening itself."""
-    onset = opened
+    onset, doubt_max_ms = opened, float(SUSPICION_MAX_MS)
     for i in range(opened - 1, start - 1, -1):
         event = events[i]
-        if events[opened].at_ms - event.at_ms > SUSPICION_MAX_MS or event.kind == "node.rejoined":
+        if events[opened].at_ms - event.at_ms > doubt_max_ms or event.kind == "node.rejoined":
             break
+        if event.kind == "failover.approved":
+            doubt_max_ms = math.inf  # a person may take any time
         if event.kind == "verdict.changed" and event.detail.get("verdict") in _HEALTHY:
             break
         if event.kind in ("verdict.changed", "handover.begun"):
@@ -109,9 +112,12 @@ def _onset(events: Sequence[Event], start: int, opened: int) -> int:
     return onset
 
 
+_BEFORE_THE_EPOCH = ("verdict.changed", "handover.begun", "failover.approved", "postgres.stopped", "postgres.killed")
+
+
 def _belongs(event: Event, *, early: bool) -> bool:
     if early:
-        return event.kind in ("verdict.changed", "handover.begun", "postgres.stopped", "postgres.killed")
+        return event.kind in _BEFORE_THE_EPOCH
     if event.kind == "verdict.changed" and event.detail.get("verdict") in _HEALTHY:
         return False
     return event.kind in _WORDS
