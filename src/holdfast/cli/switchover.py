@@ -60,7 +60,7 @@ def switchover(
 
 def _switch_over(cluster: LocalCluster, target: str | None, as_json: bool) -> None:
     steps = Steps(quiet=as_json)
-    steps(f"handing over to {target or 'the most suitable standby'}")
+    steps(f"asking the primary to hand over to {target or 'the most suitable standby'}")
     began_at = time.monotonic()
     message = run(_closing(cluster, cluster.switch_over(target)))
     if as_json:
