@@ -19,7 +19,7 @@ NOW = ClusterStatus(
     unread=(), waiting=None, tolerates_primary=True,
     tolerates_standbys=1, tolerates="the primary", write_address="127.0.0.1:1", read_address="127.0.0.1:2",
     healthy=True, nodes=(PRIMARY, COPIED), voters=(), votes_needed=2, planned_switchover=None, obstacles=(),
-    troubles=(),
+    held_back=(), troubles=(),
 )  # fmt: skip
 
 
@@ -48,3 +48,8 @@ def test_troubles_and_alarms_are_told_once() -> None:
     lines = shown(replace(NOW, troubles=(dead, alarm), nodes=nodes))
     assert dead in lines
     assert sum("ALARM" in line for line in lines) == 1
+
+
+def test_what_the_proxy_keeps_back_is_told() -> None:
+    words = "the proxy only probes n3, for 1.2 s now: 5 connections in a row came to nothing"
+    assert words in shown(replace(NOW, held_back=(words,)))

@@ -219,6 +219,8 @@ _WORDS = {
     "node.rejoined": "is back: it streams from {upstream}",
     "clients.held": "had {held} statements wait, the longest for {longest_ms} ms; {refused} of them were refused, "
     "{unknown} have an unknown outcome, and {undone} transactions were undone",
+    "breaker.opened": "only probes {node} now: {failures} connections in a row came to nothing",
+    "breaker.closed": "uses {node} again, after {took_ms} ms",
     "ramp.begun": "lets {limit} statements in at once, {percent} % of the usual {usual}: the new primary is cold",
     "ramp.step": "lets {limit} statements in at once, {percent} % of the usual {usual}; {waited} had to wait before",
     "ramp.ended": "lets everybody in again, after {took_ms} ms",

@@ -30,6 +30,8 @@ _SENTENCES = {
     "rewind.failed": "{node} could not be rewound: {reason}",
     "clone.begun": "{node} is cloned from {source}",
     "clone.done": "{node} is cloned",
+    "breaker.opened": "only probes {node} now",
+    "breaker.closed": "uses {node} again",
     "ramp.begun": "lets {limit} statements in at once",
     "ramp.step": "lets {limit} statements in at once",
     "ramp.ended": "lets everybody in again",

@@ -11,9 +11,10 @@ from holdfast.core.impasse import impasse, uncreated
 from holdfast.core.membership import in_effect
 from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.ramp import read_proxy
 from holdfast.local.switchover import planned
 from holdfast.local.troubles import troubles_of
-from holdfast.model.errors import StoreUnavailable
+from holdfast.model.errors import HoldfastError, StoreUnavailable
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy
 from holdfast.model.register import NO_QUORUM, NodeRecord, Phase, Quorum, Register
@@ -85,6 +86,8 @@ class ClusterStatus:
     planned_switchover: PlannedSwitchover | None
     obstacles: tuple[str, ...]
     """What would stand in the way if the primary died now, or keeps the cluster from tolerating more."""
+    held_back: tuple[str, ...]
+    """What the proxy keeps from servers now, for their protection and that of its clients."""
     troubles: tuple[str, ...]
     """Last words of processes that keep ending, and of nodes that do not come to take part."""
 
@@ -150,7 +153,21 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         votes_needed=len(voters) // 2 + 1,
         planned_switchover=plan,
         obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
+        held_back=await _held_back(cluster) if running else (),
         troubles=(*map(str, await troubles_of(cluster, reports)), *_sickness(reports)) if running else (),
+    )
+
+
+async def _held_back(cluster: LocalCluster) -> tuple[str, ...]:
+    try:
+        said = await read_proxy(cluster)
+    except HoldfastError:
+        return ()  # that it does not answer is told elsewhere
+    return tuple(
+        f"the proxy only probes {b['node']}, for {b['since_ms'] / 1000:.1f} s now: "
+        f"{b['failures']} connections in a row came to nothing"
+        for b in said["breakers"]
+        if b["since_ms"] is not None
     )
 
 

@@ -84,6 +84,16 @@ class Policy(BaseModel):
     ramp_window_s: int = Field(
         60, ge=1, le=3600, description="in which it climbs to all, if the new primary is not as fast as usual before"
     )
+    breaker_failures: int = Field(
+        5, ge=0, le=1000,
+        description="connections to a server that fail in a row until a proxy only probes it; 0: all go on trying",
+    )  # fmt: skip
+    breaker_open_ms: int = Field(
+        200,
+        ge=10,
+        le=60_000,
+        description="from then to the first probe; doubled up to eight times with each that fails",
+    )
     capture_wait_s: int = Field(
         120, ge=0, le=86_400,
         description="how long a failed node's return may wait for its capture; 0: nothing is captured",

@@ -322,6 +322,9 @@ class ProxyTimeouts(BaseModel):
     retry_last_ms: int = Field(200, ge=10, le=10_000)
     """Longest such pause: part of the clients' stall when a server comes back without a change of the register."""
 
+    probe_look_ms: int = Field(500, ge=10, le=60_000)
+    """Between two looks for standbys that nobody reads from because they failed, to be probed without a client."""
+
     client_login_ms: int = Field(60_000, ge=1000, le=600_000)
     """For a client to prove who it is (PostgreSQL's authentication_timeout)."""
 

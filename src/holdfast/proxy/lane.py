@@ -16,6 +16,7 @@ from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
+from holdfast.proxy.breakers import Breakers
 from holdfast.proxy.early import Early, drop_unused
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
@@ -111,6 +112,8 @@ class Lane:
     is_fresh: Callable[[], bool] = lambda: True
     """Whether the primary that the routing names is the only one now."""
     admission: Admission = field(default_factory=Admission)
+    breakers: Breakers = field(default_factory=Breakers)
+    """Of all servers, for all ports."""
     counters: Counters = field(default_factory=Counters)
     orphans: Orphans = field(init=False)
     pools: Pools = field(init=False)
@@ -121,6 +124,8 @@ class Lane:
     _failing: bool = False
     _last_refusal: str = ""
     _login_refusals: dict[tuple[str, str], str] = field(default_factory=dict)
+    _parameters: dict[str, str] | None = None
+    """What was last logged in with."""
 
     def __post_init__(self) -> None:
         self.orphans = Orphans(self.admission)
@@ -177,7 +182,8 @@ class Lane:
 
     def has_better(self, server: ServerConnection) -> bool:
         """Whether a read-only session sits on the primary while a standby could serve it."""
-        return self.purpose is Purpose.READ and server.target.is_primary and bool(self.routing.standbys())
+        may_move = self.purpose is Purpose.READ and server.target.is_primary
+        return may_move and any(map(self.breakers.is_closed, self.routing.standbys()))
 
     def has_target(self) -> bool:
         """Whether the register and the nodes' records name a server for this port."""
@@ -188,14 +194,17 @@ class Lane:
         return self.has_target() and not self._failing
 
     def _targets(self) -> list[Target]:
-        """Where to go now, the best first; standbys take turns."""
+        """Where to go now, the best first; standbys take turns, and those with an open breaker come last."""
         primary = self.routing.primary()
         if self.purpose is Purpose.WRITE:
             open_to_all = not self.routing.is_handing_over() and self.is_fresh()
             return [primary] if primary is not None and open_to_all else []
         standbys = self.routing.standbys()
         turn = self._turn % len(standbys) if standbys else 0
-        return standbys[turn:] + standbys[:turn] + ([primary] if primary is not None else [])
+        in_turn = standbys[turn:] + standbys[:turn]
+        well = [target for target in in_turn if self.breakers.is_closed(target)]
+        last = [target for target in in_turn if target not in well]
+        return well + ([primary] if primary is not None else []) + last
 
     def take_longest_hold_ms(self) -> int:
         """The longest wait of a statement that has ended since this was last asked."""
@@ -291,6 +300,8 @@ class Lane:
                 and not self.must_hold(current)
             ):
                 return current
+            if not self.breakers.admits(target):
+                continue
             server = await self._try_while_named(target, wanted, early)
             if server is not None:
                 return server
@@ -328,12 +339,14 @@ class Lane:
         if self.purpose is Purpose.READ and target.is_primary:
             parameters = {**parameters, "default_transaction_read_only": "on"}
         try:
-            connect_ms = self.settings.timeouts.server_connect_ms
-            server = await early.take(target)
-            if server is None:
-                server = await log_in(self.reactor, target, parameters, self.users, connect_ms)
-            await checked(server, connect_ms)
-            await self._tell(server, wanted)
+            with self.breakers.trying(target) as may_try:
+                if not may_try:
+                    return None
+                server = await early.take(target)
+                if server is None:
+                    server = await self._log_in(target, parameters)
+                await checked(server, self.settings.timeouts.server_connect_ms)
+                await self._tell(server, wanted)
         except ServerUnavailable as unavailable:
             self.saw(target, _outcome_of(unavailable.__cause__))
             self._refused(target, str(unavailable))
@@ -342,6 +355,29 @@ class Lane:
             self._login_refused(target, parameters["user"], refused.report)
             raise
         return server
+
+    async def _log_in(self, target: Target, parameters: dict[str, str]) -> ServerConnection:
+        self._parameters = parameters
+        connect_ms = self.settings.timeouts.server_connect_ms
+        return await log_in(self.reactor, target, parameters, self.users, connect_ms)
+
+    async def probe_standbys(self) -> None:
+        """Probe those that nobody reads from because they failed, for ever: no client has to wait for what they say."""
+        while True:
+            await asyncio.sleep(ProxyTimeouts().probe_look_ms / 1000)
+            targets = [t for t in self._targets() if not (t.is_primary or self.breakers.is_closed(t))]
+            await asyncio.gather(*map(self._probe, targets))
+
+    async def _probe(self, target: Target) -> None:
+        if self._parameters is None:
+            return
+        try:
+            with self.breakers.trying(target) as may_try:
+                if may_try:
+                    server = await self._log_in(target, self._parameters)
+                    (await checked(server, self.settings.timeouts.server_connect_ms)).close()
+        except (ServerUnavailable, ServerRefused) as error:
+            log.debug("server.probed", port=self.purpose, node=target.node, reason=str(error))
 
     async def _tell(self, server: ServerConnection, wanted: Wanted) -> None:
         """Make the server's session the wanted one, or drop it; raises ServerUnavailable, ServerRefused."""

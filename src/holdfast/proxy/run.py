@@ -25,6 +25,7 @@ from holdfast.model.register import Phase
 from holdfast.model.settings import ListenerSettings, ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
+from holdfast.proxy.breakers import Breakers
 from holdfast.proxy.client import Client
 from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
@@ -59,12 +60,20 @@ class Proxy:
         self._record = LeasedRecord(store, settings.timeouts)
         testimony = Testimony(name, keys, self._record, lambda: self.lanes[Purpose.WRITE].held)
         self._obedience = Obedience(
-            uuid.uuid4().hex, settings.cluster.name, store, self.routing, settings.timeouts, self._obey, self._is_fresh
+            uuid.uuid4().hex,
+            settings.cluster.name,
+            store,
+            self.routing,
+            settings.timeouts,
+            self._obey,
+            self._look_again,
         )
         self._journal = Journal(store, f"proxy {name}", settings.timeouts)
         self._reactor = Reactor()
         shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.is_fresh
-        self.lanes = {purpose: Lane(purpose, *shared, Admission(self._tell_ramp)) for purpose in Purpose}
+        connect_ms = settings.timeouts.server_connect_ms
+        self.breakers = Breakers(connect_ms, self._tell_breaker, self._look_again)
+        self.lanes = {purpose: Lane(purpose, *shared, Admission(self._tell_ramp), self.breakers) for purpose in Purpose}
         self._impact = Impact(self.lanes.values(), self._tell_impact)
         self._store = store
         self._clients: set[Client] = set()
@@ -103,7 +112,8 @@ class Proxy:
         self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
         self._accounting = [asyncio.create_task(self._journal.run()), asyncio.create_task(self._impact.run())]
         for lane in self.lanes.values():
-            self._accounting += [asyncio.create_task(lane.admission.run()), asyncio.create_task(lane.pools.run())]
+            runs = lane.admission.run(), lane.pools.run(), lane.probe_standbys()
+            self._accounting += map(asyncio.create_task, runs)
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -214,6 +224,8 @@ class Proxy:
         for lane in self.lanes.values():
             lane.admission.policy_is(self.routing.policy)
         register = self.routing.register
+        self.breakers.policy_is(self.routing.policy)
+        self.breakers.heard(register.committed.epoch if register is not None else 0)
         if register is not None and register.phase is Phase.SERVING:
             self.lanes[Purpose.WRITE].admission.serves(register.epoch)
 
@@ -261,7 +273,11 @@ class Proxy:
     def _tell_impact(self, toll: Toll, longest_ms: int) -> None:
         self._journal.record("clients.held", self.routing.epoch, longest_ms=longest_ms, **asdict(toll))
 
-    def _is_fresh(self) -> None:
+    def _tell_breaker(self, kind: str, epoch: int, detail: dict[str, JsonValue]) -> None:
+        self._journal.record(kind, epoch, None, **detail)
+
+    def _look_again(self) -> None:
+        """What may be used has changed, though the store has said nothing."""
         self.routing.wake()
         self._reroute()
 
@@ -346,6 +362,8 @@ class Proxy:
             "servers": dict(servers),
             "counters": {purpose.value: asdict(lane.counters) for purpose, lane in self.lanes.items()},
             "pools": {purpose.value: lane.pools.status() for purpose, lane in self.lanes.items()},
+            "breakers": self.breakers.status(),
+            "breakers_opened": self.breakers.opened,
             "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }
 

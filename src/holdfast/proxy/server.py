@@ -38,6 +38,10 @@ class ServerUnavailable(Exception):
     """The server is gone, not ready, or not what the register says: try again."""
 
 
+class ServerNotReady(ServerUnavailable):
+    """The server answered: it lives, and is not ready or not what the register says."""
+
+
 class ServerRefused(Exception):
     """The server answered, and its answer will not change by trying again: the client must be told."""
 
@@ -257,7 +261,7 @@ class ServerConnection(asyncio.Protocol):
             if kind == m.ERROR:
                 report = m.read_report(body)
                 if report.sqlstate in TRANSIENT:
-                    raise ServerUnavailable(report.text)
+                    raise ServerNotReady(report.text)
                 raise ServerRefused(report)
             if kind == m.BACKEND_KEY_DATA and len(body) >= 8:
                 self.process_id, self.secret = int.from_bytes(body[:4], "big"), body[4:]
@@ -290,18 +294,18 @@ class ServerConnection(asyncio.Protocol):
             raise ServerRefused(m.fatal("28000", "the server did not prove that it knows the password")) from failed
 
     async def check(self) -> None:
-        """Refuse a server that is not what the register says; raises ServerUnavailable."""
+        """Refuse a server that is not what the register says; raises ServerNotReady, ServerUnavailable."""
         rows, report = await self._ask(m.query(CHECK))
         if report is not None or len(rows) != 1 or len(rows[0]) != 2:
-            raise ServerUnavailable(report.text if report is not None else "the server's check has no answer")
+            raise ServerNotReady(report.text if report is not None else "the server's check has no answer")
         in_recovery, wal_file = rows[0]
         if in_recovery == b"t":
             if self.target.is_primary:
-                raise ServerUnavailable(f"{self.target.node} is still a standby")
+                raise ServerNotReady(f"{self.target.node} is still a standby")
         elif not self.target.is_primary:
-            raise ServerUnavailable(f"{self.target.node} is no standby")
+            raise ServerNotReady(f"{self.target.node} is no standby")
         elif wal_file is None or int(wal_file[:8], 16) != self.target.epoch:
-            raise ServerUnavailable(f"{self.target.node} is a primary of another epoch than {self.target.epoch}")
+            raise ServerNotReady(f"{self.target.node} is a primary of another epoch than {self.target.epoch}")
 
     async def replay(self, steps: Sequence[ReplayStep]) -> set[bytes]:
         """Make this server's session another one; returns the prepared statements that failed.
@@ -344,7 +348,7 @@ class ServerConnection(asyncio.Protocol):
             elif kind == m.ERROR:
                 report = m.read_report(body)
                 if report.is_fatal:
-                    raise ServerUnavailable(report.text)
+                    raise ServerNotReady(report.text)
 
 
 async def log_in(
