@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from holdfast.core.incident import Incident, Objectives, incidents
 from holdfast.model.errors import EnvironmentFault
@@ -120,3 +121,26 @@ def test_a_browser_shows_it_whole(tmp_path: Path) -> None:
         capture_output=True, timeout=120, check=True,
     )  # fmt: skip
     assert picture.stat().st_size > 20_000
+
+
+def test_the_clients_whose_transactions_were_cut_off_are_named() -> None:
+    client: dict[str, JsonValue] = {
+        "user": "shop",
+        "database": "app",
+        "application": HOSTILE,
+        "address": "10.0.0.7:51234",
+        "node": "n1",
+        "epoch": 1,
+        "at_ms": 1_700_000_000_000,
+        "outcome": "unknown",
+    }
+    told = event(240, "proxy p", "outcomes.unknown", 2, None, unknown=4, undone=0, unnamed=3, clients=[client])
+    incident = an_incident(told)
+    for text in (incident_page(incident, "shop"), incident_markdown(incident, "shop")):
+        assert "Whose transactions were cut off" in text
+        assert "10.0.0.7:51234" in text
+        assert "outcome unknown" in text
+        assert "And 3 more" in text
+    assert "<script" not in incident_page(incident, "shop")
+    assert "Whose transactions" not in incident_page(an_incident(), "shop")
+    assert "Whose transactions" not in incident_markdown(an_incident(), "shop")

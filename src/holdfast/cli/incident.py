@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.clusters import with_cluster
+from holdfast.cli.lost import print_clients
 from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -217,6 +218,9 @@ def _print(one: Incident, objectives: Objectives) -> None:
         click.echo("\nWhat is in doubt")
         for doubt in one.losses.doubts:
             click.echo(f"  {doubt}")
+    if one.whose.clients:
+        click.echo("\nWhose transactions the lost server took with it")
+        print_clients(one.whose)
     if one.evidence:
         click.echo("\nWhat was taken as evidence")
         for words in one.evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,16 @@ from holdfast.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from holdfast.core.losses import Proof
+    from holdfast.core.whose import Whose
     from holdfast.local.cluster import LocalCluster
     from holdfast.local.lost import SalvagedRow
     from holdfast.model.lost import LostLog, LostTransaction
 
 _VALUE_CHARACTERS = 60
 """Of a value in a line for people; ``--json`` and the files have all of it."""
+
+_CLIENTS_MAX = 50
+"""Clients that are listed for people."""
 
 node_option = click.option("--node", help="Only the log of this node.")
 epoch_option = click.option("--epoch", type=int, help="Only the log that this epoch left behind.")
@@ -43,21 +48,24 @@ def show(ctx: click.Context, directory: Path, as_json: bool) -> None:
     """List the transactions that were beyond the fork when an old primary was taken back.
 
     Each was committed on a primary that was replaced, and did not reach the one that came after it. Says that nothing
-    acknowledged is lost only where lists and journal prove it, else what is in doubt. Exit status 1 if a node does not
-    answer: its list is missing.
+    acknowledged is lost only where lists and journal prove it, else what is in doubt. Names the clients whose
+    transaction their server took with it, as the proxies saw them. Exit status 1 if a node does not answer: its list
+    is missing.
     """
-    from holdfast.local.lost import read_lost, read_proof
+    from holdfast.local.lost import read_lost, read_proof, read_whose
 
-    async def work(cluster: LocalCluster) -> tuple[list[LostLog], list[str], Proof, list[LostLog]]:
+    async def work(cluster: LocalCluster) -> tuple[list[LostLog], list[str], Proof, list[LostLog], Whose]:
         accounts, silent = await read_lost(cluster)
-        return accounts, silent, *await read_proof(cluster, accounts, silent)
+        return accounts, silent, *await read_proof(cluster, accounts, silent), await read_whose(cluster)
 
-    accounts, silent, proof, unacknowledged = with_cluster(directory, work)
+    accounts, silent, proof, unacknowledged, unanswered = with_cluster(directory, work)
     if as_json:
         listed = [_as_json(a, is_unacknowledged=a in unacknowledged) for a in accounts]
-        print_json({"accounts": listed, "silent": silent, "nothing_lost": proof.nothing_lost, "doubts": proof.doubts})
+        proved = {"nothing_lost": proof.nothing_lost, "doubts": proof.doubts}
+        print_json({"accounts": listed, "silent": silent, **proved, "unanswered": asdict(unanswered)})
     else:
         _tell(accounts, silent, proof, unacknowledged)
+        _tell_whose(unanswered)
     ctx.exit(FAILED if silent else 0)
 
 
@@ -165,6 +173,25 @@ def _tell(accounts: list[LostLog], silent: list[str], proof: Proof, unacknowledg
         click.echo("Nothing that was acknowledged is lost: proved for every change of leadership.")
     for doubt in proof.doubts:
         click.echo(f"Not proved that nothing is lost: {doubt}.")
+
+
+def _tell_whose(unanswered: Whose) -> None:
+    if unanswered.clients:
+        click.echo("Clients whose transaction their server took with it:")
+        print_clients(unanswered)
+
+
+def print_clients(unanswered: Whose) -> None:
+    """One line for each client, the newest last."""
+    clients = unanswered.clients
+    if len(clients) > _CLIENTS_MAX:
+        click.echo(f"  {len(clients) - _CLIENTS_MAX:,} earlier ones: --json has them")
+    for client in clients[-_CLIENTS_MAX:]:
+        at = datetime.fromtimestamp(client.at_ms / 1000, UTC)
+        where = f"on {client.node} in epoch {client.epoch}"
+        click.echo(f"  {at:%Y-%m-%d %H:%M:%S} UTC  {client.told.value:7}  {client.owner.in_words}, {where}")
+    if unanswered.unnamed:
+        click.echo(f"  and {unanswered.unnamed:,} more that their proxies did not name")
 
 
 def _as_covered(other: LostLog) -> str:

@@ -7,12 +7,13 @@ time; what they do not say is said to be unknown. Nobody is blamed: a person's d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.core.causes import Candidate, Guardrail, causes_of, guardrails_for
 from holdfast.core.losses import proof
 from holdfast.core.phases import PHASE_MEANING, PHASES, phase_durations
 from holdfast.core.story import Story, chapters
+from holdfast.core.whose import Whose, whose
 from holdfast.core.words import amount, duration, plural
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog
@@ -75,6 +76,8 @@ class Incident:
     losses: Losses
     causes: tuple[Candidate, ...]
     guardrails: tuple[Guardrail, ...]
+    whose: Whose = field(default_factory=Whose)
+    """The clients of transactions that a lost server took with it."""
     evidence: tuple[str, ...] = ()
     """What was taken of the failed node before anything touched it, and where it is; what could not be."""
 
@@ -125,6 +128,7 @@ def _incident(
         losses=losses,
         causes=causes,
         guardrails=guardrails_for(story, own, refused=impact.refused if impact is not None else 0),
+        whose=whose(own),
         evidence=tuple(f"{line.who} {line.says}." for line in story.lines if line.kind in _EVIDENCE),
     )
 

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast.core.losses import opened_under
+from holdfast.core.whose import of_unknown, whose
 from holdfast.model.errors import ConfigurationError
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog, LostTransaction
 from holdfast.model.lsn import History, Lsn
 from holdfast.model.outcome import EpochStart, Outcome, OutcomeAnswer, XactStatus, widened
+
+NAMED_MAX: Final = 10
+"""Clients that an answer names."""
 
 RULES: Final[Mapping[str, tuple[Outcome, str]]] = {
     "committed.confirmed": (
@@ -303,6 +307,13 @@ class _Case:
     def _said(self) -> str:
         return f"pg_xact_status on the primary of epoch {self._known.present}: {self._known.status.value}"
 
+    def _in_doubt(self, epoch: int) -> tuple[str, ...]:
+        """The clients to ask: the proxies do not know the ids of their transactions."""
+        clients = of_unknown(whose(self._known.events).in_epoch(epoch))
+        named = [f"a client of epoch {epoch} that has no answer: {c.owner.in_words}" for c in clients[:NAMED_MAX]]
+        more = len(clients) - NAMED_MAX
+        return (*named, f"and {more} more: `holdfast lost show` has them all") if more > 0 else tuple(named)
+
     def _fork_in_words(self, epoch: int) -> str:
         start = self._starts[next(e for e in self._line if e > epoch)]
         return (
@@ -321,6 +332,8 @@ class _Case:
         outcome, why = RULES[rule]
         if outcome is not Outcome.UNKNOWN:
             is_there = outcome is Outcome.COMMITTED
+        elif epoch is not None:
+            evidence += self._in_doubt(epoch)
         return OutcomeAnswer(self._xid, epoch, outcome, rule, why, is_there, tuple(evidence), tuple(epochs))
 
 

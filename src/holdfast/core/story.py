@@ -221,6 +221,8 @@ _WORDS = {
     "{unknown} have an unknown outcome, and {undone} transactions were undone",
     "breaker.opened": "only probes {node} now: {failures} connections in a row came to nothing",
     "breaker.closed": "uses {node} again, after {took_ms} ms",
+    "outcomes.unknown": "names the clients of transactions that their server took with it: {unknown} with an unknown "
+    "outcome, {undone} undone",
     "ramp.begun": "lets {limit} statements in at once, {percent} % of the usual {usual}: the new primary is cold",
     "ramp.step": "lets {limit} statements in at once, {percent} % of the usual {usual}; {waited} had to wait before",
     "ramp.ended": "lets everybody in again, after {took_ms} ms",

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.core.losses import Proof, covered, is_unacknowledged, opened_under, proof
+from holdfast.core.whose import Whose, whose
 from holdfast.local.cluster import LocalCluster
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, StoreUnavailable
 from holdfast.model.lost import SCRIPT, LostLog
@@ -55,6 +56,14 @@ async def read_proof(cluster: LocalCluster, accounts: list[LostLog], silent: lis
     opened = opened_under(events)
     unacknowledged = [a for a in accounts if is_unacknowledged(a, opened)]
     return proof(events, accounts, silent, None if register is None else register.epoch), unacknowledged
+
+
+async def read_whose(cluster: LocalCluster) -> Whose:
+    """The clients of transactions that lost servers took with them, as far as the journal reaches back."""
+    try:
+        return whose(await cluster.events())
+    except StoreUnavailable:
+        return Whose()
 
 
 @dataclass(frozen=True, slots=True)

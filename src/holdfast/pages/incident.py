@@ -8,8 +8,10 @@ from typing import NamedTuple
 from holdfast import __version__
 from holdfast.core.incident import Incident, Objectives, against
 from holdfast.core.phases import ENDS
+from holdfast.core.whose import Whose
 from holdfast.core.words import amount, duration
 from holdfast.model.lost import LostLog, Tuples
+from holdfast.model.owner import Owner, Unanswered
 from holdfast.pages.page import clock, day, moment, source, style, template
 
 LISTED_MAX = 200
@@ -17,6 +19,9 @@ LISTED_MAX = 200
 
 UNTOLD = "These were in the log of the old primary alone; nobody was told that they had been committed."
 """What the listed transactions are when nothing that was acknowledged is lost."""
+
+
+_TOLD = {Unanswered.UNKNOWN: "outcome unknown", Unanswered.UNDONE: "undone"}
 
 
 class _Tile(NamedTuple):
@@ -30,6 +35,13 @@ class _Part(NamedTuple):
     name: str
     ms: float
     meaning: str
+
+
+class _Client(NamedTuple):
+    at: str
+    told: str
+    owner: Owner
+    server: str
 
 
 class _Lost(NamedTuple):
@@ -57,6 +69,8 @@ def incident_page(
         lost=lost[:LISTED_MAX],
         untold=UNTOLD,
         left_out=max(0, len(lost) - LISTED_MAX),
+        clients=_clients(incident.whose),
+        clients_left_out=_clients_left_out(incident.whose),
         marks=set(ENDS.values()),
         css=style(),
         version=__version__,
@@ -88,6 +102,7 @@ def incident_markdown(
         *(f"- {doubt}" for doubt in incident.losses.doubts),
         *_lost_table(accounts, proved=incident.losses.proved),
         "",
+        *_clients_table(incident.whose),
         *_evidence(incident),
         "## What would make the next time better",
         "",
@@ -107,6 +122,30 @@ def _evidence(incident: Incident) -> list[str]:
     if not incident.evidence:
         return []
     return ["## What was taken as evidence", "", *(f"- {words}" for words in incident.evidence), ""]
+
+
+def _clients(whose: Whose) -> list[_Client]:
+    return [
+        _Client(clock(moment(c.at_ms)), _TOLD[c.told], c.owner, f"{c.node}, epoch {c.epoch}")
+        for c in whose.clients[:LISTED_MAX]
+    ]
+
+
+def _clients_left_out(whose: Whose) -> int:
+    return max(0, len(whose.clients) - LISTED_MAX) + whose.unnamed
+
+
+def _clients_table(whose: Whose) -> list[str]:
+    if not whose.clients:
+        return []
+    head = ("at (UTC)", "told", "user", "database", "application", "address", "server")
+    rows = [
+        (c.at, c.told, c.owner.user, c.owner.database, c.owner.application, c.owner.address, c.server)
+        for c in _clients(whose)
+    ]
+    more = _clients_left_out(whose)
+    left_out = ("", f"And {more} more.") if more else ()
+    return ["## Whose transactions were cut off", "", *_table(head, rows), *left_out, ""]
 
 
 def _tiles(incident: Incident) -> list[_Tile]:

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import structlog
 
 from holdfast.model.errors import ProtocolViolation
+from holdfast.model.owner import Owner
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
@@ -95,6 +96,7 @@ class Client(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._is_lost = False
         self._is_paused = False
+        self._address = ""
         self.relay: Relay | None = None
         self.output: Output = self
         """Where a session sends to."""
@@ -107,6 +109,7 @@ class Client(asyncio.Protocol):
         self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         sock: socket.socket = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._address = self._address or _address_of(sock)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._start_up())
 
@@ -150,6 +153,10 @@ class Client(asyncio.Protocol):
             self.relay.client_busy(False)
 
     # for the relay
+
+    def owner(self, login: Login) -> Owner:
+        """Who the client is, for those who must know whose a transaction was."""
+        return Owner(login.user, login.database, login.parameters.get(_APPLICATION_NAME, ""), self._address)
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
@@ -330,3 +337,13 @@ class Client(asyncio.Protocol):
             data = bytes(self._buffer)
             self._buffer.clear()
             relay.from_client(data)
+
+
+def _address_of(sock: socket.socket) -> str:
+    """``host:port`` of the other side; empty if it has gone already."""
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return ""
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

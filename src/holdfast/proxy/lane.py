@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from holdfast.model.errors import ProtocolViolation
+from holdfast.model.owner import Owner, Unanswered
 from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
@@ -20,6 +21,7 @@ from holdfast.proxy.breakers import Breakers
 from holdfast.proxy.early import Early, drop_unused
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
+from holdfast.proxy.owners import Owners
 from holdfast.proxy.pool import Pool, PoolLimits, Pools, key_of
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.routing import Routing, Target
@@ -89,13 +91,14 @@ class Counters:
     transactions_lost: int = 0
     cancels: int = 0
 
-    def lost(self, loss: Loss, held_open: bool) -> None:
-        """A server was lost; ``held_open``: between two statements of a transaction."""
-        if any(answer.needs_error for answer in loss.answers):
-            self.outcomes_unknown += loss.unknown
-            self.transactions_lost += not loss.unknown
-        elif held_open:
-            self.transactions_lost += 1
+    def lost(self, loss: Loss, held_open: bool) -> Unanswered | None:
+        """Count it; ``held_open``: between two statements of a transaction. Returns what the client is told."""
+        if not (held_open or any(answer.needs_error for answer in loss.answers)):
+            return None
+        is_unknown = loss.unknown and not held_open
+        self.outcomes_unknown += is_unknown
+        self.transactions_lost += not is_unknown
+        return Unanswered.UNKNOWN if is_unknown else Unanswered.UNDONE
 
 
 @dataclass(slots=True)
@@ -115,6 +118,7 @@ class Lane:
     breakers: Breakers = field(default_factory=Breakers)
     """Of all servers, for all ports."""
     counters: Counters = field(default_factory=Counters)
+    owners: Owners = field(default_factory=Owners)
     orphans: Orphans = field(init=False)
     pools: Pools = field(init=False)
     held: int = 0
@@ -205,6 +209,12 @@ class Lane:
         well = [target for target in in_turn if self.breakers.is_closed(target)]
         last = [target for target in in_turn if target not in well]
         return well + ([primary] if primary is not None else []) + last
+
+    def lost(self, owner: Owner, target: Target, loss: Loss, *, held_open: bool) -> None:
+        """A session lost its server; ``held_open``: between two statements of a transaction."""
+        told = self.counters.lost(loss, held_open)
+        if told is not None:
+            self.owners.lost(owner, target, told)
 
     def take_longest_hold_ms(self) -> int:
         """The longest wait of a statement that has ended since this was last asked."""

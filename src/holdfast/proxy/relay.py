@@ -477,7 +477,7 @@ class Relay(FastPath):
         self._state.lost()
         self._requests.lost()
         self._is_forwarding = False
-        self.lane.counters.lost(loss, held_open)
+        self.lane.lost(self._client.owner(self._login), server.target, loss, held_open=held_open)
         if self._state.pins:
             self.end(cannot_move(loss, reason, sorted(self._state.pins)))
             return

@@ -272,6 +272,9 @@ class Proxy:
 
     def _tell_impact(self, toll: Toll, longest_ms: int) -> None:
         self._journal.record("clients.held", self.routing.epoch, longest_ms=longest_ms, **asdict(toll))
+        owners = self.lanes[Purpose.WRITE].owners.take()
+        if owners is not None:
+            self._journal.record("outcomes.unknown", self.routing.epoch, None, **owners)
 
     def _tell_breaker(self, kind: str, epoch: int, detail: dict[str, JsonValue]) -> None:
         self._journal.record(kind, epoch, None, **detail)
