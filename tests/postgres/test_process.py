@@ -12,9 +12,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from pydantic import ValidationError
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
 from holdfast.model.server import ServerStatus
+from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.postgres.config import BARRIER
 from holdfast.postgres.disk import DiskSilent
@@ -151,6 +153,17 @@ async def test_a_recycled_pid_is_not_adopted(lab: Lab) -> None:
     pid_file.write_text(pid_file.read_text().replace(str(os.getpid()), f"-{os.getpid()}", 1))
     assert PidFile.read(lab.data_dir("a")) is None  # a single-user server's
     pid_file.unlink()
+
+
+async def test_a_new_cluster_has_small_files_of_log_and_as_much_of_it_as_ever(lab: Lab) -> None:
+    await lab.primary("a")
+    sizes = "current_setting('wal_segment_size'), current_setting('min_wal_size'), current_setting('max_wal_size')"
+    assert await lab.execute("a", f"SELECT {sizes}") == [("4MB", "80MB", "1GB")]
+
+
+def test_the_size_of_a_file_of_log_is_a_power_of_two(lab: Lab) -> None:
+    with pytest.raises(ValidationError, match=r"3 is no power of two: write 1, 2, 4, 8, 16"):
+        PostgresSettings.model_validate({**lab.settings_of("a").model_dump(), "wal_segment_mib": 3})
 
 
 async def test_faults_of_a_start_are_told_in_our_terms(lab: Lab) -> None:

@@ -58,6 +58,10 @@ class PostgresSettings(_Section):
         ("host all all 127.0.0.1/32 scram-sha-256", "host all all ::1/128 scram-sha-256"),
         description="lines of pg_hba.conf for applications; those of Holdfast's own roles are added",
     )
+    wal_segment_mib: int = Field(
+        4, ge=1, le=1024, description="size of one file of the log (pg_wal) in a cluster made anew, a power of two; "
+        "a promotion waits until one is written"
+    )  # fmt: skip
     salvage: bool = Field(
         True, description="whether the rows of lost transactions are read from a copy of the data directory before an "
         "old primary is rewound; the transactions are listed in any case"
@@ -66,6 +70,13 @@ class PostgresSettings(_Section):
         None, description="where that copy is made, for a while; beside the data directory if unset, which takes no "
         "room where the file system can share blocks (XFS, Btrfs)"
     )  # fmt: skip
+
+    @field_validator("wal_segment_mib")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"{value} is no power of two: write 1, 2, 4, 8, 16 and so on up to 1024")
+        return value
 
 
 class ApiSettings(_Section):

@@ -79,10 +79,12 @@ async def initialize(instance: Instance) -> None:
 
 
 async def _initdb(instance: Instance) -> None:
+    directory = ("-D", str(instance.layout.staging_dir))
+    options = (*_INITDB_OPTIONS, f"--wal-segsize={instance.settings.wal_segment_mib}")
     for locale in _LOCALES:
         outcome = await run_program(
             instance.installation,
-            ["initdb", "-D", str(instance.layout.staging_dir), *_INITDB_OPTIONS, f"--lc-ctype={locale}"],
+            ["initdb", *directory, *options, f"--lc-ctype={locale}"],
             instance.user,
             working_dir=instance.layout.side_dir,
         )

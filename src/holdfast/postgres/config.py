@@ -34,6 +34,9 @@ DEFAULTS: Mapping[str, str] = {
     "superuser_reserved_connections": "5",
     "max_wal_senders": "20",
     "max_replication_slots": "20",
+    # As PostgreSQL has them for files of 16 MB; initdb makes them less where files are smaller.
+    "min_wal_size": "80MB",
+    "max_wal_size": "1GB",
     "wal_keep_size": "256MB",
     "max_slot_wal_keep_size": "4GB",
     "wal_sender_timeout": "10s",

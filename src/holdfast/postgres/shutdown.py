@@ -7,6 +7,7 @@ may leave one before the control file says that it started); else the caller ask
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ def _segment_bytes(wal_dir: Path) -> int | None:
 
 def _rest_of_page(wal_dir: Path, timeline: int, at: int, segment_bytes: int) -> bytes:
     with (wal_dir / segment_name(timeline, Lsn(at), segment_bytes)).open("rb") as segment:
+        if os.fstat(segment.fileno()).st_size != segment_bytes:
+            return b""  # a file that was cut
         segment.seek(at % segment_bytes)
         return segment.read(_PAGE_BYTES - at % _PAGE_BYTES)
 
