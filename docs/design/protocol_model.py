@@ -85,7 +85,7 @@ RULES = {
     "implied": "PostgreSQL's setting always implies the register's: k_pg - |S_pg minus S_reg| >= k_reg",
     "caught-up": "the register tightens only after the log so far is on k of the members it will name",
     "incarnation": "a data directory made anew is a new member, and a new leader",
-    "log-kept": "before an epoch serves, a log that does not fit is given up for nobody but the committed leader",
+    "log-kept": "before an epoch serves, a log that does not fit is given up only if enough stay to recruit another",
     "slot": "a member streams through its own slot, so that two connections of it are never counted both",
     "lease": "with k = 0 a candidate without the leader's log waits until the leader's lease is over",
     "lease-first": "nothing turns to k = 0, neither PostgreSQL nor the register, before the leader has the lease",
@@ -276,8 +276,9 @@ def failover(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]
 def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]:
     """Follow the current leader, by rewinding if the logs have diverged; keep everything until it serves.
 
-    With one exception, for else two logs that have diverged could wait for each other for ever: a log is given up for a
-    candidate that is the committed leader. That one has every acknowledged write, and is enough of a recruit alone.
+    With one exception, for else logs that have diverged could wait for each other for ever: a log is given up for a
+    candidate that has every acknowledged write, if that one, and those who joined and come later by name, are enough of
+    recruits for another epoch. The committed leader is enough alone.
     """
     n, me, r = s.nodes[i], NAMES[i], s.reg
     lead = led_by(s)
@@ -287,7 +288,7 @@ def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]
         rewinds = shared < len(n.log)
         leads = p.role == PRIMARY and p.epoch == r.epoch and n.upstream != lead
         gives_up = r.phase == "promoting" and rewinds
-        if leads and gives_up and (broken == "log-kept" or (lead, p.incarnation) == r.leader):
+        if leads and gives_up and (broken == "log-kept" or enough_without(r, (lead, p.incarnation), i)):
             after = s._replace(nodes=put(
                 s, i, role=REBUILDING, open=False, leased=False, upstream=None, promised=r.epoch,
                 incarnation=n.incarnation + (broken != "incarnation")))
@@ -312,6 +313,12 @@ def rebuilding(s: State, i: int) -> Iterator[tuple[str, State]]:
         if p.role == PRIMARY and p.epoch == r.epoch:
             yield f"{NAMES[i]} is a copy of {NAMES[lead]} in epoch {r.epoch}", s._replace(nodes=put(
                 s, i, role=STANDBY, upstream=lead, promised=r.epoch, log=n.log[:common(n.log, p.log)]))
+
+
+def enough_without(r: Register, candidate: Member, i: int) -> bool:
+    """Whether enough are left when all up to this node by name give their logs up at the same time."""
+    kept = {candidate} | {m for m, _ in r.recruits if m[0] > i}
+    return r.leader in kept or len(r.members & kept) >= len(r.members) - r.k + 1
 
 
 def led_by(s: State) -> int | None:

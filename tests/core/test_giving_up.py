@@ -1,18 +1,21 @@
-"""A log that does not fit is given up for a candidate that is the committed leader, and for nobody else."""
+"""A log that does not fit is given up for a candidate if enough recruits stay without it, and else for nobody."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.core import actions as a
-from holdfast.core.giving_up import gives_up
+from holdfast.core.giving_up import are_enough_without, gives_up
 from holdfast.core.leadership import Duty, decide, duty_of, situation_of
 from holdfast.core.observation import Observation, Peer
+from holdfast.core.quorum import recruits_suffice
 from holdfast.model.lsn import Lsn, TimelineSwitch
 from holdfast.model.policy import Durability, Policy
-from holdfast.model.register import Member, Phase
+from holdfast.model.register import Configuration, Member, Phase, Quorum, Recruit
 from holdfast.model.server import Replica, ServerStatus, ServerView
 from tests.core.builders import (
     N1,
@@ -76,6 +79,63 @@ def test_a_log_is_kept_from_any_other_candidate() -> None:
     after = replace(THIRD, candidate=MADE_ANEW)
     anew = leading(leader=MADE_ANEW)
     assert duty(waiting(register=after, peers=anew, recruits=(recruit(MADE_ANEW, 3, 1, 120),))) is Duty.LEAVE
+
+
+N4 = Member("n4", "00000004")
+OF_THREE = Configuration(N1, 1, Quorum(frozenset({N2, N3, N4}), 2))
+"""Two of three confirm: two of them are enough of recruits."""
+THREE_LOGS = (recruit(N2, 3, 2, 150), recruit(N3, 3, 1, 120), recruit(N4, 3, 2, 130))
+"""N3 is the candidate; N2 and N4 each led an epoch in vain."""
+
+
+def diverged(own: Member, *joined: Recruit) -> Observation:
+    """N1 is gone for good."""
+    third = replace(register(3, Phase.PROMOTING, N3), committed=OF_THREE, voters=("n1", "n2", "n3", "n4"))
+    o = waiting(register=third, peers=leading(leader=N3), recruits=joined, node=own.node, member=own)
+    end = next((r.position for r in joined if r.member == own), at(2, 150))
+    return replace(o, own_end=end, lead_address="n3:1")
+
+
+def test_three_logs_that_have_diverged_do_not_wait_for_each_other() -> None:
+    decision = decide(diverged(N2, *THREE_LOGS))
+    assert (decision.rule.id, decision.actions) == ("rejoin.rewind", (a.Rewind(N3),))
+
+
+def test_the_last_of_them_keeps_its_log() -> None:
+    """Without N2 and N4 nobody could be recruited again."""
+    assert duty(diverged(N4, *THREE_LOGS)) is Duty.LEAVE
+
+
+def test_it_is_given_up_only_if_the_others_have_joined() -> None:
+    second, third, fourth = THREE_LOGS
+    assert duty(diverged(N2, second, third)) is Duty.LEAVE
+    assert duty(diverged(N2, second, third, replace(fourth, epoch=2))) is Duty.LEAVE
+    other_directory = replace(fourth, member=Member("n4", "ffffffff"))
+    assert duty(diverged(N2, second, third, other_directory)) is Duty.LEAVE
+
+
+def test_it_is_kept_for_any_candidate_if_one_who_fits_may_come() -> None:
+    second, third, _ = THREE_LOGS
+    assert duty(diverged(N2, second, third, recruit(N4, 3, 1, 110))) is Duty.LEAVE
+
+
+@given(st.sets(st.sampled_from("abcdefg"), min_size=2), st.data())
+def test_however_many_give_up_at_once_enough_stay(names: set[str], data: st.DataObject) -> None:
+    members = frozenset(Member(name, "1") for name in names)
+    k = data.draw(st.integers(1, len(members)))
+    candidate = data.draw(st.sampled_from(sorted(members, key=str)))
+    committed = Configuration(Member("gone", "1"), 1, Quorum(members, k))
+    third = replace(register(3, Phase.PROMOTING, candidate), committed=committed)
+    joined = data.draw(st.sets(st.sampled_from(sorted(members, key=str))))
+
+    def would_give_up(own: Member) -> bool:
+        seen = data.draw(st.sets(st.sampled_from(sorted(joined, key=str)))) if joined else set()
+        recruits = tuple(recruit(m, 3, 1, 100) for m in seen)
+        return are_enough_without(waiting(register=third, node=own.node, member=own, recruits=recruits), third)
+
+    givers = {member for member in members - {candidate} if would_give_up(member)}
+    if givers:
+        assert recruits_suffice(committed, (joined | {candidate}) - givers)
 
 
 def test_nobody_leads_before_there_is_a_candidate() -> None:

@@ -111,7 +111,9 @@ def test_a_rewound_node_is_given_its_time_from_when_it_is_up() -> None:
         return replace(look(server, now_ms, {"n1": answers}), promise=replace(PROMISE, incarnation=N2.incarnation))
 
     rewound = Observer("n2", TIMEOUTS)
-    rewound.rewound_ms = NOW_MS
+    rewound.rewound()
+    rewound.starts(NOW_MS)
+    rewound.started()
     up = replace(standby(1, 100, "n1:1"), streaming=False)
     for now_ms in range(NOW_MS, up_ms, late_ms // 4):
         rewound.observe(seen(ServerView(ServerStatus.STARTING), now_ms))
@@ -121,6 +123,15 @@ def test_a_rewound_node_is_given_its_time_from_when_it_is_up() -> None:
     assert rewound.observe(seen(ServerView(ServerStatus.STOPPED), up_ms + late_ms + 1)).condemned
 
     broken = Observer("n2", TIMEOUTS)
-    broken.rewound_ms = NOW_MS
+    broken.rewound()
+    broken.starts(NOW_MS)  # and comes to nothing, again and again
+    broken.starts(NOW_MS + late_ms // 2)
     assert not broken.observe(seen(ServerView(ServerStatus.STOPPED), NOW_MS + late_ms - 1)).condemned
     assert broken.observe(seen(ServerView(ServerStatus.STOPPED), NOW_MS + late_ms)).condemned
+
+    untried = Observer("n2", TIMEOUTS)
+    untried.rewound()
+    assert not untried.observe(seen(ServerView(ServerStatus.STOPPED), NOW_MS + 10 * late_ms)).condemned
+    untried.starts(NOW_MS + 10 * late_ms)
+    untried.rewound()  # once more: it is another log now
+    assert not untried.observe(seen(ServerView(ServerStatus.STOPPED), NOW_MS + 20 * late_ms)).condemned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.observation import Observation
+from holdfast.core.quorum import recruits_suffice
 from holdfast.core.rules import planned_quorum
 from holdfast.model.register import Member, Register
 from holdfast.model.report import NodeReport
@@ -17,14 +18,25 @@ def is_enough_alone(register: Register) -> bool:
     return register.candidate is not None and register.candidate == register.committed.leader
 
 
+def are_enough_without(o: Observation, register: Register) -> bool:
+    """Whether the candidate and those who joined suffice for a later epoch, without this node.
+
+    Of those who joined only the ones are counted whose names come after its own: several nodes may ask themselves this
+    at the same time, each without the others' answers, and whom the last of them counts on, all others do, too.
+    """
+    own = o.member.node if o.member is not None else o.node
+    later = {r.member for r in o.recruits if r.epoch == register.epoch and r.member.node > own}
+    return register.candidate is not None and recruits_suffice(register.committed, later | {register.candidate})
+
+
 def gives_up(o: Observation, register: Register) -> bool:
     """Whether this node, whose log does not fit the candidate's, takes it back now instead of after the barrier.
 
-    Else two logs could wait for each other for ever: one of them is the candidate's, and nobody else confirms it. The
+    Else logs could wait for each other for ever: one of them is the candidate's, and nobody else confirms it. The
     candidate must lead already, or there would be nothing to rewind to, and those who fit have had their time.
     """
     candidate = register.candidate
-    if candidate is None or not is_enough_alone(register):
+    if candidate is None or not (is_enough_alone(register) or are_enough_without(o, register)):
         return False
     if o.now_ms - o.progress_ms < o.timeouts.give_up_grace_ms:
         return False
@@ -33,7 +45,9 @@ def gives_up(o: Observation, register: Register) -> bool:
         return False
     streaming = frozenset(r.member for r in report.replicas if r.state == "streaming")
     quorum = planned_quorum(o, register, candidate, streaming)
-    return quorum is None or len(quorum.members & streaming) < quorum.k
+    if quorum is None:
+        return True  # too few have a log that fits, whoever comes
+    return is_enough_alone(register) and len(quorum.members & streaming) < quorum.k
 
 
 def leads_now(o: Observation, register: Register, candidate: Member) -> NodeReport | None:

@@ -59,7 +59,10 @@ class Observer:
     thresholds: Thresholds = field(default_factory=Thresholds)
     own_end: Position | None = None
     marker: Lsn | None = None
-    rewound_ms: int | None = None
+    _is_rewound: bool = False
+    """And has not streamed since."""
+    _tried_ms: int | None = None
+    """When it was first to start after that."""
     _names: str | None = None
     _told_ms: int | None = None
     _settled_lsn: Lsn | None = None
@@ -80,6 +83,16 @@ class Observer:
     _last_failover_ms: int | None = None
     _last_streamed_ms: dict[Member, int] = field(default_factory=dict)
 
+    def rewound(self) -> None:
+        """The log was taken back; whether that helped is yet to be seen."""
+        self.own_end = self._tried_ms = None
+        self._is_rewound = True
+
+    def starts(self, now_ms: int) -> None:
+        """The server is about to be started."""
+        if self._is_rewound and self._tried_ms is None:
+            self._tried_ms = now_ms
+
     def started(self) -> None:
         """The server was started: what was known of the stopped directory is old."""
         self.own_end = None
@@ -90,8 +103,12 @@ class Observer:
 
     def cloned(self) -> None:
         """The directory is another one: nothing of the former counts."""
-        self.own_end = self.rewound_ms = self._unstreamed_ms = None
-        self._started_for_stream = False
+        self.own_end = None
+        self._has_helped()
+
+    def _has_helped(self) -> None:
+        self._tried_ms = self._unstreamed_ms = None
+        self._is_rewound = self._started_for_stream = False
 
     def told_postgres(self, now_ms: int) -> None:
         """PostgreSQL was told a quorum; commits that began before may still use the former one for a moment."""
@@ -207,8 +224,7 @@ class Observer:
 
     def _remember_streaming(self, look: Look) -> None:
         if look.server.streaming:
-            self.rewound_ms = self._unstreamed_ms = None
-            self._started_for_stream = False
+            self._has_helped()
         elif look.server.status is ServerStatus.STANDBY:
             about = _leading(look.register)
             peer = look.peers.get(about.node) if about is not None else None
@@ -221,11 +237,12 @@ class Observer:
         """Whether a rewind, or a new start, has not helped.
 
         A standby is given its time from when it is up: before that it replays what the rewind made it replay, from the
-        last checkpoint before the fork, however long that takes. One that is stopped again did not get so far.
+        last checkpoint before the fork, however long that takes. One that is stopped again did not get so far; one that
+        was not to start yet, as epochs came and went meanwhile, has not been tried.
         """
-        if unstreamed and (self._started_for_stream or self.rewound_ms is not None):
+        if unstreamed and (self._started_for_stream or self._is_rewound):
             return True
-        return look.server.status is not ServerStatus.STANDBY and self._is_late(self.rewound_ms, look.now_ms)
+        return look.server.status is not ServerStatus.STANDBY and self._is_late(self._tried_ms, look.now_ms)
 
     def _is_fresh(self, peer: Peer | None, now_ms: int) -> bool:
         """Whether the peer still answers: of one that fell silent the last word says nothing of now."""

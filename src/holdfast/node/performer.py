@@ -143,8 +143,7 @@ class Performer(Coordinator):
                 return
             await self._server.set_incarnation(incarnation)
             self.capturing.touched()
-            self._observer.own_end = None
-            self._observer.rewound_ms = monotonic_ms()
+            self._observer.rewound()
             self._journal.record("rewind.done", o.promised, rule, incarnation=incarnation)
 
         return self._start_job(action, work(), rebuilding=True)
@@ -213,6 +212,7 @@ class Performer(Coordinator):
             return False
         if self.capturing.underway:  # clients wait for this start
             await self.cancel_job()
+        self._observer.starts(monotonic_ms())
         await self._server.start(standby=action.standby)
         self._observer.started()
         self.capturing.touched()
