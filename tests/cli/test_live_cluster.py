@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +20,12 @@ import pytest
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.machine import who_asks
 from holdfast.local.processes import Process, postmaster_of
+from holdfast.model.keys import Keys
 from holdfast.model.lost import SCRIPT, LostLog, LostTransaction, Salvage, Tuples
 from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member
+from holdfast.model.suspect import Standing, Suspect
+from holdfast.wire.fingerprint import fingerprint
 from tests.cli.running import DEADLINE_S, assert_refused, holdfast
 from tests.local.conftest import processes_below
 from tests.local.supervision import until
@@ -208,6 +213,33 @@ def test_what_is_let_in_is_decided_and_shown(running: Running) -> None:
     again = ("statements_max=", "classes.background=", "classes.nightly=")
     assert answer("policy", "set", *again, *place)["ok"] is True
     assert answer("policy", "show", *place)["classes"] == {}
+
+
+def test_a_person_decides_about_suspects(running: Running) -> None:
+    running.wait_until_healthy()
+    place = ("--dir", running.root)
+    assert answer("quarantine", "list", *place) == []
+    assert "no statement is suspected" in holdfast("quarantine", "list", *place).stdout
+    assert_refused(holdfast("quarantine", "release", "0123456789ab", *place), "0123456789ab", "quarantine list")
+    found = fingerprint(b"select 1 from quarantined")
+    suspect = Suspect(found.id, found.text, (1,), Standing.ALONE, "suspect.unusual", 3, 1200, time.time() * 1000)
+
+    async def accuse() -> None:
+        cluster = LocalCluster.open(running.root)
+        try:
+            await cluster.store().put(Keys(cluster.name).suspect(suspect.id), suspect.to_json())
+        finally:
+            await cluster.close()
+
+    asyncio.run(accuse())
+    assert [entry["id"] for entry in answer("quarantine", "list", *place)] == [suspect.id]
+    until(lambda: "QUARANTINE" in "".join(running.status()["held_back"]), "status shows it", deadline_s=DEADLINE_S)
+    assert "kept" in answer("quarantine", "keep", suspect.id, *place)["message"]
+    text = holdfast("quarantine", "list", *place).stdout
+    assert re.search(rf"{suspect.id}  refused .*select \? from quarantined\n.*a person said so\n.*3 sessions", text)
+    assert "released" in holdfast("quarantine", "release", suspect.id, *place).stdout
+    until(lambda: not running.status()["held_back"], "nobody is held", deadline_s=DEADLINE_S)
+    assert_refused(holdfast("policy", "set", "quarantine=maybe", *place), "policy quarantine", "'maybe'")
 
 
 def test_a_drill_on_a_running_cluster(running: Running) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from holdfast.model.settings import ListenerSettings, ProxySettings, StoreSettings
+from holdfast.model.suspect import Standing, Suspect
 from holdfast.proxy.client import Client, Endpoint
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.reactor import Reactor
@@ -22,6 +23,7 @@ from holdfast.proxy.server import ServerConnection
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire import state as wire_state
+from holdfast.wire.fingerprint import fingerprint
 from holdfast.wire.frames import FrameCutter
 from holdfast.wire.loss import judge_loss
 from holdfast.wire.owed import Owed
@@ -332,6 +334,11 @@ class World:
             self.relay.reroute()
             self.lane.pools.reroute()
 
+    def suspect(self, sql: bytes, standing: Standing) -> None:
+        """A statement is suspected of the loss of a primary, and of no other one."""
+        key, text = fingerprint(sql)
+        self.lane.quarantine.are([Suspect(key, text, (1,), standing, "suspect.unusual", 1, 1, 0)])
+
     def busy(self, busy: bool) -> None:
         """The client reads slowly, or does not any more."""
         self.relay.client_busy(busy)
@@ -404,6 +411,7 @@ class World:
             "server": None if relay.current is None else ids[id(relay.current)],
             "pool": None if pool is None else ([ids[id(entry.server)] for entry in pool.idle], pool.open),
             "gate": (relay._permit.is_in, self.lane.admission.gate.inside, self.lane.admission.gate.done),
+            "quarantine": (self.lane.quarantine.status(), relay._custody.cell is not None),
             "orphans": len(self.lane.orphans),
             "counters": self.lane.counters,
             "flags": (relay._is_over, relay._is_discarding, relay._withheld, relay._lost_transaction, relay._refusal),

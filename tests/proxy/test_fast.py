@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from holdfast.model.suspect import Standing
 from holdfast.wire import messages as m
 from tests.proxy.sinks import HOLE, World
 
@@ -132,6 +133,7 @@ disturbance = st.one_of(
         ]
     ),
     st.tuples(st.just("say"), st.tuples(some_time)),
+    st.tuples(st.just("suspect"), st.tuples(st.sampled_from(COMMON), st.sampled_from(list(Standing)))),
 )
 steps = st.one_of(
     common.map(_round),
@@ -203,6 +205,18 @@ def test_the_fast_way_does_what_the_full_way_does(pooling: str) -> None:
         ]
     )
     @example([("send", (_whole(b"s1", b"select 1", b"", bytes(4)), 0)), ("answer", (30,)), ("look", ())])
+    @example(
+        [
+            *_round(_whole(b"s1", b"select 3", b"", bytes(4))),
+            ("suspect", (b"select 1", Standing.REFUSED)),
+            *_round(_prepared(b"s1", b"", bytes(4))),
+            *_round(m.query("select 4")),
+            ("suspect", (b"select 1", Standing.ALONE)),
+            ("send", (_prepared(b"s1", b"", bytes(4)), 0)),
+            ("answer", (50,)),
+            ("lose", ()),
+        ]
+    )
     @example([("send", (m.query("select 1; set y = 2"), 0)), ("answer", (50,)), ("answer", (100,))])
     @example(
         [

@@ -32,6 +32,7 @@ _COMMANDS = {
     "pause": "holdfast.cli.policy:pause",
     "policy": "holdfast.cli.policy:policy",
     "proxy": "holdfast.cli.processes:proxy",
+    "quarantine": "holdfast.cli.quarantine:quarantine",
     "ramp": "holdfast.cli.ramp:ramp",
     "resume": "holdfast.cli.policy:resume",
     "recover": "holdfast.cli.recover:recover",

@@ -219,6 +219,10 @@ _WORDS = {
     "node.rejoined": "is back: it streams from {upstream}",
     "clients.held": "had {held} statements wait, the longest for {longest_ms} ms; {refused} of them were refused, "
     "{unknown} have an unknown outcome, and {undone} transactions were undone",
+    "suspect.accused": "suspects {suspect} of it, in flight in {sessions} sessions, for {ran_ms} ms at most "
+    "({standing} from now on): {statement}",
+    "suspect.released": "lets everybody run {suspect} again: {statement}",
+    "suspect.judged": "passes a word on suspect {suspect} on{by_whom}: {verdict}",
     "breaker.opened": "only probes {node} now: {failures} connections in a row came to nothing",
     "breaker.closed": "uses {node} again, after {took_ms} ms",
     "outcomes.unknown": "names the clients of transactions that their server took with it: {unknown} with an unknown "

@@ -30,6 +30,8 @@ _SENTENCES = {
     "rewind.failed": "{node} could not be rewound: {reason}",
     "clone.begun": "{node} is cloned from {source}",
     "clone.done": "{node} is cloned",
+    "suspect.accused": "suspects {suspect} of it: {statement}",
+    "suspect.released": "lets everybody run {suspect} again",
     "breaker.opened": "only probes {node} now",
     "breaker.closed": "uses {node} again",
     "ramp.begun": "lets {limit} statements in at once",

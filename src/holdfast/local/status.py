@@ -163,12 +163,18 @@ async def _held_back(cluster: LocalCluster) -> tuple[str, ...]:
         said = await read_proxy(cluster)
     except HoldfastError:
         return ()  # that it does not answer is told elsewhere
-    return tuple(
+    probed = (
         f"the proxy only probes {b['node']}, for {b['since_ms'] / 1000:.1f} s now: "
         f"{b['failures']} connections in a row came to nothing"
         for b in said["breakers"]
         if b["since_ms"] is not None
     )
+    suspected = (
+        f"QUARANTINE {s['id']} ({s['standing']}; {s['inside']} run, {s['waiting']} wait, {s['refused']} refused): "
+        f"{s['statement']}"
+        for s in said["quarantine"]
+    )
+    return *probed, *suspected
 
 
 def _waiting(standing: Standing | None, reports: dict[str, NodeReport | None], *, store: bool) -> str | None:

@@ -20,6 +20,7 @@ class Keys:
         self.planned = f"{self.prefix}planned-switchover"
         self.approval = f"{self.prefix}approval"
         self.announced = f"{self.prefix}announced-switchover"
+        self.suspects = f"{self.prefix}suspects/"
         self.ramp_order = f"{self.prefix}ramp-order"
 
     def node(self, name: str) -> str:
@@ -33,6 +34,10 @@ class Keys:
     def proxy(self, name: str) -> str:
         """Where a proxy says what it sees of the primary."""
         return f"{self.proxies}{name}"
+
+    def suspect(self, fingerprint: str) -> str:
+        """Where the record of a statement that may have killed a primary is."""
+        return f"{self.suspects}{fingerprint}"
 
     def obeys(self, proxy: str) -> str:
         """Where a proxy says which epoch it has obeyed."""

@@ -34,6 +34,16 @@ class Promotion(StrEnum):
     """The voters wait for a person's ``holdfast approve``; a switchover asks nobody again."""
 
 
+class Quarantining(StrEnum):
+    """What becomes of statements that may have killed a primary."""
+
+    ALONE = "alone"
+    """Each proxy lets in one at a time, and more step by step as they do no harm."""
+    REFUSED = "refused"
+    """Nobody may run them until a person releases them."""
+    OFF = "off"
+
+
 class NodeTags(BaseModel):
     """What is special about one node."""
 
@@ -93,6 +103,13 @@ class Policy(BaseModel):
         ge=10,
         le=60_000,
         description="from then to the first probe; doubled up to eight times with each that fails",
+    )
+    quarantine: Quarantining = Field(
+        Quarantining.ALONE,
+        description="what becomes of statements that may have killed a primary: alone (one at a time), refused, off",
+    )
+    quarantine_s: int = Field(
+        3600, ge=1, le=2_592_000, description="how long such a statement is remembered, unless it is refused"
     )
     capture_wait_s: int = Field(
         120, ge=0, le=86_400,

@@ -119,6 +119,7 @@ class Api:
                 web.post("/policy", self._control(self._subject.control.set_policy)),
                 web.post("/approve", self._control(self._approve)),
                 web.post("/ramp", self._control(self._subject.control.order_ramp)),
+                web.post("/suspect", self._control(self._subject.control.judge_suspect)),
                 web.post("/pledge", self._control(self._pledge)),
             ]
         )

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from pydantic import JsonValue
 
+from holdfast.core.admission.suspicion import judged
 from holdfast.core.handover import steps, successor
 from holdfast.core.observation import Observation
 from holdfast.core.policy import objections
 from holdfast.model.asker import Asker
-from holdfast.model.errors import ConfigurationError, PostgresError, StoreUnavailable
+from holdfast.model.errors import ConfigurationError, PostgresError, RegisterError, StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
 from holdfast.model.ramp import Order, RampOrder
 from holdfast.model.register import Phase
+from holdfast.model.suspect import Suspect, Verdict
 from holdfast.model.timeouts import Timeouts
 from holdfast.node.registry import Registry
 from holdfast.store.contract import Entry, Store
@@ -194,6 +197,29 @@ class Control:
             return False, str(error)
         self._note("ramp.ordered", register.epoch, order=order.order.value)
         return True, f"every proxy that ramps in epoch {order.epoch} is told: {order.order.value}"
+
+    async def judge_suspect(self, wanted: dict[str, Any]) -> tuple[bool, str]:
+        """A person's word on a statement that may have killed a primary; raises ConfigurationError for none."""
+        key = str(wanted.get("suspect"))
+        try:
+            verdict = Verdict(str(wanted.get("verdict")))
+        except ValueError:
+            raise ConfigurationError(f"a suspect is released or kept, not {wanted.get('verdict')!r}") from None
+        name = self._keys.suspect(key)
+        try:
+            entry = await self._store.get(name)
+            if entry is None:
+                return False, f"there is no suspect {key}: see `holdfast quarantine list`"
+            after = judged(Suspect.from_json(entry.value), verdict, time.time() * 1000)
+            swapped = await self._store.compare_and_swap(name, after.to_json(), entry.revision)
+        except (StoreUnavailable, RegisterError) as error:
+            return False, str(error)
+        if swapped is None:
+            return False, "the record of the suspect has just changed: look at `holdfast quarantine list` and try again"
+        self._note("suspect.judged", after.epochs[-1], suspect=key, statement=after.text, verdict=verdict.value)
+        if verdict is Verdict.RELEASE:
+            return True, f"{key} is released: everybody may run it"
+        return True, f"{key} is kept: nobody may run it until `holdfast quarantine release {key}`"
 
 
 def _said(since: str, changes: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from holdfast.core.admission.gate import Gate, Permit, Refusal
 from holdfast.core.admission.ramp import Health, Ramp, begin, median_of, turn, usual_of
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.ramp import Order
-from holdfast.model.traffic import class_of
+from holdfast.model.traffic import NORMAL, class_of
 from holdfast.wire import messages as m
 
 LOOK_S = 0.1
@@ -85,6 +85,10 @@ class Admission:
     def permit(self, user: str, database: str, application_name: str) -> Permit:
         """A session's permit, of the class that the policy gives it."""
         return Permit(class_of(self._classes, user, database, application_name))
+
+    def wait_max_ms(self, permit: Permit) -> int:
+        """How long a statement of its class may wait."""
+        return self._classes.get(permit.traffic_class, self._classes[NORMAL]).wait_max_ms
 
     def enter(self, permit: Permit, *, must: bool = False) -> bool:
         """Whether a statement may go to the server now, one that ``must`` in any case; if not, `queue` it at once."""

@@ -18,4 +18,6 @@ cdef class FastPath:
     cdef public bint _is_client_busy
     cdef public bint _is_unused
     cdef public bint _is_quiet
+    cdef public double _asked_ms
+    cdef public object _custody
     cdef public Flight _flight

@@ -8,12 +8,14 @@ calls `land` before.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from holdfast.core.admission.gate import Permit
 from holdfast.proxy.fates import FROM_CLIENT
 from holdfast.proxy.lane import Lane
+from holdfast.proxy.quarantine import Custody
 from holdfast.proxy.server import ServerConnection
 from holdfast.proxy.sharing import Share
 from holdfast.wire import messages as m
@@ -48,6 +50,8 @@ class FastPath:
         self._is_unused = False  # since `mark_unused`
         self._flight = Flight()
         self._is_quiet = False  # as far as is known; `land` ends it
+        self._asked_ms = 0.0  # when the last statement of an open transaction began
+        self._custody = Custody()
 
     # of the full way
 
@@ -81,7 +85,18 @@ class FastPath:
 
     def _new_permit(self) -> Permit:
         login = self._login
-        return self.lane.admission.permit(login.user, login.database, login.parameters.get("application_name", ""))
+        application_name = login.parameters.get("application_name", "")
+        permit = self.lane.admission.permit(login.user, login.database, application_name)
+        permit.holder = self
+        return permit
+
+    def in_flight(self) -> tuple[bytes, float] | None:
+        """The text of the statement that the server works on, and since when (monotonic, milliseconds)."""
+        if self._flight.data:
+            sql: bytes | None = self._flight.text
+        else:
+            sql = next((owed.sql for owed in self._ledger.pending() if owed.sql is not None), None)
+        return None if sql is None else (sql, max(self._permit.since_ms, self._asked_ms))
 
     # both directions
 
@@ -129,6 +144,9 @@ class FastPath:
         permit, admission = self._permit, self.lane.admission
         if not flight.begin(data, self._requests.texts):
             return False
+        if self.lane.quarantine.is_on and self.lane.quarantine.holds(flight.text):
+            flight.forget()
+            return False
         server = self.current
         translated: bytes | None = data
         is_idle = status == m.IDLE
@@ -147,6 +165,8 @@ class FastPath:
         ):
             flight.forget()
             return False
+        if not is_idle:
+            self._asked_ms = time.monotonic() * 1000
         flight.keeps_uncommitted = not is_idle and state.has_uncommitted
         self._is_unused = False
         server.output.write(translated)

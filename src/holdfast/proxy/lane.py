@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from holdfast.core.admission.gate import Permit
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.owner import Owner, Unanswered
 from holdfast.model.report import ProxyOutcome
@@ -23,6 +24,7 @@ from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.owners import Owners
 from holdfast.proxy.pool import Pool, PoolLimits, Pools, key_of
+from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
@@ -117,6 +119,7 @@ class Lane:
     admission: Admission = field(default_factory=Admission)
     breakers: Breakers = field(default_factory=Breakers)
     """Of all servers, for all ports."""
+    quarantine: Quarantine = field(default_factory=Quarantine)
     counters: Counters = field(default_factory=Counters)
     owners: Owners = field(default_factory=Owners)
     orphans: Orphans = field(init=False)
@@ -132,7 +135,7 @@ class Lane:
     """What was last logged in with."""
 
     def __post_init__(self) -> None:
-        self.orphans = Orphans(self.admission)
+        self.orphans = Orphans(self.admission, self.note_in_flight)
         proxy = self.settings.proxy
         self.pools = Pools(PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s), self)
         self.admission.is_disturbed = lambda: self.held > 0
@@ -215,6 +218,11 @@ class Lane:
         told = self.counters.lost(loss, held_open)
         if told is not None:
             self.owners.lost(owner, target, told)
+
+    def note_in_flight(self, server: ServerConnection, permit: Permit) -> None:
+        """A session loses its server; what it has in flight is not forgotten yet."""
+        if self.purpose is Purpose.WRITE and server.target.is_primary and not self.routing.is_handing_over():
+            self.quarantine.lost(permit)
 
     def take_longest_hold_ms(self) -> int:
         """The longest wait of a statement that has ended since this was last asked."""

@@ -24,16 +24,18 @@ class Ended(Protocol):
 class Orphans:
     """The orphans of one port."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, lost: Callable[[ServerConnection, Permit], None]) -> None:
+        """``lost`` is told of each whose server is lost."""
         self._admission = admission
+        self._lost = lost
         self._all: set[_Orphan] = set()
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def adopt(self, server: ServerConnection, permit: Permit) -> None:
-        """Nobody waits for the answer any more: the first byte of it ends the session."""
-        orphan = _Orphan(server, permit, self._ended)
+    def adopt(self, server: ServerConnection, permit: Permit, done: Callable[[], None]) -> None:
+        """Nobody waits for the answer any more: the first byte of it ends the session, and ``done`` is called."""
+        orphan = _Orphan(server, permit, self._ended, self._lost, done)
         self._all.add(orphan)
         server.attach(orphan)
         server.say_goodbye()
@@ -54,6 +56,7 @@ class Orphans:
 
     def _ended(self, orphan: _Orphan, *, by_itself: bool) -> None:
         self._all.discard(orphan)
+        orphan.done()
         if by_itself:
             self._admission.leave(orphan.permit)
         else:
@@ -63,10 +66,19 @@ class Orphans:
 class _Orphan:
     """In the place of a client."""
 
-    def __init__(self, server: ServerConnection, permit: Permit, ended: Ended) -> None:
+    def __init__(
+        self,
+        server: ServerConnection,
+        permit: Permit,
+        ended: Ended,
+        lost: Callable[[ServerConnection, Permit], None],
+        done: Callable[[], None],
+    ) -> None:
         self.server = server
         self.permit = permit
+        self.done = done
         self._ended = ended
+        self._lost = lost
 
     def from_server(self, data: bytes) -> None:
         """The statement is done, or has begun to answer: what it sends from now on meets a closed connection."""
@@ -75,6 +87,7 @@ class _Orphan:
 
     def server_lost(self, server: ServerConnection, reason: str) -> None:
         """The session has ended without a word."""
+        self._lost(server, self.permit)
         self._ended(self, by_itself=False)
 
     def server_busy(self, busy: bool) -> None:

@@ -7,7 +7,6 @@ or a switchover asks for patience, the first message of a statement waits and th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,8 @@ import structlog
 
 from holdfast.model.errors import ProtocolViolation
 from holdfast.model.report import ProxyOutcome
-from holdfast.proxy.admission import Waiting
 from holdfast.proxy.answers import answers_to, cannot_move, transaction_lost
-from holdfast.proxy.fast import FastPath
+from holdfast.proxy.entry import Entry
 from holdfast.proxy.fates import BEGINS_WORK, IGNORED_WHEN_IDLE, WHOLE_STATEMENTS, Fate
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
@@ -25,7 +23,6 @@ from holdfast.proxy.pool import Pool
 from holdfast.proxy.server import ServerConnection, ServerRefused
 from holdfast.proxy.sharing import Share
 from holdfast.wire import messages as m
-from holdfast.wire.effects import Pin
 from holdfast.wire.frames import CONTINUED
 from holdfast.wire.loss import judge_loss
 from holdfast.wire.owed import Ledger
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class Relay(FastPath):
+class Relay(Entry):
     """A session between a logged-in client and the server of the moment: the full way."""
 
     def __init__(self, client: Client, lane: Lane, login: Login, process_id: int, secret: bytes) -> None:
@@ -94,15 +91,15 @@ class Relay(FastPath):
         self.land()
         self._is_over = True
         if self._attaching is not None:
-            self._attaching.cancel()
-            self.lane.admission.withdraw(self._permit)
+            self._stop_waiting(self._attaching)
         server, self.current = self.current, None
         if server is not None and self._has_sent_half:
             server.drop()  # it would wait for the other half
         elif server is not None and self._permit.is_in and self._ledger.head is not None:
-            self.lane.orphans.adopt(server, self._permit)
+            self.lane.orphans.adopt(server, self._permit, self._leave_quarantine)
             return
         self.lane.admission.give_back(self._permit)
+        self._leave_quarantine()
         if server is not None:
             server.close()
 
@@ -185,7 +182,7 @@ class Relay(FastPath):
         if self._refusal is not None and kind in BEGINS_WORK:
             refusal, self._refusal = self._refusal, None
             self.lane.admission.give_back(self._permit)
-            return self._fail(kind, refusal)
+            return self._turn_away(kind, refusal)
         if kind == m.SYNC and self._ledger.is_between_statements:
             self._client.write(m.ready_for_query(self._ledger.status))
             return Fate.DROP
@@ -196,10 +193,13 @@ class Relay(FastPath):
             fate = self._without_server(kind, buffer, start, end)
             if fate is not Fate.FORWARD:
                 return fate
-        if not self._permit.is_in and kind in BEGINS_WORK:
-            fate = self._enter(kind)
+        if kind in BEGINS_WORK:
+            fate = self._pass_quarantine(kind, buffer, start, end) if self.lane.quarantine.is_on else Fate.FORWARD
+            if fate is Fate.FORWARD and not self._permit.is_in:
+                fate = self._enter(kind)
             if fate is not Fate.FORWARD:
                 return fate
+            self._note_beginning()
         owed = self._requests.read(kind, buffer, start, end)
         if self._share is not None and self.current is not None:
             names, held = self._share.names, self.current.held
@@ -270,33 +270,7 @@ class Relay(FastPath):
                 self._ledger.status = m.IDLE
         return Fate.DROP
 
-    # waiting: for a server, then to be let in
-
-    def _wait(self, until: Coroutine[None, None, None]) -> None:
-        self._attaching = asyncio.get_running_loop().create_task(until)
-
-    def _enter(self, kind: int) -> Fate:
-        """Ask for a place; whoever has something open that others may wait for is let in without."""
-        admission = self.lane.admission
-        if self._permit_version != admission.version:
-            self._permit, self._permit_version = self._new_permit(), admission.version
-        must = self._ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins
-        if admission.enter(self._permit, must=must):
-            return Fate.FORWARD
-        self.settle()  # nobody keeps a shared server while he waits to be let in
-        waiting = admission.queue(self._permit)
-        if isinstance(waiting, m.Report):
-            self.lane.counters.statements_shed += 1
-            return self._fail(kind, waiting)
-        self._wait(self._go_in(waiting))
-        return Fate.QUEUE
-
-    async def _go_in(self, waiting: Waiting) -> None:
-        self._refusal = await waiting
-        self.lane.counters.statements_shed += self._refusal is not None
-        if self.current is None and self._share is None:
-            self.lane.admission.give_back(self._permit)
-        self._go_on(None)
+    # waiting for a server; to be let in is `entry`
 
     async def _attach(self) -> None:
         server: ServerConnection | None = None
@@ -406,8 +380,7 @@ class Relay(FastPath):
         """
         self.land()
         if self._attaching is not None:
-            self._attaching.cancel()
-            self.lane.admission.withdraw(self._permit)
+            self._stop_waiting(self._attaching)
             self._refusal = m.error("57014", "canceling statement due to user request")
             self._go_on(None)
             return None
@@ -444,6 +417,8 @@ class Relay(FastPath):
             return
         if replies.is_over:
             self.lane.admission.leave(self._permit)
+        if self._custody.cell is not None and self._ledger.is_between_statements:
+            self.lane.quarantine.ended(self._custody, failed=replies.has_failed)
         if self._share is not None and self._ledger.is_idle:
             self._share.names.settled(self._state.prepared)
             self.settle()
@@ -463,6 +438,8 @@ class Relay(FastPath):
         if server is None:
             return
         server.drop()
+        self.lane.note_in_flight(server, self._permit)
+        self._leave_quarantine()
         if self._attaching is None:
             self.lane.admission.lost(self._permit)
         self.lane.counters.servers_lost += 1

@@ -31,12 +31,14 @@ from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX, WRITE_BUFFER_BYTES
 from holdfast.proxy.obedience import Obedience
+from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
 from holdfast.proxy.streams import Listener, Stream, listen
+from holdfast.proxy.suspects import SuspectRecords
 from holdfast.proxy.testimony import Testimony
 from holdfast.proxy.users import Users
 from holdfast.store.contract import Change, Put, Resync, Store
@@ -73,7 +75,14 @@ class Proxy:
         shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.is_fresh
         connect_ms = settings.timeouts.server_connect_ms
         self.breakers = Breakers(connect_ms, self._tell_breaker, self._look_again)
-        self.lanes = {purpose: Lane(purpose, *shared, Admission(self._tell_ramp), self.breakers) for purpose in Purpose}
+        self._suspects = SuspectRecords(store, keys, settings.timeouts)
+        admissions = {purpose: Admission(self._tell_ramp) for purpose in Purpose}
+        self.quarantine = Quarantine(admissions[Purpose.WRITE], self._suspects.update, self._tell_suspect)
+        quarantines = {Purpose.WRITE: self.quarantine, Purpose.READ: Quarantine()}
+        self.lanes = {
+            purpose: Lane(purpose, *shared, admissions[purpose], self.breakers, quarantines[purpose])
+            for purpose in Purpose
+        }
         self._impact = Impact(self.lanes.values(), self._tell_impact)
         self._store = store
         self._clients: set[Client] = set()
@@ -110,10 +119,11 @@ class Proxy:
         self._watch = asyncio.get_running_loop().create_task(self._follow_store())
         self._telling = asyncio.get_running_loop().create_task(self._record.run())
         self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
-        self._accounting = [asyncio.create_task(self._journal.run()), asyncio.create_task(self._impact.run())]
+        runs = self._journal.run(), self._impact.run(), self._suspects.run(), self.quarantine.run()
+        self._accounting = list(map(asyncio.create_task, runs))
         for lane in self.lanes.values():
-            runs = lane.admission.run(), lane.pools.run(), lane.probe_standbys()
-            self._accounting += map(asyncio.create_task, runs)
+            lane_runs = lane.admission.run(), lane.pools.run(), lane.probe_standbys()
+            self._accounting += map(asyncio.create_task, lane_runs)
         log.info("proxy.listening", host=proxy.host, write_port=proxy.write_port, read_port=proxy.read_port)
 
     async def stop(self) -> None:
@@ -205,10 +215,13 @@ class Proxy:
             self._obey(change)
 
     def _obey(self, change: Change) -> None:
-        was_handing_over = self.routing.is_handing_over()
+        was_handing_over, epoch = self.routing.is_handing_over(), self.routing.epoch
+        self._suspects.hear(change, self.quarantine)
         if self.routing.apply(change):
             self._admit_by_policy()
             self._reroute()
+            if self.routing.epoch > epoch > 0 and not was_handing_over:
+                self.quarantine.primary_lost(epoch)
             if self.routing.is_handing_over() and not was_handing_over:
                 self._let_go_of_idle()
             if isinstance(change, Resync):
@@ -223,7 +236,9 @@ class Proxy:
     def _admit_by_policy(self) -> None:
         for lane in self.lanes.values():
             lane.admission.policy_is(self.routing.policy)
+            lane.quarantine.policy_is(self.routing.policy)
         register = self.routing.register
+        self._suspects.lasts_ms = self.routing.policy.quarantine_s * 1000
         self.breakers.policy_is(self.routing.policy)
         self.breakers.heard(register.committed.epoch if register is not None else 0)
         if register is not None and register.phase is Phase.SERVING:
@@ -275,6 +290,9 @@ class Proxy:
         owners = self.lanes[Purpose.WRITE].owners.take()
         if owners is not None:
             self._journal.record("outcomes.unknown", self.routing.epoch, None, **owners)
+
+    def _tell_suspect(self, kind: str, epoch: int, rule: str | None, detail: dict[str, JsonValue]) -> None:
+        self._journal.record(kind, epoch, rule, **detail)
 
     def _tell_breaker(self, kind: str, epoch: int, detail: dict[str, JsonValue]) -> None:
         self._journal.record(kind, epoch, None, **detail)
@@ -366,6 +384,7 @@ class Proxy:
             "counters": {purpose.value: asdict(lane.counters) for purpose, lane in self.lanes.items()},
             "pools": {purpose.value: lane.pools.status() for purpose, lane in self.lanes.items()},
             "breakers": self.breakers.status(),
+            "quarantine": self.quarantine.status(),
             "breakers_opened": self.breakers.opened,
             "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }

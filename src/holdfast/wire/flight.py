@@ -187,6 +187,11 @@ class Flight:
             return end > body and data[body] == _PORTAL
         return self.bind_end > 0 and data.startswith(self.portal + b"\0", body, end)
 
+    @property
+    def text(self) -> bytes:
+        """The text of the statement."""
+        return self.data[HEADER_BYTES:-1] if self.is_simple else self.sql
+
     def forget(self) -> None:
         """Nothing is under way any more."""
         self.data = b""
@@ -233,7 +238,7 @@ class Flight:
 
     def _only_ends_transaction(self, tag: bytes) -> bool:
         """Whether a tag is that of a lone COMMIT or ROLLBACK which decides about nothing that the session keeps."""
-        text = self.data[HEADER_BYTES:-1] if self.is_simple else self.sql
+        text = self.text
         is_end = tag in _END_TAGS and text[:_WORD_BYTES].lower().startswith(_END_WORDS)
         return is_end and not self.keeps_uncommitted and text.find(b";", 0, -1) < 0
 

@@ -31,6 +31,8 @@ class Replies:
         """It was given up because it did not wait for its standbys."""
         self.is_over = False
         """What was taken last ended all that was owed, and no transaction is open."""
+        self.has_failed = False
+        """An error came in what the last ReadyForQuery ended."""
         self._requests = requests
         self._state = state
         self._names = names
@@ -95,7 +97,7 @@ class Replies:
             if kind == m.ERROR and head is not None and head.sql is not None:
                 self._state.failed(head.sql)
             if step is Step.READY:
-                failed = ledger.batch_failed
+                self.has_failed = failed = ledger.batch_failed
                 ledger.ready(buffer[start + 5])
                 self._state.ended(ledger.status, failed)
                 if head is not None and head.is_simple:

@@ -50,6 +50,20 @@ class Requests:
             return Owed(Reply.CLOSE, name=name)
         return None
 
+    def text_of(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
+        """The text that the message at ``start`` is about; None if there is none. Raises ProtocolViolation."""
+        body = start + 5
+        if kind == m.QUERY:
+            return buffer[body : end - 1]
+        if kind == m.PARSE:
+            return m.read_strings(buffer, 2, body)[0][1]
+        if kind == m.BIND:
+            return self.texts.get(m.read_strings(buffer, 2, body)[0][1])
+        if kind == m.EXECUTE:
+            (portal,), _ = m.read_strings(buffer, 1, body)
+            return self.portals.get(portal, (None, ()))[0]
+        return None
+
     def completed(self, state: SessionState, kind: int, head: Owed, buffer: bytes, start: int, end: int) -> None:
         """The server's message ``kind`` completed ``head``, or a statement of it."""
         if kind == m.PORTAL_SUSPENDED:  # as many rows as were asked for; what it does besides may be done

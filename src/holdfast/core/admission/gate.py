@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from holdfast.model.traffic import NORMAL, TrafficClass
 
@@ -38,6 +38,8 @@ class Permit:
     is_in: bool = False
     since_ms: float = 0
     """Since when it has been in, or has waited."""
+    holder: Any = None
+    """Whose it is; nothing here looks at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Gate:
         self._long = 0
         self.done = 0
         """Statements that have ended, since the start."""
+        self.left_ms = 0.0
+        """When the last of them ended."""
         self._since_ms = 0.0
         self._done_then = 0
         self.lines: dict[str, Line] = {}
@@ -141,6 +145,7 @@ class Gate:
     def leave(self, permit: Permit, now_ms: float) -> None:
         """A statement that was inside has ended."""
         self.done += 1
+        self.left_ms = now_ms
         self.durations_ms.append(now_ms - permit.since_ms)
         self.give_back(permit)
 

@@ -1,0 +1,101 @@
+"""How a statement of a session gets into the database: by the quarantine first, then by the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from collections.abc import Coroutine
+
+from holdfast.proxy.admission import Waiting
+from holdfast.proxy.fast import FastPath
+from holdfast.proxy.fates import Fate
+from holdfast.proxy.server import ServerConnection
+from holdfast.wire import messages as m
+from holdfast.wire.effects import Pin
+
+_RUNS = frozenset((m.QUERY, m.EXECUTE))
+
+
+class Entry(FastPath):
+    """The waiting of a session, for whatever it may be."""
+
+    _attaching: asyncio.Task[None] | None
+    _refusal: m.Report | None
+
+    @abstractmethod
+    def end(self, report: m.Report) -> None:
+        """Close both sides, telling the client why."""
+
+    @abstractmethod
+    def _fail(self, kind: int, report: m.Report) -> Fate:
+        """Answer a statement with an error of our own; the session goes on."""
+
+    @abstractmethod
+    def _go_on(self, server: ServerConnection | None) -> None:
+        """The wait is over."""
+
+    def _wait(self, until: Coroutine[None, None, None]) -> None:
+        self._attaching = asyncio.get_running_loop().create_task(until)
+
+    def _stop_waiting(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self.lane.admission.withdraw(self._permit)
+        self._leave_quarantine()
+
+    @property
+    def _has_locks(self) -> bool:
+        """Whether others may wait for what the session has open."""
+        return self._ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins
+
+    def _leave_quarantine(self) -> None:
+        """Of what the session has let in, or waits for, nothing is to be learnt."""
+        self.lane.quarantine.left(self._custody)
+
+    def _turn_away(self, kind: int, report: m.Report) -> Fate:
+        """Refuse a statement; in the middle of a batch, of which the server has the beginning, the session ends."""
+        if self._ledger.is_between_statements:
+            return self._fail(kind, report)
+        self.end(m.fatal(report.sqlstate, report.text, detail=report.detail, hint=report.hint))
+        return Fate.DROP
+
+    def _pass_quarantine(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
+        """A suspect waits for its turn; whoever has something open that others may wait for does not wait himself."""
+        sql = self._requests.text_of(kind, buffer, start, end)
+        may_wait, is_run = not self._has_locks, kind in _RUNS
+        asked = self.lane.quarantine.ask(self._custody, sql, self._permit, may_wait=may_wait, is_run=is_run)
+        if asked is None:
+            return Fate.FORWARD
+        if isinstance(asked, m.Report):
+            self.lane.counters.statements_shed += 1
+            return self._turn_away(kind, asked)
+        self.settle()
+        self._wait(self._go_in(asked))
+        return Fate.QUEUE
+
+    def _enter(self, kind: int) -> Fate:
+        """Ask for a place; whoever has something open that others may wait for is let in without."""
+        admission = self.lane.admission
+        if self._permit_version != admission.version:
+            self._permit, self._permit_version = self._new_permit(), admission.version
+        if admission.enter(self._permit, must=self._has_locks):
+            return Fate.FORWARD
+        self.settle()  # nobody keeps a shared server while he waits to be let in
+        waiting = admission.queue(self._permit)
+        if isinstance(waiting, m.Report):
+            self.lane.counters.statements_shed += 1
+            return self._fail(kind, waiting)
+        self._wait(self._go_in(waiting))
+        return Fate.QUEUE
+
+    async def _go_in(self, waiting: Waiting) -> None:
+        self._refusal = await waiting
+        self.lane.counters.statements_shed += self._refusal is not None
+        if self.current is None and self._share is None:
+            self.lane.admission.give_back(self._permit)
+        self._go_on(None)
+
+    def _note_beginning(self) -> None:
+        """A statement begins inside of an open transaction."""
+        if self._ledger.status != m.IDLE and self._ledger.is_between_statements:
+            self._asked_ms = time.monotonic() * 1000
