@@ -220,7 +220,9 @@ def test_a_person_decides_about_suspects(running: Running) -> None:
     place = ("--dir", running.root)
     assert answer("quarantine", "list", *place) == []
     assert "no statement is suspected" in holdfast("quarantine", "list", *place).stdout
-    assert_refused(holdfast("quarantine", "release", "0123456789ab", *place), "0123456789ab", "quarantine list")
+    assert_refused(
+        holdfast("quarantine", "release", "0123456789ab", *place), "0123456789ab", "quarantine list", status=1
+    )
     found = fingerprint(b"select 1 from quarantined")
     suspect = Suspect(found.id, found.text, (1,), Standing.ALONE, "suspect.unusual", 3, 1200, time.time() * 1000)
 
@@ -239,7 +241,7 @@ def test_a_person_decides_about_suspects(running: Running) -> None:
     assert re.search(rf"{suspect.id}  refused .*select \? from quarantined\n.*a person said so\n.*3 sessions", text)
     assert "released" in holdfast("quarantine", "release", suspect.id, *place).stdout
     until(lambda: not running.status()["held_back"], "nobody is held", deadline_s=DEADLINE_S)
-    assert_refused(holdfast("policy", "set", "quarantine=maybe", *place), "policy quarantine", "'maybe'")
+    assert_refused(holdfast("policy", "set", "quarantine=maybe", *place), "policy quarantine", "'maybe'", status=1)
 
 
 def test_a_drill_on_a_running_cluster(running: Running) -> None:
