@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.wire.fingerprint import READ_BYTES_MAX, TEXT_MAX, fingerprint
+from holdfast.wire.fingerprint import READ_BYTES_MAX, TEXT_MAX, does_work, fingerprint
 
 SAME = (
     ("select * from t where id = 1", "SELECT *\n FROM t  WHERE id=42"),
@@ -49,6 +49,14 @@ def test_not_the_same(one: str, other: str) -> None:
 def test_the_text_is_for_people() -> None:
     sql = b"INSERT INTO app.t (a, b) VALUES (1, 'x'::text), (2, NULL) RETURNING f(a);"
     assert fingerprint(sql).text == "insert into app.t (a, b) values (?::text), (?) returning f (a)"
+
+
+@pytest.mark.parametrize(
+    "sql", ["begin", "COMMIT", "rollback to a", "set x = 1", "", "commit prepared 'x'", "end; begin"]
+)
+def test_what_begins_ends_or_sets_does_no_work(sql: str) -> None:
+    assert not does_work(sql.encode())
+    assert does_work(f"{sql}; select 1".encode())
 
 
 literals = st.one_of(

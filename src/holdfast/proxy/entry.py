@@ -53,14 +53,20 @@ class Entry(FastPath):
         self.lane.quarantine.left(self._custody)
 
     def _turn_away(self, kind: int, report: m.Report) -> Fate:
-        """Refuse a statement; in the middle of a batch, of which the server has the beginning, the session ends."""
-        if self._ledger.is_between_statements:
+        """Refuse a statement.
+
+        In a transaction the session ends: else the rest of it could be committed without the statement. So it does in
+        the middle of a batch, of which the server has the beginning.
+        """
+        if self._ledger.is_between_statements and self._ledger.status != m.IN_TRANSACTION:
             return self._fail(kind, report)
         self.end(m.fatal(report.sqlstate, report.text, detail=report.detail, hint=report.hint))
         return Fate.DROP
 
     def _pass_quarantine(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
         """A suspect waits for its turn; whoever has something open that others may wait for does not wait himself."""
+        if self._ledger.status == m.IN_FAILED_TRANSACTION:
+            return Fate.FORWARD  # nothing runs there
         sql = self._requests.text_of(kind, buffer, start, end)
         may_wait, is_run = not self._has_locks, kind in _RUNS
         asked = self.lane.quarantine.ask(self._custody, sql, self._permit, may_wait=may_wait, is_run=is_run)

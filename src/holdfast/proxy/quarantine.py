@@ -25,7 +25,7 @@ from holdfast.model.policy import DEFAULT_POLICY, Policy, Quarantining
 from holdfast.model.suspect import Standing, Suspect
 from holdfast.proxy.admission import Admission, Waiting
 from holdfast.wire import messages as m
-from holdfast.wire.fingerprint import fingerprint
+from holdfast.wire.fingerprint import does_work, fingerprint
 
 LOOK_S = 1.0
 """Between two looks at what is in flight."""
@@ -343,7 +343,8 @@ def _answer(custody: Custody, report: m.Report | None) -> None:
 
 def _in_flight(permit: Permit) -> tuple[bytes, float] | None:
     holder: Holder | None = permit.holder
-    return holder.in_flight() if holder is not None else None
+    found = holder.in_flight() if holder is not None else None
+    return found if found is not None and does_work(found[0]) else None
 
 
 def _report_alone(suspect: Suspect) -> m.Report:

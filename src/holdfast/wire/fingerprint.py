@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from holdfast.wire.sql import Kind, Token, split_statements
+from holdfast.wire.sql import Control, Kind, Token, control_of, split_statements
 
 READ_BYTES_MAX: Final = 4096
 """No more of a statement is looked at: what is longer and differs only after that has one fingerprint."""
@@ -53,6 +53,13 @@ def fingerprint(sql: bytes) -> Fingerprint:
     if len(text) > TEXT_MAX:
         text = text[: TEXT_MAX - 1] + "…"
     return Fingerprint(hashlib.sha256(normal.encode("latin-1")).hexdigest()[:12], text)
+
+
+@lru_cache(maxsize=512)
+def does_work(sql: bytes) -> bool:
+    """Whether any of the statements does more than to begin or end a transaction, or to set something."""
+    found = split_statements(sql[:READ_BYTES_MAX])
+    return any(control_of(s) is Control.OTHER and s.word(0) not in ("commit", "rollback") for s in found)
 
 
 def _normal(sql: bytes) -> str:
