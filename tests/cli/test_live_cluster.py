@@ -280,6 +280,78 @@ def test_what_happened_so_far_is_told_as_incidents(running: Running, tmp_path: P
     assert_refused(holdfast("incident", "show", 99, "--dir", running.root), "there is no incident 99", "incident list")
 
 
+def test_what_people_did_is_in_the_journal_with_who_and_from_where(running: Running) -> None:
+    running.wait_until_healthy()
+    over_ssh = {"SSH_CONNECTION": "192.0.2.7 50123 192.0.2.1 22"}
+    for limit in ("51", ""):
+        change = ("policy", "set", f"statements_max={limit}", "--dir", running.root)
+        assert holdfast(*change, environment=over_ssh).returncode == 0
+    mine = {"by": who_asks(), "address": "127.0.0.1", "origin": "192.0.2.7"}
+    found = answer("history", "--people", "--last", 2, "--dir", running.root)
+    assert [event["detail"] for event in found] == [
+        {**mine, "changes": {"statements_max": limit}} for limit in (51, None)
+    ]
+    told = holdfast("history", "--people", "--kind", "policy.*", "--last", 1, "--dir", running.root).stdout
+    assert f"was given another policy by {who_asks()}, from 192.0.2.7 (127.0.0.1)" in told
+    everything = answer("history", "--dir", running.root)
+    assert [e["stamp"] for e in everything] == sorted((e["stamp"] for e in everything), key=lambda s: tuple(s.values()))
+    assert {"n1", "n2", "n3", "commands"} <= {event["source"] for event in everything}
+    assert answer("history", "--since", "2026-01-01", "--until", "2026-01-02T00:00Z", "--dir", running.root) == []
+    opened = answer("history", "--host", "n*", "--kind", "epoch.opened", "--since", "1d", "--dir", running.root)
+    assert {event["kind"] for event in opened} == {"epoch.opened"}
+    assert_refused(holdfast("history", "--since", "soon", "--dir", running.root), "--since", "'soon'")
+
+
+def test_whoever_changes_the_journal_is_found_out(running: Running, tmp_path: Path) -> None:
+    running.wait_until_healthy()
+    place = ("--dir", running.root)
+    found = answer("incident", "verify", *place)
+    assert found["intact"] is True
+    assert {"n1", "n2", "n3"} <= {chain["source"] for chain in found["chains"]}
+    file = tmp_path / "journal.jsonl"
+    for what in (("--everything",), ()):
+        file.write_text(holdfast("incident", "export", *what, *place).stdout)
+        assert answer("incident", "verify", "--file", file)["intact"] is True
+    lines = holdfast("incident", "export", "--everything", *place).stdout.splitlines()
+    (tmp_path / "list.json").write_text(holdfast("incident", "export", "--everything", "--json", *place).stdout)
+    assert answer("incident", "verify", "--file", tmp_path / "list.json")["intact"] is True
+    at, opened = [(n, e) for n, e in enumerate(map(json.loads, lines)) if e["kind"] == "epoch.opened"][-1]
+    number, source = opened["link"]["number"], opened["source"]
+    forged = json.dumps({**opened, "detail": {**opened["detail"], "reason": "nobody knows"}})
+    file.write_text("\n".join([*lines[:at], forged, *lines[at + 1 :]]))
+    done = holdfast("incident", "verify", "--file", file)
+    assert done.returncode == 1
+    assert f"{source}: " in done.stdout
+    assert f"  changed: entry {number} (epoch.opened, " in done.stdout
+    file.write_text("\n".join(lines[:at] + lines[at + 1 :]))
+    assert f"  removed: entry {number} is missing" in holdfast("incident", "verify", "--file", file).stdout
+    assert_refused(holdfast("incident", "verify", "--file", tmp_path / "none"), "--file", "does not exist")
+
+    async def forge(value: bytes | None) -> bytes:
+        cluster = LocalCluster.open(running.root)
+        try:
+            store, keys = cluster.store(), Keys(cluster.name)
+            entries = (await store.list(keys.journal)).entries
+            key = next((e.key for e in entries if json.loads(e.value)["link"] == opened["link"]), None)
+            assert key is not None
+            before = await store.get(key)
+            assert before is not None
+            await (store.delete(key) if value is None else store.put(key, value))
+            return before.value
+        finally:
+            await cluster.close()
+
+    before = asyncio.run(forge(forged.encode()))
+    try:
+        chain = next(c for c in answer("incident", "verify", *place, status=1)["chains"] if c["source"] == source)
+        (harm,) = chain["breaks"]
+        assert (harm["harm"], harm["number"]) == ("changed", number)
+        assert "detail.reason was " in harm["says"]
+    finally:
+        asyncio.run(forge(before))
+    assert answer("incident", "verify", *place)["intact"] is True
+
+
 def test_a_quorum_proves_that_nothing_is_lost(running: Running) -> None:
     assert running.wait_until_healthy()["epoch"] > 1
     found = answer("lost", "show", "--dir", running.root)

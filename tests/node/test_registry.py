@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
+from aiohttp import web
 
 from holdfast.core import actions as a
+from holdfast.core.causality import in_order
 from holdfast.core.choice import ChoiceReason
+from holdfast.model.asker import CLOCK_HEADER
 from holdfast.model.errors import StoreUnavailable
+from holdfast.model.event import Stamp
 from holdfast.model.keys import Keys
 from holdfast.model.register import Phase, Quorum, Register
 from holdfast.model.settings import (
@@ -32,6 +37,7 @@ from holdfast.node.reach import HttpReach
 from holdfast.node.registry import Registry
 from holdfast.postgres.disk import Disk
 from holdfast.postgres.server import Server
+from holdfast.store.clock import Clock
 from holdfast.store.contract import Change, Put, Resync
 from holdfast.store.journal import Journal
 from holdfast.store.memory import Fault, MemoryBackend, MemoryStore
@@ -184,6 +190,62 @@ async def test_a_lost_answer_is_learnt_before_postgresql_is_told_anything(
     assert await performer.perform(a.TellPostgres(BOTH), "test", o)  # the server, which there is none of, was not asked
     assert registry.register is not None
     assert registry.register.committed.quorum == narrow
+
+
+async def test_what_a_register_leads_to_is_noted_after_it_whatever_the_clocks_say(
+    backend: MemoryBackend, changes: Changes, tmp_path: Path
+) -> None:
+    """n3's clock is an hour behind that of n2, who opens an epoch."""
+    store = MemoryStore("main", backend, owner="n2")
+    behind = MemoryStore("main", backend, owner="n3")
+    behind.clock = Clock(lambda: time.time_ns() // 1000 - 3_600_000_000)
+    registry, journal = Registry(store, KEYS, changes), Journal(store, "n2", TIMEOUTS)
+    performer = Performer(
+        settings(tmp_path), cast(Server, None), store, registry,
+        Peers("n2", TIMEOUTS, HttpReach(TIMEOUTS, "token"), dict, changes),
+        PromiseFile(tmp_path, Disk(), 1000), Names(), Observer("n2", TIMEOUTS), journal, changes,
+    )  # fmt: skip
+    other, theirs = Journal(behind, "n3", TIMEOUTS), Registry(behind, KEYS, changes)
+    watching = [asyncio.create_task(registry.run()), asyncio.create_task(theirs.run())]
+    revision = await put_register(store, register())
+    while registry.register != register():
+        await changes.next()
+    o = observation(register=register(), register_revision=revision)
+    await performer.perform(a.OpenEpoch("test"), "test", o)
+    while theirs.register != register().opened():
+        await changes.next()
+    other.record("recruit.joined", 3)
+    journal.record("something.else", 3)
+    opened, joined = journal.recent[0], other.recent[0]
+    assert joined.at_ms < opened.at_ms
+    assert opened.order < joined.order
+    assert in_order([joined, *journal.recent])[0] == opened
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def test_answers_carry_the_clock(changes: Changes) -> None:
+    ahead = Stamp(time.time_ns() // 1000 + 3_600_000_000, 3)
+
+    async def node(request: web.Request) -> web.Response:
+        return web.Response(status=409, headers={CLOCK_HEADER: str(ahead)})
+
+    app = web.Application()
+    app.add_routes([web.post("/pledge", node)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    clock = Clock()
+    reach = HttpReach(TIMEOUTS, "token", clock.saw)
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0]
+        assert await reach.pledge(f"http://{host}:{port}", N2, 3) is False
+        assert clock.stamp() > ahead
+    finally:
+        await reach.close()
+        await runner.cleanup()
 
 
 async def test_the_journal_waits_for_the_store_and_keeps_its_order(store: MemoryStore, backend: MemoryBackend) -> None:

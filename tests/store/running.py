@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
+from aiohttp import web
 
 from holdfast.model.settings import StoreSettings
 from holdfast.model.timeouts import Timeouts
@@ -23,6 +24,7 @@ from holdfast.store.memory import Fault, MemoryBackend, MemoryStore
 from tests.ports import free_port
 
 PATIENCE_S = 60
+QUICK = Timeouts(store_request_ms=300)
 
 
 class EtcdProcess:
@@ -110,10 +112,52 @@ class EtcdProcess:
         await self.post("/v3/kv/compaction", {"revision": revision})
 
 
+class LossyRelay:
+    """Between a store and its etcd; on demand it loses the answers to transactions, which have taken effect."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lossy = False
+        self._runner: web.AppRunner | None = None
+        self._http: aiohttp.ClientSession | None = None
+
+    async def start(self) -> str:
+        """Its address."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._pass_on)
+        self._http = aiohttp.ClientSession()
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        host, port = self._runner.addresses[0]
+        return f"http://{host}:{port}"
+
+    def lose(self, lossy: bool) -> None:
+        self._lossy = lossy
+
+    async def close(self) -> None:
+        if self._runner is not None and self._http is not None:
+            await self._runner.cleanup()
+            await self._http.close()
+
+    async def _pass_on(self, request: web.Request) -> web.Response:
+        assert self._http is not None
+        body = await request.read()
+        async with self._http.request(request.method, f"{self._url}{request.path}", data=body) as answer:
+            whole = await answer.read()
+        if self._lossy and request.path.endswith("/txn") and request.transport is not None:
+            request.transport.close()
+        return web.Response(status=answer.status, body=whole, content_type="application/json")
+
+
 class World(Protocol):
     """A store with its surroundings: a test connects to it and breaks it."""
 
-    def connect(self) -> Store: ...
+    def connect(self, owner: str | None = None) -> Store: ...
+
+    async def connect_lossy(self) -> tuple[Store, Callable[[bool], None]]:
+        """A store, and what says whether the answers to its writes are lost on the way back."""
+        ...
 
     async def compact(self) -> None: ...
 
@@ -130,10 +174,15 @@ class MemoryWorld:
         self._cluster = cluster
         self._stores: list[Store] = []
 
-    def connect(self) -> Store:
-        store = MemoryStore(self._cluster, self.backend, journal_entries_max=200)
+    def connect(self, owner: str | None = None) -> Store:
+        store = MemoryStore(self._cluster, self.backend, journal_entries_max=200, owner=owner)
         self._stores.append(store)
         return store
+
+    async def connect_lossy(self) -> tuple[Store, Callable[[bool], None]]:
+        store = MemoryStore(self._cluster, self.backend, QUICK)
+        self._stores.append(store)
+        return store, lambda lossy: store.set_fault(Fault.ANSWER_LOST if lossy else Fault.NONE)
 
     async def compact(self) -> None:
         self.backend.compact()
@@ -154,12 +203,20 @@ class EtcdWorld:
         self._cluster = cluster
         self._process = process
         self._stores: list[Store] = []
+        self._relays: list[LossyRelay] = []
         self._down = False
 
-    def connect(self) -> Store:
-        store = EtcdStore(self._process.settings(), self._cluster, Timeouts(), journal_entries_max=200)
+    def connect(self, owner: str | None = None) -> Store:
+        store = EtcdStore(self._process.settings(), self._cluster, Timeouts(), journal_entries_max=200, owner=owner)
         self._stores.append(store)
         return store
+
+    async def connect_lossy(self) -> tuple[Store, Callable[[bool], None]]:
+        relay = LossyRelay(self._process.url)
+        self._relays.append(relay)
+        store = EtcdStore(StoreSettings(endpoints=(await relay.start(),)), self._cluster, QUICK)
+        self._stores.append(store)
+        return store, relay.lose
 
     async def compact(self) -> None:
         await self._process.compact()
@@ -175,6 +232,8 @@ class EtcdWorld:
     async def close(self) -> None:
         for store in self._stores:
             await store.close()
+        for relay in self._relays:
+            await relay.close()
         if self._down:
             self.bring_back()
 

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from holdfast.core.chain import Chain, Ends, check
+from holdfast.core.chain import Entry as JournalEntry
 from holdfast.model.errors import StoreUnavailable
-from holdfast.model.event import Event
+from holdfast.model.event import Event, Head, Stamp
 from holdfast.model.keys import Keys
-from holdfast.store.contract import ABSENT, Change, Connected, Deleted, Disconnected, Entry, LeaseEnded, Put, Resync
+from holdfast.store.contract import (
+    ABSENT,
+    Change,
+    Connected,
+    Deleted,
+    Disconnected,
+    Entry,
+    Lease,
+    LeaseEnded,
+    Put,
+    Resync,
+    Store,
+)
 
 from .running import PATIENCE_S, Watcher, World
 
@@ -290,14 +306,17 @@ async def test_the_journal_keeps_the_order_of_writing(world: World, keys: Keys) 
     assert [event.epoch for event in await reader.read_events()] == list(range(12))
     assert [event.epoch for event in await reader.read_events(3)] == [9, 10, 11]
     assert await reader.read_events(0) == ()
-    assert (await reader.read_events(1))[0] == Event(989.0, "n3", "test.event", 11, detail={"i": 11})
+    newest = (await reader.read_events(1))[0]
+    assert replace(newest, link=None) == Event(989.0, "n3", "test.event", 11, detail={"i": 11})
 
 
 async def test_no_entry_of_the_journal_is_overwritten(world: World) -> None:
     writers = [world.connect() for _ in range(4)]
-    same = Event(5.0, "n1", "test.event", 1)
-    await asyncio.gather(*(writer.append_event(same) for writer in writers for _ in range(10)))
-    assert await writers[0].read_events() == (same,) * 40
+    events = [Event(5.0, "n1", "test.event", 1, stamp=Stamp(5000, i)) for i in range(40)]
+    await asyncio.gather(*(writers[i % 4].append_event(event) for i, event in enumerate(events)))
+    kept = await writers[0].read_events()
+    assert sorted((replace(event, link=None) for event in kept), key=lambda event: event.order) == events
+    assert sorted(event.link.number for event in kept if event.link) == list(range(1, 41))
 
 
 async def test_the_journal_is_bounded(world: World) -> None:
@@ -306,6 +325,86 @@ async def test_the_journal_is_bounded(world: World) -> None:
         await store.append_event(Event(float(i), "n1", "test.event", i))
     events = await store.read_events()
     assert [event.epoch for event in events] == list(range(184, 384))
+
+
+async def read_chains(store: Store, keys: Keys) -> tuple[Chain, ...]:
+    found = (await store.list(keys.all_of_journal)).entries
+    heads, bases = (
+        {e.key.removeprefix(prefix): Head.from_json(e.value) for e in found if e.key.startswith(prefix)}
+        for prefix in (keys.journal_heads, keys.journal_bases)
+    )
+    entries = [JournalEntry.read(e.value) for e in found if e.key.startswith(keys.journal)]
+    return check(entries, Ends(heads, bases))
+
+
+async def test_each_source_has_a_chain_that_outlives_its_process(world: World, keys: Keys) -> None:
+    for life in range(3):
+        store = world.connect()
+        for i in range(4):
+            kept = [await store.append_event(Event(float(i), source, "test.event", life)) for source in ("n1", "p 1")]
+        assert [event.link and event.link.number for event in kept] == [4 * (life + 1)] * 2
+        await store.close()
+    chains = await read_chains(world.connect(), keys)
+    assert [(c.source, c.first, c.last, c.intact) for c in chains] == [("n1", 1, 12, True), ("p 1", 1, 12, True)]
+
+
+async def test_a_chain_can_be_checked_from_where_the_journal_begins(world: World, keys: Keys) -> None:
+    stores = [world.connect() for _ in range(3)]  # each keeps 200 entries
+    await stores[2].append_event(Event(0.0, "n9", "test.event", 0))
+    for i in range(400):
+        await asyncio.gather(*(store.append_event(Event(float(i), f"n{n}", "t", i)) for n, store in enumerate(stores)))
+    chains = await read_chains(stores[0], keys)
+    assert [c.source for c in chains if not c.intact] == []
+    assert {c.source: c.last for c in chains} == {"n0": 400, "n1": 400, "n2": 400, "n9": None}
+    assert all(c.first is None or c.first > 250 for c in chains)
+
+
+async def test_an_entry_that_is_asked_for_again_is_there_once(world: World, keys: Keys) -> None:
+    store, lose = await world.connect_lossy()
+    event = Event(1.0, "n1", "test.event", 1)
+    await store.append_event(event)
+    lose(True)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await store.append_event(replace(event, epoch=2))
+    lose(False)
+    kept = await store.append_event(replace(event, epoch=2))
+    assert (await store.read_events())[1:] == (kept,)
+    assert all(chain.intact for chain in await read_chains(store, keys))
+
+
+def has_value(key: str, value: bytes, watcher: Watcher) -> bool:
+    return watcher.now.get(key) == value
+
+
+async def test_a_write_brings_the_clock_of_who_wrote_before_what_he_wrote(
+    world: World, keys: Keys, watching: Watching
+) -> None:
+    writer, late, reader = world.connect("n1"), world.connect("n2"), world.connect()
+    watcher = watching(reader.watch(keys.prefix))
+    await watcher.until_live()
+    for attempt in range(3):
+        ahead = Stamp(reader.clock.stamp().us + 3_600_000_000, attempt)
+        writer.clock.saw(ahead)
+        if attempt == 0:
+            await writer.put(keys.node("n1"), b"1")
+        elif attempt == 1:
+            lease = await writer.grant_lease(60)
+            await writer.put(keys.node("n1"), b"2", lease)
+        else:
+            entry = await reader.get(keys.node("n1"))
+            assert entry is not None
+            assert await writer.compare_and_swap(keys.node("n1"), b"3", entry.revision - 1) is None
+            assert await writer.compare_and_swap(keys.node("n1"), b"3", entry.revision) is not None
+        await watcher.until(partial(has_value, keys.node("n1"), str(attempt + 1).encode()))
+        puts = [change.entry.key for change in watcher.seen if isinstance(change, Put)]
+        assert puts[-2:] == [keys.clock("n1"), keys.node("n1")]
+        assert reader.clock.stamp() > ahead
+    starting = watching(late.watch(keys.prefix))
+    await starting.until_live()
+    assert late.clock.stamp() > ahead
+    with pytest.raises(LeaseEnded):
+        await writer.put(keys.node("n1"), b"4", Lease(4711, 60))
 
 
 async def test_a_closed_store_is_closed(world: World, keys: Keys, watching: Watching) -> None:

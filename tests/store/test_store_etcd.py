@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -295,7 +296,7 @@ async def test_an_unreadable_journal_entry_is_passed_over(
     await store.append_event(event)
     await store.put(f"{keys.journal}zzz", b"not an event")
     await store.append_event(event)
-    assert await store.read_events() == (event, event)
+    assert [replace(kept, link=None) for kept in await store.read_events()] == [event, event]
 
 
 async def test_an_old_etcd_is_warned_about_once(

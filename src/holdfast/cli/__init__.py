@@ -24,6 +24,7 @@ _COMMANDS = {
     "drill": "holdfast.cli.drill:drill",
     "explain": "holdfast.cli.explain:explain",
     "forecast": "holdfast.cli.forecast:forecast",
+    "history": "holdfast.cli.history:history",
     "incident": "holdfast.cli.incident:incident",
     "lost": "holdfast.cli.lost:lost",
     "node": "holdfast.cli.processes:node",

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.clusters import with_cluster
+from holdfast.cli.failures import FAILED
 from holdfast.cli.lost import print_clients
 from holdfast.cli.output import as_typed, directory_option, json_option, print_json
 
 if TYPE_CHECKING:
+    from holdfast.core.chain import Chain
     from holdfast.core.incident import Incident, Objectives
     from holdfast.local.incidents import Record
 
@@ -141,17 +143,56 @@ def report(
 def export(number: int | None, everything: bool, directory: Path, as_json: bool) -> None:
     """Print the journal's entries of one incident, each as a line of JSON; with --json as one list.
 
-    Without NUMBER they are those of the last one.
+    Without NUMBER they are those of the last one. `holdfast incident verify --file` checks what was written.
     """
     record = _read(directory)
     if everything and number is not None:
         raise click.UsageError("--everything is the whole journal: leave the number out.")
-    events = record.events if everything else record.events_of(record.one(number))
+    events = record.events if everything else record.whole_events_of(record.one(number))
     if as_json:
         print_json([asdict(event) for event in events])
         return
     for event in events:
         click.echo(event.to_json())
+
+
+@incident.command("verify")
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An exported file, instead of the journal in the store.",
+)
+@directory_option
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, path: Path | None, directory: Path, as_json: bool) -> None:
+    """Check that nobody changed, removed or put in entries of the journal, by the chain of each of its writers.
+
+    What is in the store is also held against what its writers remember. Of a file only what lies between its first
+    and last entries can be checked. Exit status 1 if a chain is broken.
+    """
+    from holdfast.local.evidence import verify_cluster, verify_file
+
+    found = verify_file(path) if path is not None else with_cluster(directory, verify_cluster)
+    if as_json:
+        print_json({"intact": found.intact, **asdict(found)})
+    else:
+        for chain in found.chains:
+            _print_chain(chain)
+        for name in found.unreadable:
+            click.echo(f"cannot be read: {name}")
+    ctx.exit(0 if found.intact else FAILED)
+
+
+def _print_chain(chain: Chain) -> None:
+    span = "none of its entries" if chain.first is None else f"entries {chain.first} to {chain.last}"
+    older = f", and {chain.unlinked} without a link" if chain.unlinked else ""
+    click.echo(f"{chain.source}: {span}{older}: {'intact' if chain.intact else 'BROKEN'}")
+    for each in chain.breaks:
+        which = f"entry {each.number}" if each.number == each.until else f"entries {each.number} to {each.until}"
+        what = "" if each.event is None else f" ({each.event.kind}, {_moment(each.event.time_ms)})"
+        click.echo(f"  {each.harm.value}: {which}{what} {each.says}")
 
 
 def _read(directory: Path) -> Record:
@@ -173,6 +214,10 @@ def _say_who_told(record: Record) -> None:
 
 def _at(one: Incident) -> datetime:
     return datetime.fromtimestamp(one.story.began_at_ms / 1000, UTC)
+
+
+def _moment(at_ms: float) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _short(one: Incident) -> dict[str, object]:

@@ -54,7 +54,7 @@ async def _run_node(settings: NodeSettings, *, bootstrap: bool) -> None:
     from holdfast.node.run import run_node
     from holdfast.store.etcd import EtcdStore
 
-    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts)
+    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts, owner=settings.node.name)
     try:
         await run_node(settings, store, bootstrap=bootstrap)
     finally:
@@ -79,7 +79,7 @@ async def _run_witness(settings: WitnessSettings) -> None:
     from holdfast.node.run import run_witness
     from holdfast.store.etcd import EtcdStore
 
-    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts)
+    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts, owner=settings.witness.name)
     try:
         await run_witness(settings, store)
     finally:
@@ -104,7 +104,8 @@ async def _run_proxy(settings: ProxySettings) -> None:
     from holdfast.proxy.run import run_proxy
     from holdfast.store.etcd import EtcdStore
 
-    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts)
+    owner = f"proxy {settings.proxy.host}:{settings.proxy.write_port}"
+    store = EtcdStore(settings.store, settings.cluster.name, settings.timeouts, owner=owner)
     try:
         await run_proxy(settings, store)
     finally:

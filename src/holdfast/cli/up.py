@@ -24,6 +24,7 @@ def up(directory: Path, nodes: int | None, witness: bool, port: int | None, as_j
     """Start the cluster of a directory in the background; make a new one if there is none."""
     from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local.bringup import bring_up
+    from holdfast.local.orders import note_deed
 
     configure_quiet_logs()
     steps = Steps(quiet=as_json)
@@ -31,6 +32,8 @@ def up(directory: Path, nodes: int | None, witness: bool, port: int | None, as_j
     async def work() -> tuple[dict[str, Any], bool]:
         cluster, started = await bring_up(directory, nodes=nodes, port=port, progress=steps, witness=witness)
         try:
+            if started:
+                await note_deed(cluster, "cluster.started")
             return describe(cluster), started
         finally:
             await cluster.close()
@@ -73,8 +76,16 @@ def down(directory: Path, as_json: bool) -> None:
     cluster = LocalCluster.open(directory)
     steps = Steps(quiet=as_json)
     steps("stopping the proxy, the nodes and the store")
-    ran = run(cluster.stop())
+    ran = run(_stop(cluster))
     if as_json:
         print_json({"directory": str(cluster.layout.root), "stopped": ran})
     else:
         steps("everything has stopped" if ran else "nothing ran")
+
+
+async def _stop(cluster: LocalCluster) -> bool:
+    from holdfast.local.orders import note_deed
+
+    if cluster.state().supervisor is not None:
+        await note_deed(cluster, "cluster.stopped")
+    return await cluster.stop()

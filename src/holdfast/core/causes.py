@@ -94,7 +94,7 @@ _LESS = {VerdictKind.OVERLOADED.value, VerdictKind.STANDBYS_AT_FAULT.value, Verd
 def causes_of(story: Story, own: Sequence[Event], before: Sequence[Event]) -> tuple[Candidate, ...]:
     """Candidates, the likeliest first; ``own`` is the incident's part of the journal, ``before`` what precedes it."""
     opened = [e for e in own if e.kind == "epoch.opened"]
-    against = [e for e in own if e.kind == "verdict.changed" and e.at_ms <= opened[0].at_ms]
+    against = [e for e in own if e.kind == "verdict.changed" and e.time_ms <= opened[0].time_ms]
     return (
         *_asked_for(story, own),
         *_by_verdict(story, against),
@@ -138,19 +138,19 @@ def _by_load(against: Sequence[Event]) -> Iterator[Candidate]:
 
 
 def _slow_before(story: Story, events: Sequence[Event], against: Sequence[Event]) -> Iterator[Candidate]:
-    since_ms, until_ms = story.began_at_ms - RECENT_MS, max((e.at_ms for e in against), default=story.began_at_ms)
+    since_ms, until_ms = story.began_at_ms - RECENT_MS, max((e.time_ms for e in against), default=story.began_at_ms)
     seen = [
         e
         for e in events
         if e.kind == "verdict.changed"
-        and since_ms <= e.at_ms <= until_ms
+        and since_ms <= e.time_ms <= until_ms
         and e.detail.get("verdict") in _LESS
         and e.detail.get("about") == story.old
         and e.rule not in {a.rule for a in against if a.rule in _REASONS}
     ]
     if seen:
         said = tuple(
-            f"{e.source}, {duration(max(0.0, story.began_at_ms - e.at_ms))} before: {e.detail.get('evidence')}"
+            f"{e.source}, {duration(max(0.0, story.began_at_ms - e.time_ms))} before: {e.detail.get('evidence')}"
             for e in seen[-3:]
         )
         yield Candidate("it was not well before it was lost", said, "what began at that time")
@@ -158,11 +158,11 @@ def _slow_before(story: Story, events: Sequence[Event], against: Sequence[Event]
 
 def _changed_before(story: Story, before: Sequence[Event]) -> Iterator[Candidate]:
     for event in before:
-        if event.kind == "policy.changed" and story.began_at_ms - event.at_ms <= RECENT_MS:
+        if event.kind == "policy.changed" and story.began_at_ms - event.time_ms <= RECENT_MS:
             changes = event.detail.get("changes")
             words = changes_in_words(changes) if isinstance(changes, dict) else str(changes)
             words += f", by {event.detail['by']}" if "by" in event.detail else ""
-            ago = duration(story.began_at_ms - event.at_ms)
+            ago = duration(story.began_at_ms - event.time_ms)
             yield Candidate("the policy was changed shortly before", (f"{ago} before: {words}",), "")
 
 

@@ -119,7 +119,7 @@ def _incident(
     parts = tuple(Part(name, durations[name], PHASE_MEANING[name]) for name in PHASES if name != "reroute")
     impact = _impact(own, before)
     losses = _losses(events, accounts, silent, {e.epoch for e in own if e.kind == "epoch.opened"})
-    causes = causes_of(story, own, [e for e in events if e.at_ms < story.began_at_ms])
+    causes = causes_of(story, own, [e for e in events if e.time_ms < story.began_at_ms])
     return Incident(
         number=story.epoch,
         story=story,

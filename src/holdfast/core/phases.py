@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast.core.causality import in_order
 from holdfast.model.event import Event
 
 PHASES = ("detect", "recruit", "choose", "promote", "barrier", "reroute")
@@ -69,8 +70,8 @@ def _marks_by_epoch(events: Sequence[Event], epoch_before: int) -> list[dict[str
     """For each epoch up to the first that served: when its parts ended, in the order of PHASES."""
     found: list[dict[str, float]] = []
     for epoch in sorted({e.epoch for e in events if e.epoch > epoch_before}):
-        own = sorted((e for e in events if e.epoch == epoch), key=lambda e: e.at_ms)
-        by_kind = {name: [e.at_ms for e in own if e.kind == kind] for name, kind in ENDS.items()}
+        own = in_order(e for e in events if e.epoch == epoch)
+        by_kind = {name: [e.time_ms for e in own if e.kind == kind] for name, kind in ENDS.items()}
         if by_kind["barrier"]:
             by_kind = {n: [ms for ms in times_ms if ms <= by_kind["barrier"][0]] for n, times_ms in by_kind.items()}
         if by_kind["choose"]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from holdfast.core.causality import in_order
 from holdfast.core.explain import comment_of
 from holdfast.model.event import Event
 from holdfast.model.report import VerdictKind
@@ -71,7 +72,7 @@ def stories(events: Sequence[Event]) -> tuple[Story, ...]:
 
 def chapters(events: Sequence[Event]) -> tuple[tuple[Story, tuple[Event, ...]], ...]:
     """The stories, each with its part of the journal: from its first sign until that of the next."""
-    ordered = sorted(events, key=lambda e: e.at_ms)
+    ordered = in_order(events)
     begun = list(_beginnings(ordered))
     ends = [*(onset for _, _, onset in begun[1:]), len(ordered)][: len(begun)]
     found = []
@@ -101,7 +102,7 @@ def _onset(events: Sequence[Event], start: int, opened: int) -> int:
     onset, doubt_max_ms = opened, float(SUSPICION_MAX_MS)
     for i in range(opened - 1, start - 1, -1):
         event = events[i]
-        if events[opened].at_ms - event.at_ms > doubt_max_ms or event.kind == "node.rejoined":
+        if events[opened].time_ms - event.time_ms > doubt_max_ms or event.kind == "node.rejoined":
             break
         if event.kind == "failover.approved":
             doubt_max_ms = math.inf  # a person may take any time
@@ -124,17 +125,17 @@ def _belongs(event: Event, *, early: bool) -> bool:
 
 
 def _story(told: Sequence[Event], led: Event | None) -> Story:
-    began_at_ms = told[0].at_ms
+    began_at_ms = told[0].time_ms
     opened = next(e for e in told if e.kind == "epoch.opened")
-    served = next((e for e in told if e.kind == "epoch.serving" and e.at_ms >= opened.at_ms), None)
+    served = next((e for e in told if e.kind == "epoch.serving" and e.time_ms >= opened.time_ms), None)
     old = str(led.detail.get("leader") or led.detail.get("node") or led.source) if led is not None else None
 
     def offset(kind: str, who: str | None = None) -> int | None:
-        found = [e for e in told if e.kind == kind and who in (None, e.source) and e.at_ms >= opened.at_ms]
-        return None if not found else round(found[0].at_ms - began_at_ms)
+        found = [e for e in told if e.kind == kind and who in (None, e.source) and e.time_ms >= opened.time_ms]
+        return None if not found else round(found[0].time_ms - began_at_ms)
 
     return Story(
-        switchover=any(e.kind == "handover.begun" for e in told if e.at_ms <= opened.at_ms),
+        switchover=any(e.kind == "handover.begun" for e in told if e.time_ms <= opened.time_ms),
         epoch=served.epoch if served is not None else max(e.epoch for e in told),
         old=old,
         new=str(served.detail.get("leader") or served.source) if served is not None else None,
@@ -142,25 +143,34 @@ def _story(told: Sequence[Event], led: Event | None) -> Story:
         opened_ms=offset("epoch.opened"),
         chosen_ms=offset("candidate.chosen"),
         promoted_ms=offset("primary.promoted"),
-        serving_ms=None if served is None else round(served.at_ms - began_at_ms),
+        serving_ms=None if served is None else round(served.time_ms - began_at_ms),
         old_back_ms=offset("node.rejoined", old) if old is not None else None,
         lines=tuple(_line(e, began_at_ms) for e in told),
     )
 
 
 def _line(event: Event, began_at_ms: float) -> Line:
-    says = _WORDS[event.kind].format_map(_Words(event))
     evidence = event.detail.get("readings")
     return Line(
-        at_ms=event.at_ms,
-        offset_ms=round(event.at_ms - began_at_ms),
+        at_ms=event.time_ms,
+        offset_ms=round(event.time_ms - began_at_ms),
         who=event.source,
         kind=event.kind,
-        says=says,
+        says=sentence_of(event),
         rule=event.rule,
         why=comment_of(event.rule) if event.rule is not None else None,
         evidence=tuple(map(_reading, evidence)) if isinstance(evidence, list) else (),
     )
+
+
+def sentence_of(event: Event) -> str:
+    """An entry of the journal as a sentence without its subject; of a kind that has none, its details."""
+    words = _Words(event)
+    if event.kind in _WORDS:
+        return _WORDS[event.kind].format_map(words)
+    left_out = ("by", "address", "origin", "readings")
+    said = ", ".join(f"{name} {value}" for name, value in event.detail.items() if name not in left_out)
+    return f"{said}{words['by_whom']}".strip()
 
 
 def _reading(reading: JsonValue) -> str:
@@ -187,7 +197,8 @@ class _Words(dict[str, str]):
         super().__init__({k: str(v) for k, v in event.detail.items() if not isinstance(v, list | dict)})
         self["epoch"] = str(event.epoch)
         self["started_as"] = "a standby" if event.detail.get("standby") else "a primary, closed"
-        self["by_whom"] = f" by {self['by']} ({self['address']})" if "by" in self else ""
+        origin = f", from {self['origin']}" if "origin" in self else ""
+        self["by_whom"] = f" by {self['by']}{origin} ({self['address']})" if "by" in self else ""
         changes = event.detail.get("changes")
         self["changed"] = changes_in_words(changes) if isinstance(changes, dict) else "?"
         self["how"] = "at once (fenced)" if event.detail.get("immediate") else "in good order"

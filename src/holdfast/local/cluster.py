@@ -235,7 +235,7 @@ class LocalCluster:
         if self._store is None:
             from holdfast.store.etcd import EtcdStore
 
-            self._store = EtcdStore(store_settings(self.file), self.file.cluster, Timeouts())
+            self._store = EtcdStore(store_settings(self.file), self.file.cluster, Timeouts(), owner="commands")
         return self._store
 
     def http(self) -> ClientSession:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from holdfast.core.chain import without_gaps
 from holdfast.core.incident import Incident, incidents
 from holdfast.core.story import chapters
 from holdfast.local.cluster import LocalCluster
@@ -45,6 +46,10 @@ class Record:
     def events_of(self, incident: Incident) -> Sequence[Event]:
         """Its part of the journal, everything that was noted in that time."""
         return next(own for story, own in chapters(self.events) if story == incident.story)
+
+    def whole_events_of(self, incident: Incident) -> Sequence[Event]:
+        """The same without gaps in any writer's chain, so that it can be checked by itself."""
+        return without_gaps(self.events_of(incident), self.events)
 
 
 async def read_record(cluster: LocalCluster) -> Record:

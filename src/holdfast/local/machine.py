@@ -54,9 +54,23 @@ def who_asks() -> str:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = f"uid {os.geteuid()}"
-    before = os.environ.get("SUDO_USER", user)
+    before = os.environ.get("SUDO_USER") or _logged_in() or user
     said = user if before == user else f"{before} as {user}"
     return f"{said} on {socket.gethostname()}".encode("ascii", "replace").decode()
+
+
+def _logged_in() -> str | None:
+    """Who logged in before any `su` or `sudo`, where the kernel keeps that; None: nobody, or a service."""
+    try:
+        return pwd.getpwuid(int(Path("/proc/self/loginuid").read_text())).pw_name
+    except (OSError, ValueError, KeyError, OverflowError):
+        return None
+
+
+def asks_from() -> str | None:
+    """Where the person at the keyboard sits: the address that the SSH connection comes from; None: not by SSH."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return connection[0].encode("ascii", "replace").decode() if connection else None
 
 
 def owner_ids(os_user: str | None) -> tuple[int, int] | None:

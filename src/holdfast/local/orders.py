@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
+from dataclasses import replace
 from typing import Any
 
+import structlog
+from pydantic import JsonValue
+
 from holdfast.local.cluster import LocalCluster
-from holdfast.local.machine import who_asks
-from holdfast.model.asker import USER_HEADER
-from holdfast.model.errors import HoldfastError
+from holdfast.local.machine import asks_from, who_asks
+from holdfast.model.asker import ORIGIN_HEADER, USER_HEADER, Asker
+from holdfast.model.errors import HoldfastError, RegisterError, StoreUnavailable
+from holdfast.model.event import Event
+
+log = structlog.get_logger(__name__)
 
 
 def order_headers(cluster: LocalCluster) -> dict[str, str]:
     """What an order carries: the right to give it, and who gives it."""
     token = cluster.layout.read_secret("api-token")
-    return {"Authorization": f"Bearer {token}", USER_HEADER: who_asks()}
+    origin = asks_from()
+    where = {} if origin is None else {ORIGIN_HEADER: origin}
+    return {"Authorization": f"Bearer {token}", USER_HEADER: who_asks(), **where}
+
+
+def who_acts() -> Asker:
+    """Who does something to the cluster with this command, past the agents."""
+    return Asker(who_asks(), socket.gethostname(), asks_from())
+
+
+async def note_deed(cluster: LocalCluster, kind: str) -> None:
+    """Put into the journal what a person does to a cluster as a whole; without the store it is only done."""
+    try:
+        register = await cluster.register()
+        event = Event(time.time() * 1000, "commands", kind, register.epoch if register is not None else 0)
+        detail: dict[str, JsonValue] = {**who_acts().detail}
+        await cluster.store().append_event(replace(event, detail=detail, stamp=cluster.store().clock.stamp()))
+    except (StoreUnavailable, RegisterError) as error:
+        log.info("deed.not_noted", kind=kind, reason=str(error))
 
 
 async def order(cluster: LocalCluster, path: str, body: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from holdfast.core.causality import in_order
 from holdfast.core.forecast import Estimate, Forecast, Standing, forecast
 from holdfast.core.story import Story, tell
 from holdfast.local.cluster import LocalCluster
@@ -27,18 +28,18 @@ async def read_events(cluster: LocalCluster) -> tuple[tuple[Event, ...], bool]:
     Raises StoreUnavailable if neither tells anything.
     """
     try:
-        return await cluster.events(), True
+        return tuple(in_order(await cluster.events())), True
     except StoreUnavailable as error:
-        events = await _events_of_agents(cluster)
+        events = await events_of_agents(cluster)
         if not events:
             raise StoreUnavailable(f"neither the store nor any agent answers: {error}") from error
         return events, False
 
 
-async def _events_of_agents(cluster: LocalCluster) -> tuple[Event, ...]:
+async def events_of_agents(cluster: LocalCluster) -> tuple[Event, ...]:
     """What each agent that answers noted lately, oldest first."""
     told = await asyncio.gather(*(_events_of(cluster, name) for name in cluster.nodes))
-    return tuple(sorted((event for events in told for event in events), key=lambda event: event.at_ms))
+    return tuple(in_order(event for events in told for event in events))
 
 
 async def _events_of(cluster: LocalCluster, name: str) -> list[Event]:

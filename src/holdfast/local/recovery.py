@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+
+from pydantic import JsonValue
 
 from holdfast.core.recovery import Asked, Recovery, Refusal, recover
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.orders import who_acts
 from holdfast.model.errors import HoldfastError, RegisterError
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
@@ -44,10 +46,12 @@ async def propose(cluster: LocalCluster, ignored: frozenset[str]) -> Proposal:
 async def carry_out(cluster: LocalCluster, proposal: Proposal) -> None:
     """Write the register; raises StoreUnavailable, and HoldfastError if somebody wrote another one meanwhile."""
     keys, register = Keys(cluster.name), proposal.recovery.register
-    written = await cluster.store().compare_and_swap(keys.register, register.to_json(), proposal.revision)
+    store = cluster.store()
+    moment = store.clock.stamp()
+    written = await store.compare_and_swap(keys.register, register.to_json(), proposal.revision)
     if written is None:
         raise HoldfastError("the register was written by somebody else meanwhile: look at `holdfast status`, try again")
-    await cluster.store().delete(keys.planned)  # a backup may bring back one of a time that is over
+    await store.delete(keys.planned)  # a backup may bring back one of a time that is over
     reason = "the register was recovered from the agents: " + "; ".join(proposal.recovery.because)
-    event = Event(time.time() * 1000, "recover", "epoch.opened", register.epoch, None, {"reason": reason})
-    await cluster.store().append_event(event)
+    detail: dict[str, JsonValue] = {"reason": reason, **who_acts().detail}
+    await store.append_event(Event(moment.ms, "recover", "epoch.opened", register.epoch, None, detail, moment))

@@ -15,6 +15,11 @@ class Keys:
         self.proxies = f"{self.prefix}proxies/"
         self.obeying = f"{self.prefix}obeying/"
         self.journal = f"{self.prefix}journal/"
+        self.journal_heads = f"{self.prefix}journal-heads/"
+        self.journal_bases = f"{self.prefix}journal-bases/"
+        self.all_of_journal = f"{self.prefix}journal"
+        """The prefix of these three."""
+        self.clocks = f"{self.prefix}clocks/"
         self.policy = f"{self.prefix}policy"
         self.lease = f"{self.prefix}lease"
         self.planned = f"{self.prefix}planned-switchover"
@@ -38,6 +43,18 @@ class Keys:
     def suspect(self, fingerprint: str) -> str:
         """Where the record of a statement that may have killed a primary is."""
         return f"{self.suspects}{fingerprint}"
+
+    def clock(self, owner: str) -> str:
+        """What a process's clock showed when it last wrote anything."""
+        return f"{self.clocks}{owner}"
+
+    def head(self, source: str) -> str:
+        """The last entry of a writer's chain in the journal."""
+        return f"{self.journal_heads}{source}"
+
+    def base(self, source: str) -> str:
+        """The last entry of a writer's chain that has left the journal."""
+        return f"{self.journal_bases}{source}"
 
     def obeys(self, proxy: str) -> str:
         """Where a proxy says which epoch it has obeyed."""

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from holdfast.model.asker import USER_HEADER, Asker
+from holdfast.model.asker import CLOCK_HEADER, ORIGIN_HEADER, USER_HEADER, Asker
 from holdfast.model.capture import Capture
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError
-from holdfast.model.event import Event
+from holdfast.model.event import Event, Stamp
 from holdfast.model.lost import LostLog
 from holdfast.model.outcome import OutcomeAnswer, parse_epoch, parse_xid
 from holdfast.model.plan import PlannedSwitchover
@@ -86,11 +86,12 @@ class Api:
         accounts: Callable[[], list[LostLog]] = list,
         find_outcome: FindOutcome | None = None,
         captures: Callable[[], list[Capture]] = list,
+        moment: Callable[[], Stamp] | None = None,
     ) -> None:
         """``accounts`` reads what was lost with divergent logs of this node; called in a thread.
 
         ``find_outcome`` answers for a transaction; None: there is no PostgreSQL here. Raises HoldfastError.
-        ``captures`` reads what was taken of this node; called in a thread.
+        ``captures`` reads what was taken of this node; called in a thread. ``moment`` is the clock that answers carry.
         """
         self._settings = settings
         self._token = token
@@ -98,11 +99,13 @@ class Api:
         self._accounts = accounts
         self._find_outcome = find_outcome
         self._captures = captures
+        self._moment = moment
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
         """Listen; raises EnvironmentFault if the address cannot be had."""
         app = web.Application()
+        app.on_response_prepare.append(self._tell_clock)
         app.add_routes(
             [
                 web.get("/primary", self._status(self._subject.serves_writes)),
@@ -140,6 +143,10 @@ class Api:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def _tell_clock(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._moment is not None:
+            response.headers[CLOCK_HEADER] = str(self._moment())
 
     def _status(self, holds: Callable[[], bool]) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -247,5 +254,12 @@ class Api:
 
 
 def _asker(request: web.Request) -> Asker:
-    said = "".join(c for c in request.headers.get(USER_HEADER, "") if c.isprintable())
-    return Asker(said[:USER_LENGTH_MAX] or "somebody", request.remote or "an unknown address")
+    return Asker(
+        _printable(request, USER_HEADER) or "somebody",
+        request.remote or "an unknown address",
+        _printable(request, ORIGIN_HEADER) or None,
+    )
+
+
+def _printable(request: web.Request, header: str) -> str:
+    return "".join(c for c in request.headers.get(header, "") if c.isprintable())[:USER_LENGTH_MAX]

@@ -16,6 +16,7 @@ from holdfast.core.observation import Observation
 from holdfast.core.policy import objections
 from holdfast.model.asker import Asker
 from holdfast.model.errors import ConfigurationError, PostgresError, RegisterError, StoreUnavailable
+from holdfast.model.event import Stamp
 from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.policy import Policy, Promotion
@@ -64,10 +65,10 @@ class Control:
         self._timeouts = timeouts
         self._last = last
 
-    def _note(self, kind: str, epoch: int, **detail: JsonValue) -> None:
-        """Into the journal, with who gave the order, if a person did."""
+    def _note(self, kind: str, epoch: int, moment: Stamp, **detail: JsonValue) -> None:
+        """Into the journal, with who gave the order, if a person did; ``moment`` is before anybody could see it."""
         by = ASKED_BY.get()
-        self._journal.record(kind, epoch, None, **detail, **({"by": by.user, "address": by.address} if by else {}))
+        self._journal.record(kind, epoch, None, stamp=moment, **detail, **(by.detail if by is not None else {}))
 
     async def switchover(self, to: str | None) -> tuple[bool, str]:
         """Begin a switchover from this node."""
@@ -84,12 +85,13 @@ class Control:
             if still is None:
                 return False, words
             new = register.handing_over(target)
+            moment = self._journal.moment()
             swapped = await self._store.compare_and_swap(self._keys.register, new.to_json(), revision)
         except (PostgresError, StoreUnavailable) as error:
             return False, str(error)
         if swapped is None:
             return False, CHANGED_MEANWHILE
-        self._note("handover.begun", register.epoch, target=target)
+        self._note("handover.begun", register.epoch, moment, target=target)
         self._registry.swapped(new, swapped)
         return True, f"handing over to {target}: {words}"
 
@@ -115,23 +117,25 @@ class Control:
             return False, "there is no cluster yet"
         if plan.to is not None and plan.to not in register.data_nodes:
             return False, f"there is no node {plan.to}; the nodes are {', '.join(register.data_nodes)}"
+        moment = self._journal.moment()
         try:
             await self._store.put(self._keys.planned, plan.to_json())
         except StoreUnavailable as error:
             return False, str(error)
-        self._note("handover.planned", register.epoch, target=plan.to or "any", planned_ms=plan.at_ms)
+        self._note("handover.planned", register.epoch, moment, target=plan.to or "any", planned_ms=plan.at_ms)
         return True, "the switchover is planned; whether the target is fit is seen when its time has come"
 
     async def cancel_planned(self) -> tuple[bool, str]:
         """Drop the planned switchover."""
         if self._registry.planned is None:
             return False, "no switchover is planned"
+        moment = self._journal.moment()
         try:
             await self._store.delete(self._keys.planned)
         except StoreUnavailable as error:
             return False, str(error)
         register = self._registry.register
-        self._note("handover.unplanned", register.epoch if register else 0)
+        self._note("handover.unplanned", register.epoch if register else 0, moment)
         return True, "the planned switchover is dropped"
 
     def policy(self) -> Policy:
@@ -153,6 +157,7 @@ class Control:
             return False, "; ".join(wrong)
         if after == before:
             return True, _said("already", changes) or "the policy is like that already"
+        moment = self._journal.moment()
         try:
             swapped = await self._store.compare_and_swap(self._keys.policy, after.to_json(), revision)
         except StoreUnavailable as error:
@@ -160,7 +165,7 @@ class Control:
         if swapped is None:
             return False, CHANGED_MEANWHILE
         self._registry.policy_is_now(Entry(self._keys.policy, after.to_json(), swapped))
-        self._note("policy.changed", register.epoch, changes=changes)
+        self._note("policy.changed", register.epoch, moment, changes=changes)
         return True, _said("now", changes) or "the policy is changed"
 
     async def approve(self) -> tuple[bool, str]:
@@ -174,11 +179,12 @@ class Control:
         lost = register.committed.leader.node
         if register.phase is not Phase.SERVING or o.suspected_since_ms is None:
             return False, f"no failover waits for approval: {lost} leads, and the voters hold nothing against it"
+        moment = self._journal.moment()
         try:
             await self._store.put(self._keys.approval, str(register.epoch).encode())
         except StoreUnavailable as error:
             return False, str(error)
-        self._note("failover.approved", register.epoch)
+        self._note("failover.approved", register.epoch, moment)
         return True, f"the end of epoch {register.epoch} is approved: {lost} is being replaced"
 
     async def order_ramp(self, wanted: dict[str, Any]) -> tuple[bool, str]:
@@ -191,11 +197,12 @@ class Control:
         except ValueError:
             orders = ", ".join(order.value for order in Order)
             raise ConfigurationError(f"a ramp takes one of the orders {orders}, not {wanted.get('order')!r}") from None
+        moment = self._journal.moment()
         try:
             await self._store.put(self._keys.ramp_order, order.to_json())
         except StoreUnavailable as error:
             return False, str(error)
-        self._note("ramp.ordered", register.epoch, order=order.order.value)
+        self._note("ramp.ordered", register.epoch, moment, order=order.order.value)
         return True, f"every proxy that ramps in epoch {order.epoch} is told: {order.order.value}"
 
     async def judge_suspect(self, wanted: dict[str, Any]) -> tuple[bool, str]:
@@ -205,7 +212,7 @@ class Control:
             verdict = Verdict(str(wanted.get("verdict")))
         except ValueError:
             raise ConfigurationError(f"a suspect is released or kept, not {wanted.get('verdict')!r}") from None
-        name = self._keys.suspect(key)
+        name, moment = self._keys.suspect(key), self._journal.moment()
         try:
             entry = await self._store.get(name)
             if entry is None:
@@ -216,7 +223,7 @@ class Control:
             return False, str(error)
         if swapped is None:
             return False, "the record of the suspect has just changed: look at `holdfast quarantine list` and try again"
-        self._note("suspect.judged", after.epochs[-1], suspect=key, statement=after.text, verdict=verdict.value)
+        self._note("suspect.judged", after.epochs[-1], moment, suspect=key, statement=after.text, verdict=verdict.value)
         if verdict is Verdict.RELEASE:
             return True, f"{key} is released: everybody may run it"
         return True, f"{key} is kept: nobody may run it until `holdfast quarantine release {key}`"

@@ -40,12 +40,13 @@ class Coordinator:
 
     async def _swap(self, o: Observation, new: Register, kind: str, rule: str, **detail: str) -> bool:
         # Of the register that the decision was made on, not of the newest: that one may call for another decision.
+        moment = self._journal.moment()  # whoever sees the register has this behind him
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), o.register_revision)
         if revision is None:
             await self._read_register()
             return False
         self._registry.swapped(new, revision)
-        self._journal.record(kind, new.epoch, rule, **detail)
+        self._journal.record(kind, new.epoch, rule, stamp=moment, **detail)
         return True
 
     async def _read_register(self) -> None:
@@ -78,12 +79,12 @@ class Coordinator:
         lost = o.lease or LeaseRecord(o.register.committed.leader, 0, None)
         if lost != (self._registry.lease or lost):
             return True  # renewed meanwhile: look again
-        new = lost.withdrawn(o.register.epoch, revision)
+        new, moment = lost.withdrawn(o.register.epoch, revision), self._journal.moment()
         swapped = await self._store.compare_and_swap(self._keys.lease, new.to_json(), revision)
         entry = await self._store.get(self._keys.lease) if swapped is None else None
         if swapped is not None:
             entry = Entry(self._keys.lease, new.to_json(), swapped)
-            self._journal.record("lease.revoked", o.register.epoch, rule, holder=lost.holder.node)
+            self._journal.record("lease.revoked", o.register.epoch, rule, stamp=moment, holder=lost.holder.node)
         if entry is not None:
             self._registry.lease_is_now(entry)
         return True

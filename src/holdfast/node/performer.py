@@ -273,11 +273,13 @@ class Performer(Coordinator):
         heard_ms = o.stopped_ms if o.own_end is not None else self._server.heard_ms
         silent_ms = 0 if heard_ms is None else max(0, monotonic_ms() - heard_ms)
         recruit = Recruit(o.member, action.epoch, position, history, replayed_lsn, silent_ms)
+        moment = self._journal.moment()
         await self._store.put(self._keys.recruit(action.epoch, self._node), recruit.to_json())
         self._journal.record(
             "recruit.joined",
             action.epoch,
             rule,
+            stamp=moment,
             node=self._node,
             timeline=position.timeline,
             position=str(position.lsn),
@@ -349,12 +351,13 @@ class Performer(Coordinator):
         new = Register(
             name, o.cluster_id, system_identifier, 1, Phase.PROMOTING, o.member, voters, nobody, witnesses=witnesses
         )
+        moment = self._journal.moment()
         revision = await self._store.compare_and_swap(self._keys.register, new.to_json(), ABSENT)
         self.creating = False
         if revision is not None:
             await self._promise.raise_to(1)
             self._registry.swapped(new, revision)
-            self._journal.record("cluster.created", 1, rule, node=self._node)
+            self._journal.record("cluster.created", 1, rule, stamp=moment, node=self._node)
         return True
 
     async def _commit(self, action: a.CommitConfiguration, rule: str, o: Observation) -> bool:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import aiohttp
 import psycopg
+import structlog
 
+from holdfast.model.asker import CLOCK_HEADER
+from holdfast.model.errors import RegisterError
+from holdfast.model.event import Stamp
 from holdfast.model.register import Member, NodeRecord
 from holdfast.model.report import NodeReport
 from holdfast.model.timeouts import Timeouts
+
+log = structlog.get_logger(__name__)
 
 
 class PeerReach(Protocol):
@@ -53,9 +60,11 @@ class SessionReach(Protocol):
 class HttpReach:
     """`PeerReach` over HTTP, with one pool of connections."""
 
-    def __init__(self, timeouts: Timeouts, token: str) -> None:
+    def __init__(self, timeouts: Timeouts, token: str, saw_clock: Callable[[Stamp], None] = lambda stamp: None) -> None:
+        """``saw_clock`` is told what the clocks of those who answer show."""
         self._timeouts = timeouts
         self._token = token
+        self._saw_clock = saw_clock
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, api_url: str) -> NodeReport:
@@ -63,6 +72,7 @@ class HttpReach:
         try:
             async with self._open().get(f"{api_url}/node") as response:
                 response.raise_for_status()
+                self._follow_clock(response)
                 return NodeReport.from_json(await response.read())
         except aiohttp.ClientConnectorError as error:
             raise error.os_error from error
@@ -75,9 +85,18 @@ class HttpReach:
         body = {"leader": leader.application_name, "epoch": epoch}
         try:
             async with self._open().post(f"{api_url}/pledge", json=body, headers=headers) as response:
+                self._follow_clock(response)
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
+
+    def _follow_clock(self, response: aiohttp.ClientResponse) -> None:
+        shown = response.headers.get(CLOCK_HEADER)
+        if shown is not None:
+            try:
+                self._saw_clock(Stamp.parse(shown))
+            except RegisterError as error:
+                log.debug("clock.unreadable", error=str(error))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -83,7 +83,7 @@ class Registry:
 
     def _is_routine(self, key: str) -> bool:
         renewed = key == self._keys.lease and self.lease is not None and not self.lease.revoked
-        return renewed or key.startswith(self._keys.journal)
+        return renewed or key.startswith((self._keys.all_of_journal, self._keys.clocks))
 
     def swapped(self, register: Register, revision: int) -> None:
         """The own swap succeeded; the watch will say so later."""

@@ -47,7 +47,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     parts = Parts(
         server=server,
         store=store,
-        peers=HttpReach(settings.timeouts, token),
+        peers=HttpReach(settings.timeouts, token, store.clock.saw),
         sessions=SqlReach(settings.postgres.replication_password_file),
         promise=PromiseFile(settings.node.state_dir, server.disk, settings.timeouts.statement_ms),
         journal=Journal(store, settings.node.name, settings.timeouts),
@@ -61,7 +61,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     captures = partial(read_captures, server.captures_dir, name)
     outcomes = Outcomes(settings.node.name, server, store, keys, settings.timeouts, accounts)
     try:
-        await _live(agent, Api(settings.api, token, agent, accounts, outcomes.answer, captures))
+        await _live(agent, Api(settings.api, token, agent, accounts, outcomes.answer, captures, store.clock.stamp))
     finally:
         await outcomes.close()
 
@@ -70,11 +70,11 @@ async def run_witness(settings: WitnessSettings, store: Store) -> None:
     """Run a witness. Raises ConfigurationError and EnvironmentFault with a message for people."""
     token = _read_token(settings.api.token_file)
     journal = Journal(store, settings.witness.name, settings.timeouts)
-    reach = HttpReach(settings.timeouts, token)
+    reach = HttpReach(settings.timeouts, token, store.clock.saw)
     sessions = SqlReach(settings.witness.replication_password_file)
     witness = Witness(settings, store, reach, sessions, journal)
     log.info("witness.started", name=settings.witness.name)
-    await _live(witness, Api(settings.api, token, witness))
+    await _live(witness, Api(settings.api, token, witness, moment=store.clock.stamp))
 
 
 async def _live(voter: Agent | Witness, api: Api) -> None:

@@ -261,7 +261,7 @@ class Proxy:
             self.lanes[Purpose.WRITE].admission.ordered(order.order)
 
     def _tell_ramp(self, kind: str, rule: str | None, detail: dict[str, JsonValue]) -> None:
-        self._journal.record(kind, self.routing.epoch, rule, **detail)
+        self._journal.record(kind, self.routing.epoch, rule, stamp=None, **detail)
 
     def _let_go_of_idle(self) -> None:
         """Whoever is between statements waits now, and then for another server: this one need not end the session."""

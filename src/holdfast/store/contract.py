@@ -8,6 +8,7 @@ from typing import Protocol
 
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.event import Event
+from holdfast.store.clock import Clock
 
 ABSENT = 0
 """The revision of a key that is not there."""
@@ -93,6 +94,14 @@ class LeaseEnded(StoreUnavailable):
 class Store(Protocol):
     """The store of one cluster. Every method raises StoreUnavailable when no endpoint answers in time."""
 
+    @property
+    def clock(self) -> Clock:
+        """The clock of this process. If the store was made for an ``owner``, its writes carry what the clock shows.
+
+        Whoever watches the keys that were written sees it, before what was written, and its clock follows.
+        """
+        ...
+
     async def get(self, key: str) -> Entry | None:
         """Read one key, linearizably."""
         ...
@@ -142,8 +151,12 @@ class Store(Protocol):
         """
         ...
 
-    async def append_event(self, event: Event) -> None:
-        """Append to the journal; entries are never changed. Beyond `JOURNAL_ENTRIES_MAX` the oldest leave."""
+    async def append_event(self, event: Event) -> Event:
+        """Append to the journal as the next link of its source's chain; returns it as it is kept.
+
+        Entries are never changed. Beyond `JOURNAL_ENTRIES_MAX` the oldest leave; where the chain of each source goes
+        on after them is kept. An event that is given again after StoreUnavailable is there once.
+        """
         ...
 
     async def read_events(self, limit: int = 1000) -> tuple[Event, ...]:

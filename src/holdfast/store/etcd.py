@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
 
 import structlog
 
+from holdfast.core.chain import head_of
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError, StoreUnavailable
-from holdfast.model.event import Event
+from holdfast.model.event import Event, Head
 from holdfast.model.keys import Keys
 from holdfast.model.settings import StoreSettings
 from holdfast.model.timeouts import Timeouts
-from holdfast.store.contract import JOURNAL_ENTRIES_MAX, TRIM_EVERY, Change, Entry, Lease, LeaseEnded, Snapshot
+from holdfast.store.appending import Appending, follow_clocks, head_from, last_links
+from holdfast.store.clock import Clock
+from holdfast.store.contract import ABSENT, JOURNAL_ENTRIES_MAX, TRIM_EVERY, Change, Entry, Lease, LeaseEnded, Snapshot
 from holdfast.store.etcd_gateway import NOT_FOUND, RESOURCE_EXHAUSTED, Answer, EtcdGateway, EtcdRefusal, JsonObject
 from holdfast.store.etcd_watch import EtcdWatch, encode, entries_of, key_range, read_prefix
 
-_TRIM_BATCH = 100
-"""Deletions in one transaction; etcd accepts 128."""
+_TRIM_BATCH = 60
+"""Deletions in one transaction; etcd accepts 128 requests, and each may be another source's last."""
 
 _log = structlog.get_logger(__name__)
 
@@ -37,14 +43,24 @@ class EtcdStore:
         timeouts: Timeouts,
         *,
         journal_entries_max: int = JOURNAL_ENTRIES_MAX,
+        owner: str | None = None,
     ) -> None:
-        """Connects with the first request. Raises ConfigurationError for files that cannot be used."""
+        """Connects with the first request. Raises ConfigurationError for files that cannot be used.
+
+        ``owner`` names the process for the key that carries its clock; None: its writes carry none.
+        """
         self._journal_entries_max = journal_entries_max
         self._gateway = EtcdGateway(settings, timeouts)
         self._timeouts = timeouts
         self._keys = Keys(cluster)
         self._writer = secrets.token_hex(4)
         self._appended = itertools.count(1)
+        self._appending = Appending()
+        self._append_one = asyncio.Lock()
+        self._heads: dict[str, tuple[Head | None, int]] = {}
+        """Of each source that was appended to from here: the head, and its revision."""
+        self._owner = owner
+        self.clock = Clock()
 
     async def server_version(self) -> str:
         """The version of the etcd in use, such as ``3.5.1``."""
@@ -68,11 +84,14 @@ class EtcdStore:
         body = {"key": encode(key), "value": encode(value)}
         if lease is not None:
             body["lease"] = str(lease.id)
-        return (await self._call("/v3/kv/put", body)).revision
+        if self._owner is None:
+            return (await self._call("/v3/kv/put", body)).revision
+        requests = [*self._clock_too(), {"request_put": body}]
+        return (await self._call("/v3/kv/txn", {"success": requests})).revision
 
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
         """See `Store.compare_and_swap`. `ABSENT` needs no case of its own: etcd's mod-revision is 0 then, too."""
-        body = _put_if(key, value, "MOD", "mod_revision", expected_revision)
+        body = _put_if(_is_at(key, expected_revision), *self._clock_too(), _put(key, value))
         answer = await self._call("/v3/kv/txn", body, repeatable=False)
         return answer.revision if answer.body.get("succeeded") else None
 
@@ -104,15 +123,44 @@ class EtcdStore:
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """See `Store.watch`."""
-        return EtcdWatch(self._gateway, prefix, self._timeouts).changes()
+        return self._watch(prefix)
 
-    async def append_event(self, event: Event) -> None:
-        """See `Store.append_event`. The name is unique, so that asking again after a lost answer changes nothing."""
+    async def _watch(self, prefix: str) -> AsyncIterator[Change]:
+        changes = cast("AsyncGenerator[Change, None]", EtcdWatch(self._gateway, prefix, self._timeouts).changes())
+        async with contextlib.aclosing(changes):
+            async for change in changes:
+                follow_clocks(self.clock, self._keys, change)
+                yield change
+
+    async def append_event(self, event: Event) -> Event:
+        """See `Store.append_event`. Entry and head are written together, if the head is still the one that is known."""
         number = next(self._appended)
-        key = f"{self._keys.journal}{event.at_ms:015.0f}-{event.source}-{self._writer}-{number:08d}"
-        await self._call("/v3/kv/txn", _put_if(key, event.to_json(), "CREATE", "create_revision", 0))
+        name = f"{event.at_ms:015.0f}-{event.source}-{self._writer}-{number:08d}"
+        async with self._append_one:
+            kept = await self._append(event, f"{self._keys.journal}{name}")
         if number % TRIM_EVERY == 0:
             await self._trim_journal()
+        return kept
+
+    async def _append(self, event: Event, key: str) -> Event:
+        place = self._keys.head(event.source)
+        head, revision = self._heads.get(event.source, (None, ABSENT))
+        while True:
+            kept = self._appending.kept_already(event, head)
+            if kept is None:
+                kept = self._appending.seal(event, head)
+                new = head_of(kept)
+                body = _put_if(_is_at(place, revision), _put(key, kept.to_json()), _put(place, new.to_json()))
+                look = {"failure": [{"request_range": {"key": encode(place)}}]}
+                answer = await self._call("/v3/kv/txn", {**body, **look})
+                if not answer.body.get("succeeded"):  # another head, or ours already and the answer was lost
+                    found = _found(answer.body)
+                    head, revision = head_from(found), ABSENT if found is None else found.revision
+                    continue
+                head, revision = new, answer.revision
+            self._heads[event.source] = head, revision
+            self._appending.answered(event)
+            return kept
 
     async def read_events(self, limit: int = 1000) -> tuple[Event, ...]:
         """See `Store.read_events`. Ordered by create-revision: clocks differ, revisions do not."""
@@ -139,10 +187,16 @@ class EtcdStore:
             excess = int(counted.body.get("count", 0)) - self._journal_entries_max
             if excess <= 0:
                 return
-            oldest = await self._call("/v3/kv/range", {**where, **_sorted("ASCEND", excess), "keys_only": True})
-            keys = [kv["key"] for kv in oldest.body.get("kvs", ())]
-            for batch in (keys[i : i + _TRIM_BATCH] for i in range(0, len(keys), _TRIM_BATCH)):
-                await self._call("/v3/kv/txn", {"success": [{"request_delete_range": {"key": key}} for key in batch]})
+            oldest = entries_of((await self._call("/v3/kv/range", {**where, **_sorted("ASCEND", excess)})).body)
+            for batch in (oldest[i : i + _TRIM_BATCH] for i in range(0, len(oldest), _TRIM_BATCH)):
+                left = last_links((entry.key, entry.value) for entry in batch).items()
+                # Only if nobody has dropped them meanwhile: what is kept of the chains' beginnings never goes back.
+                compare = [{"key": encode(key), **_IS_THERE} for _, (key, _) in left]
+                requests = [
+                    *({"request_delete_range": {"key": encode(entry.key)}} for entry in batch),
+                    *(_put(self._keys.base(source), base.to_json()) for source, (_, base) in left),
+                ]
+                await self._call("/v3/kv/txn", {"compare": compare, "success": requests})
         except StoreUnavailable as error:
             _log.info("journal_not_trimmed", reason=str(error))
 
@@ -152,10 +206,31 @@ class EtcdStore:
         except EtcdRefusal as refusal:
             raise _explained(refusal) from refusal
 
+    def _clock_too(self) -> tuple[JsonObject, ...]:
+        if self._owner is None:
+            return ()
+        return (_put(self._keys.clock(self._owner), str(self.clock.stamp()).encode()),)
 
-def _put_if(key: str, value: bytes, target: str, field: str, revision: int) -> JsonObject:
-    compare = {"key": encode(key), "target": target, "result": "EQUAL", field: str(revision)}
-    return {"compare": [compare], "success": [{"request_put": {"key": encode(key), "value": encode(value)}}]}
+
+_IS_THERE: JsonObject = {"target": "VERSION", "result": "GREATER", "version": "0"}
+
+
+def _is_at(key: str, revision: int) -> JsonObject:
+    return {"key": encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+
+
+def _put(key: str, value: bytes) -> JsonObject:
+    return {"request_put": {"key": encode(key), "value": encode(value)}}
+
+
+def _put_if(compare: JsonObject, *requests: JsonObject) -> JsonObject:
+    return {"compare": [compare], "success": list(requests)}
+
+
+def _found(answer: JsonObject) -> Entry | None:
+    """What the range of a transaction found."""
+    responses = answer.get("responses", ())
+    return next((e for r in responses for e in entries_of(r.get("response_range", {}))), None)
 
 
 def _sorted(order: str, limit: int) -> JsonObject:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 
 import structlog
 from pydantic import JsonValue
 
 from holdfast.model.errors import StoreUnavailable
-from holdfast.model.event import Event
+from holdfast.model.event import Event, Stamp
 from holdfast.model.timeouts import Timeouts
 from holdfast.store.contract import Store
 
@@ -35,9 +34,15 @@ class Journal:
         """For who asks while the store is away."""
         self._something = asyncio.Event()
 
-    def record(self, kind: str, epoch: int, rule: str | None = None, **detail: JsonValue) -> None:
-        """Note that something happened now; returns at once."""
-        event = Event(time.time() * 1000, self._source, kind, epoch, rule, detail)
+    def moment(self) -> Stamp:
+        """Now, for `record`: taken before others are told of what is going to be recorded."""
+        return self._store.clock.stamp()
+
+    def record(
+        self, kind: str, epoch: int, rule: str | None = None, *, stamp: Stamp | None = None, **detail: JsonValue
+    ) -> None:
+        """Note that something happened, now or at the `moment` that is given; returns at once."""
+        event = Event(self._store.clock.wall_ms, self._source, kind, epoch, rule, detail, stamp or self.moment())
         log.info(kind, epoch=epoch, rule=rule, **detail)
         self._waiting.append(event)
         self.recent.append(event)
@@ -50,7 +55,7 @@ class Journal:
             while self._waiting:
                 event = self._waiting[0]
                 try:
-                    await self._store.append_event(event)
+                    await self._append(event)
                 except StoreUnavailable:
                     await asyncio.sleep(self._timeouts.retry_min_ms / 1000)
                     continue
@@ -62,7 +67,14 @@ class Journal:
         """Write what is left, as far as the store answers: for a clean stop."""
         while self._waiting:
             try:
-                await self._store.append_event(self._waiting[0])
+                await self._append(self._waiting[0])
             except StoreUnavailable:
                 return
             self._waiting.popleft()
+
+    async def _append(self, event: Event) -> None:
+        kept = await self._store.append_event(event)
+        for i in reversed(range(len(self.recent))):
+            if self.recent[i] is event:
+                self.recent[i] = kept
+                break

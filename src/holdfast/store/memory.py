@@ -15,10 +15,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from holdfast.core.chain import head_of
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.keys import Keys
 from holdfast.model.timeouts import Timeouts
+from holdfast.store.appending import Appending, follow_clocks, head_from, last_links
+from holdfast.store.clock import Clock
 from holdfast.store.contract import (
     ABSENT,
     JOURNAL_ENTRIES_MAX,
@@ -144,11 +147,12 @@ class MemoryBackend:
         return state.revision
 
     def _swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
+        return self._write(key, value, None) if self._is_at(key, expected_revision) else None
+
+    def _is_at(self, key: str, revision: int) -> bool:
         self.expire_leases()
         entry = self._state.entries.get(key)
-        if (entry.revision if entry is not None else ABSENT) != expected_revision:
-            return None
-        return self._write(key, value, None)
+        return (entry.revision if entry is not None else ABSENT) == revision
 
     def _erase(self, keys: list[str]) -> None:
         state = self._state
@@ -226,7 +230,9 @@ class MemoryStore:
         timeouts: Timeouts | None = None,
         *,
         journal_entries_max: int = JOURNAL_ENTRIES_MAX,
+        owner: str | None = None,
     ) -> None:
+        """``owner`` names the process for the key that carries its clock; None: its writes carry none."""
         timeouts = timeouts if timeouts is not None else Timeouts()
         self.backend = backend if backend is not None else MemoryBackend()
         self._journal_entries_max = journal_entries_max
@@ -237,6 +243,9 @@ class MemoryStore:
         self._closed = False
         self._writer = next(self.backend._writers)
         self._appended = itertools.count(1)
+        self._appending = Appending()
+        self._owner = owner
+        self.clock = Clock()
 
     def set_fault(self, fault: Fault) -> None:
         """Cut this client off, or mend it."""
@@ -261,6 +270,7 @@ class MemoryStore:
     async def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
         """See `Store.put`."""
         await self._reach()
+        self._tell_clock()
         revision = self.backend._write(key, value, lease)
         await self._answer()
         return revision
@@ -268,6 +278,8 @@ class MemoryStore:
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
         """See `Store.compare_and_swap`."""
         await self._reach()
+        if self.backend._is_at(key, expected_revision):
+            self._tell_clock()
         revision = self.backend._swap(key, value, expected_revision)
         await self._answer()
         return revision
@@ -323,12 +335,14 @@ class MemoryStore:
                 if seen < backend._state.compacted or generation != backend._generation:
                     snapshot = backend._below(prefix)
                     seen, generation = snapshot.revision, backend._generation
+                    follow_clocks(self.clock, self._keys, Resync(snapshot))
                     yield Resync(snapshot)
                     continue
                 batch = backend._since(seen)
                 seen = backend._state.revision
                 for change in batch:
                     if _key(change).startswith(prefix):
+                        follow_clocks(self.clock, self._keys, change)
                         yield change
                 if batch:
                     continue
@@ -338,15 +352,29 @@ class MemoryStore:
                     continue
             await changed.wait()
 
-    async def append_event(self, event: Event) -> None:
+    async def append_event(self, event: Event) -> Event:
         """See `Store.append_event`."""
         await self._reach()
-        number = next(self._appended)
-        key = f"{self._keys.journal}{event.at_ms:015.0f}-{event.source}-{self._writer}-{number:08d}"
-        self.backend._write(key, event.to_json(), None)
-        if number % TRIM_EVERY == 0:
-            self.backend._erase(self.backend._oldest(self._keys.journal)[: -self._journal_entries_max])
+        head = head_from(self.backend._state.entries.get(self._keys.head(event.source)))
+        kept = self._appending.kept_already(event, head)
+        if kept is None:
+            kept = self._appending.seal(event, head)
+            number = next(self._appended)
+            key = f"{self._keys.journal}{event.at_ms:015.0f}-{event.source}-{self._writer}-{number:08d}"
+            self.backend._write(key, kept.to_json(), None)
+            self.backend._write(self._keys.head(event.source), head_of(kept).to_json(), None)
+            if number % TRIM_EVERY == 0:
+                self._trim_journal()
         await self._answer()
+        self._appending.answered(event)
+        return kept
+
+    def _trim_journal(self) -> None:
+        keys = self.backend._oldest(self._keys.journal)[: -self._journal_entries_max]
+        left = last_links((key, self.backend._state.entries[key].value) for key in keys)
+        for source, (_, base) in left.items():
+            self.backend._write(self._keys.base(source), base.to_json(), None)
+        self.backend._erase(keys)
 
     async def read_events(self, limit: int = 1000) -> tuple[Event, ...]:
         """See `Store.read_events`."""
@@ -360,6 +388,10 @@ class MemoryStore:
         """See `Store.close`."""
         self._closed = True
         self.backend._wake()
+
+    def _tell_clock(self) -> None:
+        if self._owner is not None:
+            self.backend._write(self._keys.clock(self._owner), str(self.clock.stamp()).encode(), None)
 
     def _effective_fault(self) -> Fault:
         return self._fault if self._fault is not Fault.NONE else self.backend.fault

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
+from holdfast.model.event import Stamp
 from holdfast.model.register import Member, NodeRecord
 from holdfast.model.report import NodeReport
 from holdfast.model.server import ServerStatus
@@ -199,7 +200,9 @@ class Recorder(Journal):
         super().__init__(store, host.name, timeouts)
         self._host = host
 
-    def record(self, kind: str, epoch: int, rule: str | None = None, **detail: JsonValue) -> None:
+    def record(
+        self, kind: str, epoch: int, rule: str | None = None, *, stamp: Stamp | None = None, **detail: JsonValue
+    ) -> None:
         """See `Journal.record`."""
         self._host.world.recorded(self._host.name, kind, epoch, rule, detail)
 

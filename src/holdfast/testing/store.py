@@ -16,6 +16,7 @@ from holdfast.model.lease import LeaseRecord
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import Register
 from holdfast.model.timeouts import Timeouts
+from holdfast.store.clock import Clock
 from holdfast.store.contract import Change, Connected, Disconnected, Entry, Lease, Snapshot
 from holdfast.store.memory import Backup, MemoryBackend, MemoryStore
 from holdfast.testing.checks import Checks
@@ -258,6 +259,7 @@ class DistantStore:
         self._inner = service.inner
         self._deadline_s = service.timeouts.store_request_ms / 1000
         self._watches: list[Watch] = []
+        self.clock = Clock(lambda: int(service.loop.time() * 1_000_000))
 
     async def _call(self, operation: Callable[[], T], *, writes: bool = False) -> T:
         service = self._service
@@ -352,9 +354,9 @@ class DistantStore:
             watch.waiter = self._service.loop.create_future()
             await watch.waiter
 
-    async def append_event(self, event: Event) -> None:
+    async def append_event(self, event: Event) -> Event:
         """See `Store.append_event`."""
-        await self._call(lambda: at_once(self._inner.append_event(event)), writes=True)
+        return await self._call(lambda: at_once(self._inner.append_event(event)), writes=True)
 
     async def read_events(self, limit: int = 1000) -> tuple[Event, ...]:
         """See `Store.read_events`."""
