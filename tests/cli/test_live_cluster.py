@@ -271,10 +271,17 @@ def test_what_happened_so_far_is_told_as_incidents(running: Running, tmp_path: P
     assert any("holdfast drill run primary-crash" in g["command"] for g in told["guardrails"])
     assert "kept." in told["against_objectives"][0]
     assert crash["summary"][0] in holdfast("incident", "show", "--dir", running.root).stdout
+    steps = {s["step"]["letter"]: s for s in told["steps"]}
+    assert {steps[letter]["state"] for letter in "FAIV"} == {"done"}
+    assert (steps["F"]["evidence"]["leader"], steps["V"]["evidence"]["nothing_lost"]) == (crash["new"], True)
+    assert steps["R"]["state"] != "done"
     page, text = tmp_path / "incident.html", tmp_path / "incident.md"
     written = answer("incident", "report", "--html", page, "--markdown", text, "--dir", running.root)
     assert written == {"incident": crash["number"], "html": str(page), "markdown": str(text)}
     assert all(crash["summary"][0] in file.read_text() for file in (page, text))
+    shown = holdfast("incident", "show", "--dir", running.root).stdout
+    assert "✓ R retrospective     " in shown
+    assert f"done: written by {who_asks()}: {page}, {text}" in shown
     lines = holdfast("incident", "export", planned["number"], "--dir", running.root).stdout.splitlines()
     assert "handover.begun" in {json.loads(line)["kind"] for line in lines}
     assert_refused(holdfast("incident", "show", 99, "--dir", running.root), "there is no incident 99", "incident list")

@@ -85,9 +85,19 @@ def test_transactions_that_nobody_was_told_of_are_called_so() -> None:
 def test_markdown_keeps_its_tables_whatever_the_journal_holds() -> None:
     text = incident_markdown(an_incident(HELD, event(300, "n2", "alarm", 2, None, reason=HOSTILE)), "shop")
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 5}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 5, 6}
     assert "- n1 was lost, and n2 took over." in text
     assert "`holdfast drill run power-loss`" in text
+
+
+def test_the_steps_are_shown_with_their_evidence() -> None:
+    for tell in (incident_page, incident_markdown):
+        text = tell(an_incident(HELD), "shop")
+        assert "n2 leads in epoch 2; it served after 190 ms" in text
+        assert "12 statements waited, at most 870 ms; 1 failed" in text
+        assert "waits for F" not in text
+    (early,) = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2)[:4]])
+    assert "waits for F and O" in incident_page(early, "shop")
 
 
 def test_one_that_goes_on_can_be_told_too() -> None:

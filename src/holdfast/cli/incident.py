@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from holdfast.cli.output import as_typed, directory_option, json_option, print_j
 if TYPE_CHECKING:
     from holdfast.core.chain import Chain
     from holdfast.core.incident import Incident, Objectives
+    from holdfast.local.cluster import LocalCluster
     from holdfast.local.incidents import Record
 
 _UNITS_MS = {"ms": 1, "s": 1000, "min": 60_000}
@@ -74,13 +76,23 @@ def list_incidents(directory: Path, as_json: bool) -> None:
 @number_argument
 @rto_option
 @availability_option
+@click.option("--follow", is_flag=True, help="Draw only the steps, again with each change, until they are over.")
 @directory_option
 @json_option
-def show(number: int | None, rto_ms: int | None, availability: float | None, directory: Path, as_json: bool) -> None:
-    """Tell one incident: five lines, where the time went, why, what to change, and what happened.
+def show(
+    number: int | None, rto_ms: int | None, availability: float | None, follow: bool, directory: Path, as_json: bool
+) -> None:
+    """Tell one incident: five lines, its steps, where the time went, why, what to change, and what happened.
 
-    Without NUMBER it is the last one.
+    Without NUMBER it is the last one. The steps are F failover, A pools shed, I isolate, L load shed, O offline
+    snapshot, V verify parity, E ease traffic back, R retrospective: waiting, running, done with what it left as
+    evidence, or not done and why.
     """
+    if follow:
+        if as_json:
+            raise click.UsageError("--follow draws for people: leave --json out, and ask again.")
+        with_cluster(directory, lambda cluster: _follow(cluster, number))
+        return
     record = _read(directory)
     one, objectives = record.one(number), _objectives(rto_ms, availability)
     if as_json:
@@ -126,6 +138,7 @@ def report(
     written = {
         kind: str(path.absolute()) for kind, path in (("html", html), ("markdown", markdown)) if path is not None
     }
+    with_cluster(directory, lambda cluster: _note_report(cluster, one.number, list(written.values())))
     if as_json:
         print_json({"incident": one.number, **written})
         return
@@ -195,6 +208,34 @@ def _print_chain(chain: Chain) -> None:
         click.echo(f"  {each.harm.value}: {which}{what} {each.says}")
 
 
+async def _note_report(cluster: LocalCluster, number: int, files: list[str]) -> None:
+    from holdfast.local.orders import note_deed
+
+    await note_deed(cluster, "incident.reported", incident=number, files=[*files])
+
+
+async def _follow(cluster: LocalCluster, number: int | None) -> None:
+    """Draw the steps whenever the journal grows, and each second while one runs; a report may be written later."""
+    from holdfast.local.evidence import wait_for_entries
+    from holdfast.local.incidents import read_record
+
+    async for _ in wait_for_entries(cluster, at_least_every_s=1.0):
+        record = await read_record(cluster)
+        one = record.one(number)
+        click.clear()
+        click.echo(f"Incident {one.number}: {one.summary[0]}\n")
+        _print_steps(one)
+        if all(s.is_over for s in one.steps if s.step.letter != "R"):
+            return
+
+
+def _print_steps(one: Incident) -> None:
+    from holdfast.cli.playbook import drawn
+
+    for line in drawn(one.steps, time.time() * 1000 - one.story.began_at_ms):
+        click.echo(as_typed(f"  {line}"))
+
+
 def _read(directory: Path) -> Record:
     from holdfast.local.incidents import read_record
 
@@ -247,6 +288,8 @@ def _print(one: Incident, objectives: Objectives) -> None:
     click.echo(f"Incident {one.number}, {_at(one):%Y-%m-%d %H:%M:%S} UTC\n")
     for line in (*one.summary, *against(objectives, one)):
         click.echo(f"  {line}")
+    click.echo("\nHow far it is")
+    _print_steps(one)
     click.echo("\nWhere the time went")
     for part in one.parts:
         click.echo(f"  {part.name:8}  {duration(part.ms):>9}  {part.meaning}")

@@ -57,6 +57,7 @@ def parity(
     """
     from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local.cluster import LocalCluster
+    from holdfast.local.orders import note_deed
     from holdfast.local.parity import Pace, compare_standbys, take_out_of_reads
 
     configure_quiet_logs()
@@ -71,6 +72,8 @@ def parity(
             bad = [] if keep_reading else [parity.node for parity in found if not parity.is_standby_sound]
             for node in bad:
                 await take_out_of_reads(cluster, node)
+            outcome = "; ".join(_verdict(parity) for parity in found)
+            await note_deed(cluster, "parity.checked", outcome=outcome, holds=all(p.holds for p in found))
             return found, bad
         finally:
             bars.end()
@@ -119,10 +122,8 @@ class _Bars:
 
 def _tell(found: Parity) -> None:
     what = f"{plural(found.rows, 'row')} of {plural(found.tables, 'table')} compared in {found.seconds:.1f} s"
-    as_far = ", as far as it was compared" if found.skipped else ""
-    verdict = f"has what {found.primary} has{as_far}" if found.holds else f"DIFFERS from {found.primary}"
     indexes = f", {found.indexes} B-trees checked" if found.indexes else ""
-    click.echo(f"{found.node} {verdict} (timeline {found.timeline}, replayed {found.replayed_lsn}): {what}{indexes}")
+    click.echo(f"{_verdict(found)} (timeline {found.timeline}, replayed {found.replayed_lsn}): {what}{indexes}")
     for mismatch in found.mismatches:
         click.echo(f"  {_in_words(mismatch)}")
     for damage in found.damage:
@@ -131,6 +132,12 @@ def _tell(found: Parity) -> None:
         click.echo(f"  {plural(found.undecided, 'row')} were being changed whenever they were looked at")
     for skipped in found.skipped:
         click.echo(f"  not compared: {skipped}")
+
+
+def _verdict(found: Parity) -> str:
+    as_far = ", as far as it was compared" if found.skipped else ""
+    verdict = f"has what {found.primary} has{as_far}" if found.holds else f"DIFFERS from {found.primary}"
+    return f"{found.node} {verdict}"
 
 
 def _in_words(m: Mismatch) -> str:

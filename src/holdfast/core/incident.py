@@ -7,11 +7,12 @@ time; what they do not say is said to be unknown. Nobody is blamed: a person's d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from holdfast.core.causes import Candidate, Guardrail, causes_of, guardrails_for
 from holdfast.core.losses import proof
 from holdfast.core.phases import PHASE_MEANING, PHASES, phase_durations
+from holdfast.core.playbook import Scene, Standing, playbook
 from holdfast.core.story import Story, chapters
 from holdfast.core.whose import Whose, whose
 from holdfast.core.words import amount, duration, plural
@@ -80,6 +81,8 @@ class Incident:
     """The clients of transactions that a lost server took with it."""
     evidence: tuple[str, ...] = ()
     """What was taken of the failed node before anything touched it, and where it is; what could not be."""
+    steps: tuple[Standing, ...] = ()
+    """How far each step of the playbook is."""
 
     @property
     def stall_ms(self) -> int | None:
@@ -93,14 +96,24 @@ class Incident:
 
 
 def incidents(
-    events: Sequence[Event], accounts: Sequence[LostLog] = (), silent: Sequence[str] = ()
+    events: Sequence[Event],
+    accounts: Sequence[LostLog] = (),
+    silent: Sequence[str] = (),
+    now_ms: float | None = None,
 ) -> tuple[Incident, ...]:
-    """Every change of leadership that the journal knows, oldest first; ``silent``: agents that gave no account."""
+    """Every change of leadership that the journal knows, oldest first; ``silent``: agents that gave no account.
+
+    ``now_ms`` is Unix time; None: the time of the last entry.
+    """
     told = chapters(events)
-    return tuple(
-        _incident(story, own, events, accounts, silent, _served_before([s for s, _ in told[:n]]))
-        for n, (story, own) in enumerate(told)
-    )
+    now_ms = max((e.time_ms for e in events), default=0.0) if now_ms is None else now_ms
+    ends = [*(story.began_at_ms for story, _ in told[1:]), now_ms]
+    found = []
+    for n, ((story, own), end_ms) in enumerate(zip(told, ends, strict=False)):
+        incident = _incident(story, own, events, accounts, silent, _served_before([s for s, _ in told[:n]]))
+        scene = Scene(story, own, events, incident.losses.proved, incident.losses.transactions, end_ms)
+        found.append(replace(incident, steps=playbook(scene)))
+    return tuple(found)
 
 
 def _served_before(earlier: Sequence[Story]) -> int:

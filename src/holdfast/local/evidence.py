@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
@@ -82,6 +83,26 @@ async def follow(cluster: LocalCluster) -> AsyncIterator[list[Event]]:
                 seen.clear()
             seen.update(entry.key for entry in found)
             yield in_order(entry.event for entry in entries)
+
+
+async def wait_for_entries(cluster: LocalCluster, *, at_least_every_s: float) -> AsyncIterator[None]:
+    """Once now, then whenever the journal has grown or so much time is over."""
+    grown = asyncio.Event()
+
+    async def watch() -> None:
+        async for _ in follow(cluster):
+            grown.set()
+
+    watching = asyncio.create_task(watch())
+    try:
+        while True:
+            grown.clear()
+            yield
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(grown.wait(), at_least_every_s)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def _heads(found: Iterable[contract.Entry], prefix: str) -> tuple[dict[str, Head], tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,4 +60,5 @@ async def read_record(cluster: LocalCluster) -> Record:
         accounts, silent = await read_lost(cluster)
     except StoreUnavailable:
         accounts, silent = [], list(cluster.nodes)
-    return Record(cluster.name, incidents(events, accounts, silent), events, tuple(accounts), from_store)
+    found = incidents(events, accounts, silent, time.time() * 1000)
+    return Record(cluster.name, found, events, tuple(accounts), from_store)

@@ -33,12 +33,12 @@ def who_acts() -> Asker:
     return Asker(who_asks(), socket.gethostname(), asks_from())
 
 
-async def note_deed(cluster: LocalCluster, kind: str) -> None:
-    """Put into the journal what a person does to a cluster as a whole; without the store it is only done."""
+async def note_deed(cluster: LocalCluster, kind: str, **detail: JsonValue) -> None:
+    """Put into the journal what a person does with a command, past the agents; without the store it is only done."""
     try:
         register = await cluster.register()
         event = Event(time.time() * 1000, "commands", kind, register.epoch if register is not None else 0)
-        detail: dict[str, JsonValue] = {**who_acts().detail}
+        detail |= who_acts().detail
         await cluster.store().append_event(replace(event, detail=detail, stamp=cluster.store().clock.stamp()))
     except (StoreUnavailable, RegisterError) as error:
         log.info("deed.not_noted", kind=kind, reason=str(error))

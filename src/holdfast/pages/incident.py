@@ -44,6 +44,18 @@ class _Client(NamedTuple):
     server: str
 
 
+class _Step(NamedTuple):
+    letter: str
+    name: str
+    does: str
+    state: str
+    mark: str
+    left: float
+    width: float
+    took: str
+    says: str
+
+
 class _Lost(NamedTuple):
     node: str
     xid: int
@@ -65,6 +77,7 @@ def incident_page(
         promised=against(objectives or Objectives(), incident),
         tiles=_tiles(incident),
         parts=parts,
+        steps=_steps(incident),
         total_ms=sum(p.ms for p in parts),
         lost=lost[:LISTED_MAX],
         untold=UNTOLD,
@@ -87,6 +100,13 @@ def incident_markdown(
         f"# Incident {incident.number} of cluster {cluster}: {day(began)}, {clock(began)} UTC",
         "",
         *(f"- {line}" for line in (*incident.summary, *promised)),
+        "",
+        "## How far it is",
+        "",
+        *_table(
+            ("step", "what it does", "state", "took", "evidence, or why not"),
+            [(f"{s.letter} {s.name}", s.does, s.state, s.took, s.says) for s in _steps(incident)],
+        ),
         "",
         "## Where the time went",
         "",
@@ -116,6 +136,23 @@ def incident_markdown(
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _steps(incident: Incident) -> list[_Step]:
+    """The bars are in percent of the time from the first sign to the end of the last step but the report."""
+    moments = [ms for s in incident.steps if s.step.letter != "R" for ms in (s.began_ms, s.ended_ms) if ms is not None]
+    whole_ms = max(moments, default=0) or 1
+    rows = []
+    for s in incident.steps:
+        left = width = 0.0
+        if s.began_ms is not None:
+            ended_ms = whole_ms if s.ended_ms is None else s.ended_ms
+            left = min(99.0, 100 * s.began_ms / whole_ms)
+            width = min(100 - left, max(1.0, 100 * (ended_ms - s.began_ms) / whole_ms))
+        took = "" if s.ended_ms is None or s.began_ms is None else duration(s.ended_ms - s.began_ms)
+        mark = s.state.value.replace(" ", "-")
+        rows.append(_Step(s.step.letter, s.step.name, s.step.does, s.state.value, mark, left, width, took, s.says))
+    return rows
 
 
 def _evidence(incident: Incident) -> list[str]:
