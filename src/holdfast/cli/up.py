@@ -86,6 +86,9 @@ def down(directory: Path, as_json: bool) -> None:
 async def _stop(cluster: LocalCluster) -> bool:
     from holdfast.local.orders import note_deed
 
-    if cluster.state().supervisor is not None:
-        await note_deed(cluster, "cluster.stopped")
-    return await cluster.stop()
+    try:
+        if cluster.state().supervisor is not None:
+            await note_deed(cluster, "cluster.stopped")
+        return await cluster.stop()
+    finally:
+        await cluster.close()

@@ -289,13 +289,13 @@ class Proxy:
         self._journal.record("clients.held", self.routing.epoch, longest_ms=longest_ms, **asdict(toll))
         owners = self.lanes[Purpose.WRITE].owners.take()
         if owners is not None:
-            self._journal.record("outcomes.unknown", self.routing.epoch, None, **owners)
+            self._journal.record("outcomes.unknown", self.routing.epoch, None, stamp=None, **owners)
 
     def _tell_suspect(self, kind: str, epoch: int, rule: str | None, detail: dict[str, JsonValue]) -> None:
         self._journal.record(kind, epoch, rule, **detail)
 
     def _tell_breaker(self, kind: str, epoch: int, detail: dict[str, JsonValue]) -> None:
-        self._journal.record(kind, epoch, None, **detail)
+        self._journal.record(kind, epoch, None, stamp=None, **detail)
 
     def _look_again(self) -> None:
         """What may be used has changed, though the store has said nothing."""
