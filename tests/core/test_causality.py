@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.causality import in_order
@@ -67,6 +67,7 @@ def run(offsets: list[int], acts: list[Act]) -> tuple[list[Event], list[frozense
 near = st.lists(st.integers(-DRIFT_MAX_US // 4, DRIFT_MAX_US // 4), min_size=HOSTS, max_size=HOSTS)
 
 
+@settings(deadline=None)
 @given(near, steps)
 def test_an_event_comes_after_all_that_caused_it(offsets: list[int], acts: list[Act]) -> None:
     events, causes = run(offsets, acts)
@@ -76,6 +77,7 @@ def test_an_event_comes_after_all_that_caused_it(offsets: list[int], acts: list[
         assert all(events[cause].order < events[i].order for cause in before)
 
 
+@settings(deadline=None)
 @given(near, steps)
 def test_no_stamp_is_ahead_of_every_wall_clock(offsets: list[int], acts: list[Act]) -> None:
     events, _ = run(offsets, acts)
@@ -90,6 +92,7 @@ def test_no_stamp_is_ahead_of_every_wall_clock(offsets: list[int], acts: list[Ac
         assert event.stamp.us >= now_us + moved[who]
 
 
+@settings(deadline=None)
 @given(st.integers(DRIFT_MAX_US + 10_000, 10**15), steps)
 def test_one_clock_that_is_far_ahead_takes_nobody_with_it(ahead_us: int, acts: list[Act]) -> None:
     events, _ = run([ahead_us] + [0] * (HOSTS - 1), acts)

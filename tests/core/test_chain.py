@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.causality import in_order
@@ -70,6 +70,7 @@ def test_the_chain_goes_on_after_what_was_dropped() -> None:
     assert breaks([], Ends({"n1": head_of(events[7])}, {"n1": head_of(events[7])})) == []
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_change_of_one_entry_is_found_at_it(data: st.DataObject) -> None:
     events = written(6)
@@ -95,6 +96,7 @@ def test_every_change_of_one_entry_is_found_at_it(data: st.DataObject) -> None:
     assert breaks(sealed_again, ends(events)) == [(Harm.CHANGED, at + 1, at + 1)]
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(1, 9), min_size=1, max_size=8))
 def test_whatever_is_removed_is_missed(numbers: set[int]) -> None:
     events = written(9)
@@ -169,6 +171,7 @@ def test_each_writer_has_its_own_chain() -> None:
     assert (second.source, [b.number for b in second.breaks]) == ("n2", [2])
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 11)), st.randoms(use_true_random=False))
 def test_a_part_is_exported_without_gaps(chosen: set[int], random: object) -> None:
     journal = in_order([*written(6, "n1"), *written(6, "n2")])
