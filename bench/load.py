@@ -61,8 +61,10 @@ class Load:
                     marks.append((time.time(), pooler.cpu_s() if pooler is not None else 0.0))
                 else:
                     words.append(line)
-        if process.returncode != 0 or len(marks) < 2:
+        if process.returncode != 0:
             raise SystemExit(f"pgbench through {name} failed: {''.join(words)[-1000:]}")
+        if len(marks) < 2:
+            raise SystemExit("pgbench did not report twice: raise --seconds")
         (begin_s, before_s), (end_s, after_s) = marks[0], marks[-1]
         taken_ms: list[float] = []
         for path in self._place.scratch.glob("latency.*"):

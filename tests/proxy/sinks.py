@@ -226,10 +226,12 @@ class World:
             store=StoreSettings(endpoints=("http://127.0.0.1:1",)),
         )
         self.is_fresh = True
+        self._target = Target("n1", "127.0.0.1", 1, 1, True)
         self._reactor = Reactor()
         self.lane = Lane(
             Purpose.WRITE, self._reactor, Routing("main"), Users.parse(""), settings, is_fresh=lambda: self.is_fresh
         )
+        self.lane.routing.primary = lambda: self._target  # type: ignore[method-assign]
         self.sink = Sink(self._sock)
         self.client = Client(cast(Endpoint, None), self.lane)
         self.client._transport = self.sink
@@ -247,7 +249,7 @@ class World:
         self.client.relay = self.relay
         self.backends: list[Backend] = []
         self.held_back = b""
-        self.flights = self.landings = 0
+        self.flights = self.landings = self.waits = 0
         if pooling == "session":
             self.relay.begin(self._new_server().connection, {"x": "y"})
         else:
@@ -263,8 +265,7 @@ class World:
         self._other.close()
 
     def _new_server(self) -> Backend:
-        target = Target("n1", "127.0.0.1", 1, 1, True)
-        backend = Backend(target, Sink(self._sock), {"x": "y"})
+        backend = Backend(self._target, Sink(self._sock), {"x": "y"})
         backend.connection.held.application_name = "test"
         self.backends.append(backend)
         return backend
@@ -306,15 +307,39 @@ class World:
     def attach(self) -> None:
         """A session that waits for a server gets one."""
         relay = self.relay
-        if relay._attaching is None:
+        if relay._attaching is None and relay._waiter is None:
             self._new_pooled()
             return
-        relay._attaching.cancel()
+        if not self.is_fresh:
+            relay.land()
         backend = self._new_server()
         if relay.pool is not None:
             relay.pool.open += 1
             relay.pool.made(backend.connection)
-        relay._go_on(backend.connection)
+        if relay._waiter is not None and relay.pool is not None:
+            self.waits += 1
+            relay.pool.give(backend.connection)
+        if relay._attaching is not None:
+            relay._attaching.cancel()
+            relay._go_on(backend.connection)
+
+    def crowd(self) -> None:
+        """Others have taken all the connections that are shared."""
+        pool = self.relay.pool
+        if pool is not None:
+            while pool.take() is not None:
+                pass
+            pool.open = max(pool.open, pool.limits.size)
+
+    def give_up(self) -> None:
+        """A session that waits has waited for too long."""
+        relay = self.relay
+        if relay._waiter is not None:
+            relay.waited_in_vain()
+        elif relay._attaching is not None:
+            relay._attaching.cancel()
+            relay._refusal = self.lane.waited_in_vain(relay.pool)
+            relay._go_on(None)
 
     def cancel(self) -> None:
         server = self.relay.cancel()

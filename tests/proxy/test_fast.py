@@ -129,13 +129,19 @@ disturbance = st.one_of(
         [
             *[("lose", ()), ("attach", ()), ("cancel", ()), ("cancelled", ()), ("let_go", ()), ("look", ())],
             *[("doubt", (False,)), ("doubt", (True,)), ("busy", (True,)), ("busy", (False,))],
-            *[("full", (True,)), ("full", (False,)), ("leave", ())],
+            *[("full", (True,)), ("full", (False,)), ("leave", ()), ("crowd", ()), ("give_up", ())],
         ]
     ),
     st.tuples(st.just("say"), st.tuples(some_time)),
     st.tuples(st.just("suspect"), st.tuples(st.sampled_from(COMMON), st.sampled_from(list(Standing)))),
 )
+waiting = st.one_of(disturbance.map(lambda event: [event]), st.just([]), common.map(lambda data: [("send", (data, 0))]))
 steps = st.one_of(
+    st.builds(
+        lambda data, meanwhile: [("crowd", ()), ("send", (data, 0)), *meanwhile, ("attach", ()), ("answer", (100,))],
+        st.one_of(common, common, batches),
+        waiting,
+    ),
     common.map(_round),
     common.map(_round),
     batches.map(_round),
@@ -159,7 +165,7 @@ def _play(pooling: str, events: list[Event], *, fast: bool) -> tuple[list[object
         for name, arguments in events:
             getattr(world, name)(*arguments)
             heard.append(world.heard())
-        return heard, world.known(), Counter(flights=world.flights, landings=world.landings)
+        return heard, world.known(), Counter(flights=world.flights, landings=world.landings, waits=world.waits)
     finally:
         world.close()
 
@@ -231,3 +237,4 @@ def test_the_fast_way_does_what_the_full_way_does(pooling: str) -> None:
     play()
     assert seen["flights"] > 100
     assert seen["landings"] > 20
+    assert seen["waits"] > 20 or pooling == "session"

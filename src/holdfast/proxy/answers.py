@@ -1,9 +1,10 @@
-"""What a client is told in place of a lost server's answer: what became of its statement, and what to do."""
+"""What a client is told in place of a server's answer: what became of its statement, and what to do."""
 
 from __future__ import annotations
 
+from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.wire import messages as m
-from holdfast.wire.loss import SERVER_GONE, Loss
+from holdfast.wire.loss import CANNOT_SERVE, SERVER_GONE, Loss
 
 
 def answers_to(loss: Loss, reason: str) -> bytes:
@@ -47,3 +48,24 @@ def cannot_move(loss: Loss, reason: str, pins: list[str]) -> m.Report:
         detail=reason + "." + outcome,
         hint="Connect again.",
     )
+
+
+def none_reached(what: str, hold_max_ms: int) -> m.Report:
+    """A statement was held for as long as it may; ``what`` it was held for."""
+    return m.error(CANNOT_SERVE, f"no {what} could be reached within {hold_max_ms} ms", hint=_retry_hint())
+
+
+def pool_is_busy(size: int, hold_max_ms: int) -> m.Report:
+    """A statement waited as long as it may for one of a pool's ``size`` connections."""
+    text = f"all {size} server connections of this user and database were in use for {hold_max_ms} ms"
+    return m.error("53300", text, hint=f"{_retry_hint()} Or raise proxy.pool_size, or shorten transactions.")
+
+
+def too_many_wait(limit: int) -> m.Report:
+    """A statement cannot be held beside the ``limit`` that are."""
+    text = f"no server can be reached now, and {limit} clients wait already"
+    return m.error(CANNOT_SERVE, text, hint=_retry_hint())
+
+
+def _retry_hint() -> str:
+    return f"Nothing was executed. Try again in {ProxyTimeouts().retry_hint_ms} ms."

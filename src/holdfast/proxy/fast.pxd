@@ -21,3 +21,4 @@ cdef class FastPath:
     cdef public double _asked_ms
     cdef public object _custody
     cdef public Flight _flight
+    cdef public object _waiter

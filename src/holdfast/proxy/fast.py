@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.admission.gate import Permit
 from holdfast.proxy.fates import FROM_CLIENT
 from holdfast.proxy.lane import Lane
+from holdfast.proxy.pool import Waiter
 from holdfast.proxy.quarantine import Custody
 from holdfast.proxy.server import ServerConnection
 from holdfast.proxy.sharing import Share
@@ -52,6 +53,7 @@ class FastPath:
         self._is_quiet = False  # as far as is known; `land` ends it
         self._asked_ms = 0.0  # when the last statement of an open transaction began
         self._custody = Custody()
+        self._waiter: Waiter | None = None  # the batch in flight is not sent yet: it waits for a shared server
 
     # of the full way
 
@@ -70,6 +72,14 @@ class FastPath:
     @abstractmethod
     def _from_server_fully(self, data: bytes) -> None:
         """Take bytes of the server: whatever they are."""
+
+    @abstractmethod
+    def _wait_fully(self, data: bytes, waiter: Waiter) -> None:
+        """Wait in a task, in the place in line that the session has; ``data`` is the client's."""
+
+    @abstractmethod
+    def _refuse_fully(self, data: bytes) -> None:
+        """Take bytes of the client, the beginning of a statement that has waited in vain for a shared server."""
 
     @abstractmethod
     def server_lost(self, server: ServerConnection, reason: str) -> None:
@@ -102,7 +112,7 @@ class FastPath:
 
     def from_client(self, data: bytes) -> None:
         """Take bytes of the client."""
-        if not (self._flight.data or not (self._is_quiet or self._looks_quiet())) and self._take_off(data):
+        if not self._flight.data and (self._is_quiet or self._looks_quiet()) and self._take_off(data):
             return
         self.land()
         self._from_client_fully(data)
@@ -139,37 +149,46 @@ class FastPath:
 
     def _take_off(self, data: bytes) -> bool:
         """Send a batch of a common kind to the server; False: nothing was done."""
-        flight, share, state = self._flight, self._share, self._state
-        status = self._replies.ledger.status
-        permit, admission = self._permit, self.lane.admission
+        flight, share, server = self._flight, self._share, self.current
         if not flight.begin(data, self._requests.texts):
             return False
         if self.lane.quarantine.is_on and self.lane.quarantine.holds(flight.text):
             flight.forget()
             return False
-        server = self.current
-        translated: bytes | None = data
-        is_idle = status == m.IDLE
-        if is_idle and server is not None and self.lane.is_doubtful():
-            translated = None
-        elif share is not None:
-            if server is None and is_idle and not self._is_client_busy:
-                server = self._borrow_at_once(share)
-            if server is not None:
-                translated = share.names.translate_at_once(flight, server.held, state.mark)
-        if server is None or translated is None:
+        is_idle = self._replies.ledger.status == m.IDLE
+        if is_idle and server is not None:
+            if self.lane.is_doubtful():
+                flight.forget()
+                return False
+        elif server is None and share is not None and is_idle and not self._is_client_busy:
+            server = self._borrow_at_once(share)
+            if server is None and not self._permit.is_in and self.lane.surely_serves():
+                self._waiter = share.pool.stand_in_line(self)
+                if self._waiter is not None:
+                    self._is_unused = False
+                    return True
+        if server is None or not self._send(server, is_idle):
             flight.forget()
+            return False
+        return True
+
+    def _send(self, server: ServerConnection, is_idle: bool) -> bool:
+        """Send the batch of the flight; False: nothing was done."""
+        flight, share, permit, admission = self._flight, self._share, self._permit, self.lane.admission
+        data: bytes | None = flight.data
+        if share is not None:
+            data = share.names.translate_at_once(flight, server.held, self._state.mark)
+        if data is None:
             return False
         if not permit.is_in and (
             not is_idle or self._permit_version != admission.version or not admission.enter(permit)
         ):
-            flight.forget()
             return False
         if not is_idle:
             self._asked_ms = time.monotonic() * 1000
-        flight.keeps_uncommitted = not is_idle and state.has_uncommitted
+        flight.keeps_uncommitted = not is_idle and self._state.has_uncommitted
         self._is_unused = False
-        server.output.write(translated)
+        server.output.write(data)
         return True
 
     def _borrow_at_once(self, share: Share) -> ServerConnection | None:
@@ -177,10 +196,45 @@ class FastPath:
         server = share.peek_at_once(self._state)
         if server is None or not self._replies.begin_at_once(server.parameters, server.held):
             return None
-        share.take_at_once(server)
+        share.pool.take_shown()
+        self._has_at_once(share, server)
+        return server
+
+    def _has_at_once(self, share: Share, server: ServerConnection) -> None:
+        share.has_at_once(server)
         self.current = server
         server.attach(self)
-        return server
+
+    def served(self, server: ServerConnection, waiter: Waiter) -> None:
+        """The session was in line, and has this shared server now."""
+        self._waiter = None
+        share, replies, flight = self._share, self._replies, self._flight
+        is_ready = (
+            share is not None
+            and not (self._is_client_busy or self.lane.is_doubtful())
+            and share.is_there(self._state, server)
+            and replies.begin_at_once(server.parameters, server.held)
+        )
+        if share is not None and is_ready:
+            self._has_at_once(share, server)
+            if self._send(server, True):
+                return
+            self.current = None
+            server.detach()
+        data = flight.data
+        flight.forget()
+        self._is_quiet = False
+        # In a task: if it may not go in now, the connection is the next one's, and so on through the line.
+        waiter.in_a_task()
+        waiter.give_to_task(server)
+        self._wait_fully(data, waiter)
+
+    def waited_in_vain(self) -> None:
+        """The session was in line for as long as it may."""
+        data, self._waiter = self._flight.data, None
+        self._flight.forget()
+        self._is_quiet = False
+        self._refuse_fully(data)
 
     def _arrive(self, flight: Flight) -> None:
         """The answer is complete: what the full way would have noted, and nothing is under way any more."""
@@ -222,6 +276,12 @@ class FastPath:
         self._is_quiet = False
         flight = self._flight
         if not flight.data:
+            return
+        if self._waiter is not None:
+            data, waiter, self._waiter = flight.data, self._waiter, None
+            flight.forget()
+            waiter.in_a_task()
+            self._wait_fully(data, waiter)
             return
         data, server, ledger = flight.data, self.current, self._replies.ledger
         messages, seen, rest = flight.told()

@@ -18,12 +18,13 @@ from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
+from holdfast.proxy.answers import none_reached, pool_is_busy, too_many_wait
 from holdfast.proxy.breakers import Breakers
 from holdfast.proxy.early import Early, drop_unused
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.owners import Owners
-from holdfast.proxy.pool import Pool, PoolLimits, Pools, key_of
+from holdfast.proxy.pool import Pool, PoolLimits, Pools, Waiter, key_of
 from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.routing import Routing, Target
@@ -31,7 +32,7 @@ from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavail
 from holdfast.proxy.sharing import Share
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
-from holdfast.wire.loss import CANNOT_SERVE, Loss
+from holdfast.wire.loss import Loss
 from holdfast.wire.startup import Login
 from holdfast.wire.state import ReplayStep
 
@@ -133,11 +134,14 @@ class Lane:
     _login_refusals: dict[tuple[str, str], str] = field(default_factory=dict)
     _parameters: dict[str, str] | None = None
     """What was last logged in with."""
+    _known_version: int = -1
+    _has_known_target: bool = False
 
     def __post_init__(self) -> None:
         self.orphans = Orphans(self.admission, self.note_in_flight)
         proxy = self.settings.proxy
-        self.pools = Pools(PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s), self)
+        wait_s = self.settings.timeouts.hold_max_ms / 1000
+        self.pools = Pools(PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s, wait_s), self)
         self.admission.is_disturbed = lambda: self.held > 0
 
     def share(self, login: Login) -> Share | None:
@@ -200,6 +204,13 @@ class Lane:
         """Whether a new session need not wait, as far as is known."""
         return self.has_target() and not self._failing
 
+    def surely_serves(self) -> bool:
+        """The same, at little cost: what the routing says is looked at once. False: ask `can_serve`."""
+        version = self.routing.version
+        if self._known_version != version:
+            self._known_version, self._has_known_target = version, self.has_target()
+        return self._has_known_target and not self._failing and not self.is_doubtful()
+
     def _targets(self) -> list[Target]:
         """Where to go now, the best first; standbys take turns, and those with an open breaker come last."""
         primary = self.routing.primary()
@@ -231,34 +242,44 @@ class Lane:
 
     # waiting
 
-    async def acquire(self, wanted: Wanted, *, once: bool = False) -> ServerConnection:
+    async def acquire(self, wanted: Wanted, *, once: bool = False, waiter: Waiter | None = None) -> ServerConnection:
         """A checked server connection with the session's state on it, to be attached before anything is awaited.
 
-        Raises HoldEnded, ServerRefused; with ``once`` ServerUnavailable instead of waiting.
+        ``waiter`` is the place in the pool's line that the session has had for some time. Raises HoldEnded,
+        ServerRefused; with ``once`` ServerUnavailable instead of waiting.
         """
         hold_max_ms = self.settings.timeouts.hold_max_ms
         hold = _Hold(self)
+        waited_s = 0.0 if waiter is None else asyncio.get_running_loop().time() - waiter.since_s
         try:
-            async with asyncio.timeout(hold_max_ms / 1000):
+            async with asyncio.timeout(max(0.0, hold_max_ms / 1000 - waited_s)):
                 with hold.counted():
-                    if not self.can_serve():
+                    if waiter is None and not self.can_serve():
                         hold.begin()
                     if wanted.pool is not None and wanted.current is None:
-                        return await self._acquire_shared(wanted, wanted.pool, hold, once)
+                        return await self._acquire_shared(wanted, wanted.pool, hold, once, waiter)
                     async with self._slots:
                         server = await self._acquire(wanted, hold, once)
                     if wanted.pool is not None and server is not wanted.current:
                         wanted.pool.made(server, in_place_of_another=True)
                     return server
         except TimeoutError:
-            self.counters.holds_ended += 1
-            if wanted.pool is not None and self.can_serve():
-                raise HoldEnded(_pool_is_busy(wanted.pool, hold_max_ms)) from None
-            raise HoldEnded(_waited_in_vain(self.purpose, hold_max_ms)) from None
+            raise HoldEnded(self.waited_in_vain(wanted.pool)) from None
 
-    async def _acquire_shared(self, wanted: Wanted, pool: Pool, hold: _Hold, once: bool) -> ServerConnection:
+    def waited_in_vain(self, pool: Pool | None) -> m.Report:
+        """A statement has waited as long as it may for a connection (of ``pool``); what its client is told."""
+        hold_max_ms = self.settings.timeouts.hold_max_ms
+        self.counters.holds_ended += 1
+        if pool is not None and self.can_serve():
+            return pool_is_busy(pool.limits.size, hold_max_ms)
+        return none_reached("primary" if self.purpose is Purpose.WRITE else "server", hold_max_ms)
+
+    async def _acquire_shared(
+        self, wanted: Wanted, pool: Pool, hold: _Hold, once: bool, waiter: Waiter | None
+    ) -> ServerConnection:
         while True:
-            server = await pool.reserve()
+            server = await pool.reserve(waiter)
+            waiter = None
             if server is None:
                 try:
                     async with self._slots:
@@ -449,7 +470,7 @@ class _Hold:
             return
         limit = self._lane.settings.proxy.hold_max_clients
         if self._lane.held >= limit:
-            raise HoldEnded(_too_many_wait(limit))
+            raise HoldEnded(too_many_wait(limit))
         self._is_counted = True
         self._began_s = asyncio.get_running_loop().time()
         self._lane.held += 1
@@ -465,22 +486,3 @@ class _Hold:
                 waited_s = asyncio.get_running_loop().time() - self._began_s
                 self._lane.held -= 1
                 self._lane._longest_hold_s = max(self._lane._longest_hold_s, waited_s)
-
-
-def _retry_hint() -> str:
-    return f"Nothing was executed. Try again in {ProxyTimeouts().retry_hint_ms} ms."
-
-
-def _waited_in_vain(purpose: Purpose, hold_max_ms: int) -> m.Report:
-    what = "primary" if purpose is Purpose.WRITE else "server"
-    return m.error(CANNOT_SERVE, f"no {what} could be reached within {hold_max_ms} ms", hint=_retry_hint())
-
-
-def _pool_is_busy(pool: Pool, hold_max_ms: int) -> m.Report:
-    text = f"all {pool.limits.size} server connections of this user and database were in use for {hold_max_ms} ms"
-    return m.error("53300", text, hint=f"{_retry_hint()} Or raise proxy.pool_size, or shorten transactions.")
-
-
-def _too_many_wait(limit: int) -> m.Report:
-    text = f"no server can be reached now, and {limit} clients wait already"
-    return m.error(CANNOT_SERVE, text, hint=_retry_hint())

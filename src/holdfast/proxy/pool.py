@@ -16,6 +16,8 @@ from holdfast.wire.frames import FrameCutter
 
 LOOK_S = 1.0
 """Between two looks at how long connections have been there."""
+LINE_S = 0.05
+"""Between two looks at how long sessions have been in line, at least."""
 
 
 class Rules(Protocol):
@@ -54,6 +56,94 @@ class PoolLimits:
     size: int
     idle_s: float
     lifetime_s: float
+    wait_s: float
+    """How long a session that is told may be in line."""
+
+
+class Queued(Protocol):
+    """A session in line that is told at once what it gets, without a task of its own."""
+
+    def served(self, server: ServerConnection, waiter: Waiter) -> None:
+        """It has this connection, which may have to be told its state before."""
+
+    def land(self) -> None:
+        """Go on waiting in a task (`Waiter.in_a_task`)."""
+
+    def waited_in_vain(self) -> None:
+        """It waited for as long as it may, and is not in line any more."""
+
+
+class Waiter:
+    """A place in line: of a session that is told, or of a task that waits."""
+
+    __slots__ = ("_future", "_is_awaited", "_session", "since_s")
+
+    def __init__(self, session: Queued | None, since_s: float) -> None:
+        self.since_s = since_s
+        self._session = session
+        self._future: asyncio.Future[ServerConnection | None] | None = None
+        self._is_awaited = False
+        if session is None:
+            self.in_a_task()
+
+    @property
+    def session(self) -> Queued | None:
+        """Who is told."""
+        return self._session
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits any more, or got what he waited for."""
+        return self._session is None and (self._future is None or self._future.done())
+
+    def in_a_task(self) -> None:
+        """A task waits in this place from now on; the session is not told."""
+        self._session = None
+        self._future = asyncio.get_running_loop().create_future()
+
+    def give(self, server: ServerConnection) -> bool:
+        """The connection is his; False: nobody waits any more."""
+        session = self._session
+        if session is not None:
+            self._session = None
+            session.served(server, self)
+            return True
+        return self.give_to_task(server)
+
+    def give_to_task(self, given: ServerConnection | None) -> bool:
+        """As `give`; None is a place for a connection."""
+        if self._session is not None:
+            self._session.land()
+        if self._future is None or self._future.done():
+            return False
+        self._future.set_result(given)
+        return True
+
+    async def wait(self, pool: Pool) -> ServerConnection | None:
+        """What is given; that goes to the next one if the task is cancelled meanwhile."""
+        self._is_awaited = True
+        if self._future is None:
+            raise RuntimeError("nobody said that a task waits")
+        try:
+            return await self._future
+        except asyncio.CancelledError:
+            self._pass_on(pool)
+            raise
+
+    def forsake(self, pool: Pool) -> None:
+        """The task has ended, maybe before it could begin to wait."""
+        if not self._is_awaited and self._future is not None:
+            self._future.cancel()
+            self._pass_on(pool)
+
+    def _pass_on(self, pool: Pool) -> None:
+        if self._future is None or self._future.cancelled() or not self._future.done():
+            return
+        given = self._future.result()
+        if given is None:
+            pool.failed()
+        else:
+            pool.give(given)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -68,7 +158,8 @@ class Pool:
     open: int = 0
     """Connections that are there or being made."""
     idle: deque[_Idle] = field(default_factory=deque)
-    _waiting: deque[asyncio.Future[ServerConnection | None]] = field(default_factory=deque)
+    _waiting: deque[Waiter] = field(default_factory=deque)
+    _alarm: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
@@ -106,26 +197,50 @@ class Pool:
     def _pop(self) -> None:
         del self.idle[self._next]
 
-    async def reserve(self) -> ServerConnection | None:
-        """A connection; or None: a place for one, to be made with `made` or given up with `failed`."""
+    def stand_in_line(self, session: Queued) -> Waiter | None:
+        """A place in line for a session that will be told; None: it need not wait, or not for the others."""
+        if self.idle or self.open < self.limits.size:
+            return None
+        waiter = Waiter(session, self.clock())
+        self._waiting.append(waiter)
+        if self._alarm is None:
+            self._wake_up_in(self.limits.wait_s)
+        return waiter
+
+    def _wake_up_in(self, wait_s: float) -> None:
+        self._alarm = asyncio.get_running_loop().call_later(wait_s, self._look_at_line)
+
+    def _look_at_line(self) -> None:
+        """Who was in line for too long is told; who waits in a task looks at the clock himself."""
+        self._alarm = None
+        now_s, wait_s = self.clock(), self.limits.wait_s
+        told = [waiter for waiter in self._waiting if waiter.session is not None]
+        for waiter in told:
+            session = waiter.session
+            if session is None:
+                continue
+            if now_s - waiter.since_s < wait_s:
+                self._wake_up_in(max(waiter.since_s + wait_s - now_s, LINE_S))
+                return
+            self._waiting.remove(waiter)
+            session.waited_in_vain()
+
+    async def reserve(self, waiter: Waiter | None = None) -> ServerConnection | None:
+        """A connection; or None: a place for one, to be made with `made` or given up with `failed`.
+
+        ``waiter`` is in line already.
+        """
+        if waiter is not None:
+            return await waiter.wait(self)
         server = self.take()
         if server is not None:
             return server
         if self.open < self.limits.size:
             self.open += 1
             return None
-        waiter: asyncio.Future[ServerConnection | None] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(None, self.clock())
         self._waiting.append(waiter)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                given = waiter.result()
-                if given is None:
-                    self.failed()
-                else:
-                    self.give(given)
-            raise
+        return await waiter.wait(self)
 
     def made(self, server: ServerConnection, *, in_place_of_another: bool = False) -> None:
         """The reserved place is taken by this connection, until it ends.
@@ -157,9 +272,9 @@ class Pool:
         if is_fit or not self.rules.must_hold(server):
             while self._waiting:
                 waiter = self._waiting.popleft()
-                if not waiter.done():
+                if not waiter.is_over:
                     server.detach()
-                    waiter.set_result(server)
+                    waiter.give(server)
                     return
         entry = _Idle(server, now_s)
         server.attach(entry)
@@ -167,7 +282,7 @@ class Pool:
 
     def release(self) -> None:
         """What may not be used before may be used now: hand it to those who wait."""
-        while any(not waiter.done() for waiter in self._waiting) and (server := self.take()) is not None:
+        while any(not waiter.is_over for waiter in self._waiting) and (server := self.take()) is not None:
             self.give(server)
 
     def close_idle(self, unfit: Callable[[ServerConnection], bool]) -> None:
@@ -195,9 +310,9 @@ class Pool:
     def _offer_place(self) -> None:
         while self._waiting and self.open < self.limits.size:
             waiter = self._waiting.popleft()
-            if not waiter.done():
+            if not waiter.is_over:
                 self.open += 1
-                waiter.set_result(None)
+                waiter.give_to_task(None)
 
 
 class _Idle:

@@ -19,7 +19,7 @@ from holdfast.proxy.entry import Entry
 from holdfast.proxy.fates import BEGINS_WORK, IGNORED_WHEN_IDLE, WHOLE_STATEMENTS, Fate
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import HELD_BYTES_MAX
-from holdfast.proxy.pool import Pool
+from holdfast.proxy.pool import Pool, Waiter
 from holdfast.proxy.server import ServerConnection, ServerRefused
 from holdfast.proxy.sharing import Share
 from holdfast.wire import messages as m
@@ -272,10 +272,21 @@ class Relay(Entry):
 
     # waiting for a server; to be let in is `entry`
 
-    async def _attach(self) -> None:
+    def _wait_fully(self, data: bytes, waiter: Waiter) -> None:
+        self._client_cutter.hold(data)
+        self._wait(self._attach(waiter))
+        pool = self.pool
+        if self._attaching is not None and pool is not None:
+            self._attaching.add_done_callback(lambda task: waiter.forsake(pool))
+
+    def _refuse_fully(self, data: bytes) -> None:
+        self._refusal = self.lane.waited_in_vain(self.pool)
+        self._from_client_fully(data)
+
+    async def _attach(self, waiter: Waiter | None = None) -> None:
         server: ServerConnection | None = None
         try:
-            server = await self.lane.acquire(self)
+            server = await self.lane.acquire(self, waiter=waiter)
         except HoldEnded as ended:
             self._refusal = ended.report
         except ServerRefused as refused:

@@ -30,17 +30,17 @@ class Share:
     def peek_at_once(self, state: SessionState) -> ServerConnection | None:
         """The connection that may be used next, if nothing must be told to it; it stays in the pool."""
         server = self.pool.peek()
-        if server is None:
-            return None
-        held = server.held
-        settings = state.settings
-        if (held.settings or settings) and list(held.settings.items()) != list(settings.items()):
-            return None
-        return server if held.application_name == self._application_name else None
+        return server if server is not None and self.is_there(state, server) else None
 
-    def take_at_once(self, server: ServerConnection) -> None:
-        """The session has the connection that was shown; its state is there already."""
-        self.pool.take_shown()
+    def is_there(self, state: SessionState, server: ServerConnection) -> bool:
+        """Whether the session's state is on the connection, so that nothing must be told to it."""
+        held, settings = server.held, state.settings
+        if (held.settings or settings) and list(held.settings.items()) != list(settings.items()):
+            return False
+        return held.application_name == self._application_name
+
+    def has_at_once(self, server: ServerConnection) -> None:
+        """The session has the connection; its state is there already."""
         self.names.attached()
         server.on_hold = False
 
