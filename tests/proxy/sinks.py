@@ -320,7 +320,7 @@ class World:
             self.waits += 1
             relay.pool.give(backend.connection)
         if relay._attaching is not None:
-            relay._attaching.cancel()
+            self._cancel_wait(relay._attaching)
             relay._go_on(backend.connection)
 
     def crowd(self) -> None:
@@ -331,13 +331,23 @@ class World:
                 pass
             pool.open = max(pool.open, pool.limits.size)
 
+    def _cancel_wait(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._leave_line()
+
+    def _leave_line(self) -> None:
+        """What a task that was cancelled does in its next turn, which it is not given."""
+        pool = self.relay.pool
+        while pool is not None and pool._waiting:
+            pool._waiting.popleft().forsake(pool)
+
     def give_up(self) -> None:
         """A session that waits has waited for too long."""
         relay = self.relay
         if relay._waiter is not None:
             relay.waited_in_vain()
         elif relay._attaching is not None:
-            relay._attaching.cancel()
+            self._cancel_wait(relay._attaching)
             relay._refusal = self.lane.waited_in_vain(relay.pool)
             relay._go_on(None)
 
@@ -394,11 +404,14 @@ class World:
 
     def leave(self) -> None:
         self.relay.client_lost()
+        self._leave_line()
 
     # comparing
 
     def heard(self) -> tuple[object, ...]:
         """All that the two sides have been told."""
+        if self.relay._waiter is None and self.relay._attaching is None:
+            self._leave_line()
         for backend in self.backends:
             backend.listen()
         servers = tuple((bytes(b.sink.written), tuple(b.sink.told)) for b in self.backends)
