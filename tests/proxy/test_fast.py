@@ -135,7 +135,9 @@ disturbance = st.one_of(
     st.tuples(st.just("say"), st.tuples(some_time)),
     st.tuples(st.just("suspect"), st.tuples(st.sampled_from(COMMON), st.sampled_from(list(Standing)))),
 )
-waiting = st.one_of(disturbance.map(lambda event: [event]), st.just([]), common.map(lambda data: [("send", (data, 0))]))
+waiting: st.SearchStrategy[list[Event]] = st.one_of(
+    disturbance.map(lambda event: [event]), st.just([]), common.map(lambda data: [("send", (data, 0))])
+)
 steps = st.one_of(
     st.builds(
         lambda data, meanwhile: [("crowd", ()), ("send", (data, 0)), *meanwhile, ("attach", ()), ("answer", (100,))],
