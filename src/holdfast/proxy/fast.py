@@ -152,7 +152,7 @@ class FastPath:
         flight, share, server = self._flight, self._share, self.current
         if not flight.begin(data, self._requests.texts):
             return False
-        if self.lane.quarantine.is_on and self.lane.quarantine.holds(flight.text):
+        if self._is_suspect():
             flight.forget()
             return False
         is_idle = self._replies.ledger.status == m.IDLE
@@ -171,6 +171,10 @@ class FastPath:
             flight.forget()
             return False
         return True
+
+    def _is_suspect(self) -> bool:
+        quarantine = self.lane.quarantine
+        return quarantine.is_on and quarantine.holds(self._flight.text)
 
     def _send(self, server: ServerConnection, is_idle: bool) -> bool:
         """Send the batch of the flight; False: nothing was done."""
@@ -211,7 +215,7 @@ class FastPath:
         share, replies, flight = self._share, self._replies, self._flight
         is_ready = (
             share is not None
-            and not (self._is_client_busy or self.lane.is_doubtful())
+            and not (self._is_client_busy or self._is_suspect() or self.lane.is_doubtful())
             and share.is_there(self._state, server)
             and replies.begin_at_once(server.parameters, server.held)
         )
