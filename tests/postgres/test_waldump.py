@@ -6,7 +6,10 @@ import pytest
 
 from holdfast.model.lost import LostTransaction, Tuples
 from holdfast.model.lsn import Lsn
-from holdfast.postgres.waldump import DivergentLog
+from holdfast.model.owner import Owner
+from holdfast.model.token import Mark
+from holdfast.postgres.tokens import committed_in
+from holdfast.postgres.waldump import DivergentLog, mark_in
 
 T = "1663/5/16384"
 
@@ -128,3 +131,37 @@ def test_the_ids_that_a_log_beyond_the_fork_gave_away() -> None:
     assert next_xid(commit(7, "0/120"), running("0/130", 12)) == 12
     assert next_xid(commit(2**32 - 1, "0/120")) == 0
     assert next_xid(commit(2**32 - 1, "0/120"), commit(3, "0/130"), commit(2**32 - 2, "0/140")) == 4
+
+
+def test_a_guarded_commit_says_whose_it_was() -> None:
+    owner = Owner("alice", "app", "billing", "10.0.0.7:5")
+
+    def message(xid: int, lsn: str, text: str, prefix: str = "holdfast") -> str:
+        content = text.encode().hex(" ").upper()
+        desc = f'MESSAGE transactional, prefix "{prefix}"; payload ({len(text)} bytes): {content}'
+        return record("LogicalMessage", xid, lsn, desc, None)
+
+    mark = Mark("t-1", owner).to_text()
+    found = listed(
+        record("Heap", 700, "0/90", "INSERT off 2 flags 0x00"),
+        message(700, "0/95", mark),  # before the fork, and committed beyond it
+        commit(700, "0/100"),
+        message(702, "0/110", mark),
+        commit(701, "0/120", "; subxacts: 702"),
+        message(703, "0/130", "not a mark"),
+        commit(703, "0/140"),
+        message(704, "0/150", mark, prefix="other"),
+        commit(704, "0/160"),
+        commit(705, "0/170"),
+    )
+    assert [(t.xid, t.owner) for t in found] == [
+        *((700, owner), (701, owner)),
+        *((xid, None) for xid in (703, 704, 705)),
+    ]
+    assert mark_in(message(700, "0/95", mark)) == (700, Lsn.parse("0/95"), Mark("t-1", owner))
+    assert mark_in(commit(700, "0/100")) is None
+
+
+def test_the_ids_of_a_commit() -> None:
+    assert committed_in(commit(700, "0/100", "; subxacts: 701 702; inval msgs: catcache 80")) == (700, 701, 702)
+    assert committed_in(record("Transaction", 700, "0/100", "ABORT 2026-11-21 11:06:53 UTC", None)) == ()

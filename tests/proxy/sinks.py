@@ -73,6 +73,7 @@ def _complete(tag: bytes) -> bytes:
 
 _ROW = m.message(m.DATA_ROW, b"\0\1\0\0\0\1x")
 _ROW_LIKE_AN_END = m.message(m.DATA_ROW, b"\0\1\0\0\0\6" + m.ready_for_query(m.IDLE))
+_GUARDED = m.message(m.DATA_ROW, b"\0\1\0\0\0\x040/10")
 _DESCRIPTION = m.message(m.ROW_DESCRIPTION, b"\0\0")
 _ERROR = m.error("22012", "division by zero").encode()
 
@@ -182,6 +183,8 @@ class Backend:
         if word == b"begin":
             self._status = m.IN_TRANSACTION
             return _complete(b"BEGIN")
+        if b"pg_logical_emit_message" in sql:
+            return _GUARDED + _complete(b"SELECT 1")
         if word == b"select":
             rows = next((int(w) for w in words if w.isdigit()), 1)
             big = m.message(m.DATA_ROW, bytes(BIG_BYTES)) if b"big" in words else b""
@@ -216,7 +219,7 @@ class Backend:
 class World:
     """One session and its servers. Needs a running event loop, which is given no turn."""
 
-    def __init__(self, pooling: str, *, fast: bool) -> None:
+    def __init__(self, pooling: str, *, fast: bool, guard: bool = False) -> None:
         wire_state._taints = itertools.count(1)
         self._sock, self._other = socket.socketpair()
         settings = ProxySettings(
@@ -232,6 +235,7 @@ class World:
             Purpose.WRITE, self._reactor, Routing("main"), Users.parse(""), settings, is_fresh=lambda: self.is_fresh
         )
         self.lane.routing.primary = lambda: self._target  # type: ignore[method-assign]
+        self.lane.guard.is_on, self.lane.guard._name = guard, "token"
         self.sink = Sink(self._sock)
         self.client = Client(cast(Endpoint, None), self.lane)
         self.client._transport = self.sink
@@ -258,8 +262,9 @@ class World:
                 self._new_pooled()
 
     def close(self) -> None:
-        if self.relay._attaching is not None:
-            self.relay._attaching.cancel()
+        for task in (self.relay._attaching, self.lane.guard._asking):
+            if task is not None:
+                task.cancel()
         self._reactor.close()
         self._sock.close()
         self._other.close()

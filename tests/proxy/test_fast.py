@@ -160,8 +160,10 @@ steps = st.one_of(
 sessions = st.lists(steps, min_size=1, max_size=12).map(lambda parts: [event for part in parts for event in part])
 
 
-def _play(pooling: str, events: list[Event], *, fast: bool) -> tuple[list[object], dict[str, object], Counter[str]]:
-    world = World(pooling, fast=fast)
+def _play(
+    pooling: str, events: list[Event], *, fast: bool, guard: bool = False
+) -> tuple[list[object], dict[str, object], Counter[str]]:
+    world = World(pooling, fast=fast, guard=guard)
     try:
         heard: list[object] = []
         for name, arguments in events:
@@ -172,9 +174,9 @@ def _play(pooling: str, events: list[Event], *, fast: bool) -> tuple[list[object
         world.close()
 
 
-async def _compare(pooling: str, events: list[Event]) -> Counter[str]:
-    expected, known, none = _play(pooling, events, fast=False)
-    heard, also_known, seen = _play(pooling, events, fast=True)
+async def _compare(pooling: str, events: list[Event], *, guard: bool = False) -> Counter[str]:
+    expected, known, none = _play(pooling, events, fast=False, guard=guard)
+    heard, also_known, seen = _play(pooling, events, fast=True, guard=guard)
     for number, (event, one, other) in enumerate(zip(events, expected, heard, strict=True)):
         assert other == one, f"event {number}: {event}"
     assert also_known == known
@@ -183,8 +185,9 @@ async def _compare(pooling: str, events: list[Event]) -> Counter[str]:
     return seen
 
 
+@pytest.mark.parametrize("guard", [False, True], ids=["", "guarded"])
 @pytest.mark.parametrize("pooling", ["session", "transaction"])
-def test_the_fast_way_does_what_the_full_way_does(pooling: str) -> None:
+def test_the_fast_way_does_what_the_full_way_does(pooling: str, guard: bool) -> None:
     seen: Counter[str] = Counter()
 
     @settings(deadline=None, max_examples=600, suppress_health_check=list(HealthCheck))
@@ -234,7 +237,7 @@ def test_the_fast_way_does_what_the_full_way_does(pooling: str) -> None:
         ]
     )
     def play(events: list[Event]) -> None:
-        seen.update(asyncio.run(_compare(pooling, events)))
+        seen.update(asyncio.run(_compare(pooling, events, guard=guard)))
 
     play()
     assert seen["flights"] > 100

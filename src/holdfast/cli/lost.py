@@ -217,7 +217,8 @@ def _in_words(transaction: LostTransaction) -> str:
     if transaction.open_as is not None:
         state = f"prepared before as {transaction.open_as!r}, committed"
     more = ", and perhaps more before what was read of the log" if transaction.is_partial else ""
-    return f"xid {transaction.xid}  {state} {transaction.committed_at}  {wrote}{more}"
+    owner = f"  of {transaction.owner.in_words}" if transaction.owner is not None else ""
+    return f"xid {transaction.xid}  {state} {transaction.committed_at}  {wrote}{more}{owner}"
 
 
 def _row_in_words(row: SalvagedRow) -> str:
@@ -265,6 +266,7 @@ def _as_json(account: LostLog, *, is_unacknowledged: bool) -> dict[str, object]:
                 "prepared_as": t.prepared_as,
                 "open_as": t.open_as,
                 "is_partial": t.is_partial,
+                "owner": None if t.owner is None else asdict(t.owner),
                 "relations": {name: _counts(tuples) for name, tuples in t.relations.items()},
             }
             for t in account.of_clients

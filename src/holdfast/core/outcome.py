@@ -222,7 +222,8 @@ class _Case:
 
     def _of_listed(self, epoch: int, account: LostLog, lost: LostTransaction) -> OutcomeAnswer:
         how = "committed" if lost.prepared_as is None else f"prepared as {lost.prepared_as!r}"
-        words = f"the log of {account.member.node} beyond {account.fork_lsn} has it, {how} {lost.committed_at}"
+        of = f", of {lost.owner.in_words}" if lost.owner is not None else ""
+        words = f"the log of {account.member.node} beyond {account.fork_lsn} has it, {how} {lost.committed_at}{of}"
         # Of one that is partly listed the PREPARE may lie before what was read of the log.
         was_prepared = lost.open_as is not None or lost.is_partial
         if was_prepared and self._is_before_fork(account.timeline):

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from holdfast.model.errors import RegisterError
 from holdfast.model.lsn import Lsn
+from holdfast.model.owner import Owner
 from holdfast.model.register import Member
 
 SCRIPT = "lost.sql"
@@ -34,6 +35,7 @@ class LostTransaction:
 
     ``open_as``: it was prepared under that name before the fork, so that the new primary may hold it, undecided.
     ``is_partial``: it may have written more, before what was read of the log.
+    ``owner``: whose it was, if its commit was guarded.
     ``committed_at`` is UTC as PostgreSQL wrote it. ``relations`` counts what it wrote, its subtransactions included, by
     name (database, schema and relation), or by ``tablespace/database/filenode`` where nobody knew a name.
     """
@@ -46,6 +48,7 @@ class LostTransaction:
     relations: Mapping[str, Tuples] = field(default_factory=dict)
     open_as: str | None = None
     is_partial: bool = False
+    owner: Owner | None = None
 
     @property
     def is_own(self) -> bool:

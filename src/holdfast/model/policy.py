@@ -115,6 +115,11 @@ class Policy(BaseModel):
         120, ge=0, le=86_400,
         description="how long a failed node's return may wait for its capture; 0: nothing is captured",
     )  # fmt: skip
+    commit_guard: bool = Field(
+        False,
+        description="whether proxies put a token into each writing transaction, so that a client whose commit lost its "
+        "server is told what became of it",
+    )
     classes: dict[ClassName, TrafficClass] = Field(
         {}, max_length=32, description="classes of sessions: shares, bounds, who is in them"
     )

@@ -115,6 +115,9 @@ class Timeouts(BaseModel):
     reload_confirm_ms: int = Field(2000, ge=50, le=60_000)
     """For new sessions to use reloaded settings (3 ms when idle); later than that the server is not well."""
 
+    tokens_ms: int = Field(8000, ge=500, le=600_000)
+    """For finding tokens of guarded commits in up to a quarter of a gigabyte of log; clients wait for it."""
+
     statement_ms: int = Field(2000, ge=50, le=60_000)
     """For one statement of the agent on its own server; a look has its own deadline."""
 
@@ -318,6 +321,9 @@ class ProxyTimeouts(BaseModel):
 
     retry_first_ms: int = Field(10, ge=1, le=1000)
     """First pause after a server refused a connection; doubled up to the next. A change of the register ends it."""
+
+    outcomes_ms: int = Field(10_000, ge=1000, le=600_000)
+    """For one question of what became of guarded commits: the agent reads up to a quarter of a gigabyte of log."""
 
     retry_last_ms: int = Field(200, ge=10, le=10_000)
     """Longest such pause: part of the clients' stall when a server comes back without a change of the register."""

@@ -20,6 +20,7 @@ from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
+from holdfast.model.token import TokenAnswer, TokenQuestion, read_questions, write_answers
 from holdfast.node.control import ASKED_BY, Control
 from holdfast.node.outcome import NotPrimary
 
@@ -73,6 +74,8 @@ Answer = tuple[bool, str]
 Order = Callable[[dict[str, Any]], Awaitable[Answer]]
 FindOutcome = Callable[[int, int | None], Awaitable[OutcomeAnswer]]
 """Of a transaction: by its id and, if it is known, the epoch in which a client wrote it."""
+FindTokens = Callable[[tuple[TokenQuestion, ...]], Awaitable[tuple[TokenAnswer, ...]]]
+"""Of transactions with tokens."""
 
 
 class Api:
@@ -85,12 +88,14 @@ class Api:
         subject: Subject,
         accounts: Callable[[], list[LostLog]] = list,
         find_outcome: FindOutcome | None = None,
+        find_tokens: FindTokens | None = None,
         captures: Callable[[], list[Capture]] = list,
         moment: Callable[[], Stamp] | None = None,
     ) -> None:
         """``accounts`` reads what was lost with divergent logs of this node; called in a thread.
 
-        ``find_outcome`` answers for a transaction; None: there is no PostgreSQL here. Raises HoldfastError.
+        ``find_outcome`` answers for a transaction, ``find_tokens`` for many with tokens; None: there is no PostgreSQL
+        here. Both raise HoldfastError.
         ``captures`` reads what was taken of this node; called in a thread. ``moment`` is the clock that answers carry.
         """
         self._settings = settings
@@ -98,6 +103,7 @@ class Api:
         self._subject = subject
         self._accounts = accounts
         self._find_outcome = find_outcome
+        self._find_tokens = find_tokens
         self._captures = captures
         self._moment = moment
         self._runner: web.AppRunner | None = None
@@ -118,6 +124,7 @@ class Api:
                 web.get("/lost", self._lost),
                 web.get("/captures", self._list_captures),
                 web.get("/outcome", self._outcome),
+                web.post("/outcomes", self._token_outcomes),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
                 web.post("/approve", self._control(self._approve)),
@@ -189,9 +196,19 @@ class Api:
                 raise NotPrimary("a witness has no transactions: ask the agent of the primary")
             answer = await self._find_outcome(xid, epoch)
         except HoldfastError as error:
-            status = {ConfigurationError: 400, NotPrimary: 421}.get(type(error), 503)
-            return web.json_response({"ok": False, "message": str(error)}, status=status)
+            return _not_told(error)
         return web.Response(body=answer.to_json(), content_type="application/json")
+
+    async def _token_outcomes(self, request: web.Request) -> web.StreamResponse:
+        """The same for a list of questions about tokens."""
+        try:
+            questions = read_questions(await request.read())
+            if self._find_tokens is None:
+                raise NotPrimary("a witness has no transactions: ask the agent of the primary")
+            answers = await self._find_tokens(questions)
+        except HoldfastError as error:
+            return _not_told(error)
+        return web.Response(body=write_answers(answers), content_type="application/json")
 
     async def _fresh(self, request: web.Request) -> web.StreamResponse:
         epoch = self._subject.report().register_epoch
@@ -251,6 +268,11 @@ class Api:
             raise ConfigurationError('the body must be JSON such as {"leader": "n1_0123abcd", "epoch": 3}')
         given = self._subject.pledge(leader, epoch)
         return given, "promised" if given else "this node knows of another leader or epoch"
+
+
+def _not_told(error: HoldfastError) -> web.Response:
+    status = {ConfigurationError: 400, NotPrimary: 421}.get(type(error), 503)
+    return web.json_response({"ok": False, "message": str(error)}, status=status)
 
 
 def _asker(request: web.Request) -> Asker:

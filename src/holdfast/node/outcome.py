@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,13 +11,15 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.core.outcome import OutcomeEvidence, decide_outcome
+from holdfast.core.token import Found, Stretch, TokenEvidence, decide_token, stretches
 from holdfast.model.errors import HoldfastError
 from holdfast.model.keys import Keys
 from holdfast.model.lost import LostLog
-from holdfast.model.lsn import History
+from holdfast.model.lsn import History, Lsn
 from holdfast.model.outcome import EpochStart, Outcome, OutcomeAnswer, XactStatus
 from holdfast.model.register import NodeRecord, Register
 from holdfast.model.timeouts import Timeouts
+from holdfast.model.token import TokenAnswer, TokenQuestion
 from holdfast.store.contract import JOURNAL_ENTRIES_MAX, TRIM_EVERY, Store
 
 _ACCOUNTS = TypeAdapter(tuple[LostLog, ...])
@@ -37,6 +39,12 @@ class PrimaryServer(Protocol):
     async def history_of(self, timeline: int) -> History: ...  # noqa: D102
 
     async def confirm(self, epoch: int) -> None: ...  # noqa: D102
+
+    async def flushed_lsn(self) -> Lsn: ...  # noqa: D102
+
+    async def running_sessions(self, pids: Collection[int]) -> frozenset[int]: ...  # noqa: D102
+
+    async def find_tokens(self, stretch: Stretch, wanted: Collection[str]) -> Found: ...  # noqa: D102
 
 
 class Outcomes:
@@ -75,6 +83,36 @@ class Outcomes:
             # Only where it matters: the whole journal is much to read for an agent that has a server to look after.
             events = await self._store.read_events(JOURNAL_ENTRIES_MAX + TRIM_EVERY)
             return decide_outcome(xid, epoch, replace(evidence, events=events))
+
+    async def answer_tokens(self, questions: Sequence[TokenQuestion]) -> tuple[TokenAnswer, ...]:
+        """What became of transactions with tokens.
+
+        Raises NotPrimary on a node that does not lead, and HoldfastError where nobody leads, or the store or the server
+        does not answer, or not in time.
+        """
+        try:
+            async with asyncio.timeout(self._timeouts.tokens_ms / 1000), self._one_at_a_time:
+                return await self._answer_tokens(questions)
+        except TimeoutError:
+            raise HoldfastError("the log could not be read in time: ask again") from None
+
+    async def _answer_tokens(self, questions: Sequence[TokenQuestion]) -> tuple[TokenAnswer, ...]:
+        """In this order: sessions that have ended by now have no commit that is not confirmed, and read, after that."""
+        present = await self._led_epoch()
+        pids = {question.pid for question in questions if question.epoch == present}
+        running = await self._server.running_sessions(pids) if pids else frozenset()
+        is_confirmed = await self._is_confirmed(present)
+        history = await self._server.history_of(present)
+        starts = {start.epoch: start.fork_lsn for start in await self._server.epoch_starts()}
+        end = await self._server.flushed_lsn()
+        found = {}
+        for epoch, stretch in stretches(questions, present, history, end, starts).items():
+            wanted = [question.token for question in questions if question.epoch == epoch]
+            found[epoch] = await self._server.find_tokens(stretch, wanted)
+        if await self._led_epoch() != present:
+            raise HoldfastError("the primary was replaced meanwhile: ask again")
+        evidence = TokenEvidence(present, history, is_confirmed, running, found)
+        return tuple(decide_token(question, evidence, starts) for question in questions)
 
     async def close(self) -> None:
         """Wait for nothing any more."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ from typing import Any
 import psycopg
 import structlog
 
-from holdfast.model.errors import EnvironmentFault, PostgresError
+from holdfast.model.errors import PostgresError
 from holdfast.model.lost import LostLog, LostTransaction
 from holdfast.model.lsn import History, Lsn, Position
 from holdfast.model.register import Member
 from holdfast.postgres.control import dump_arguments, read_control
+from holdfast.postgres.dump import each_line
 from holdfast.postgres.files import write_durably
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.layout import free_bytes
-from holdfast.postgres.programs import environment, identity
 from holdfast.postgres.salvage.run import salvage
 from holdfast.postgres.timelines import read_history, segment_name
 from holdfast.postgres.waldump import DivergentLog
@@ -37,9 +36,6 @@ COPY_BYTES_MAX = 1024**3
 KEPT_ACCOUNTS = 10
 LOOK_BACK_BYTES = 64 * 1024 * 1024
 """How far before the fork is read for what a transaction wrote that was committed beyond it."""
-LINE_BYTES_MAX = 4 * 1024 * 1024
-"""Of what pg_waldump prints for one record: enough for a commit with a few hundred thousand subtransactions."""
-_READ_BYTES = 64 * 1024
 _SERVER_LOG_BYTES = 1024 * 1024
 _NAMES = """
 SELECT t || '/' || d || '/' || f, 'postgres.' || n.nspname || '.' || c.relname
@@ -162,49 +158,12 @@ async def _list(instance: Instance, fork: Fork, end: Lsn, segment_bytes: int) ->
     start = max(oldest, Lsn(max(0, fork.lsn - LOOK_BACK_BYTES)))
     log = DivergentLog(fork.lsn)
     arguments = dump_arguments(instance.layout.wal_dir, fork.timeline, start, end, segment_bytes)
-    status, words = await _each_line(instance, arguments, log.take)
+    status, words = await each_line(instance, arguments, log.take)
     if status != 0 and "invalid record length" not in words and "invalid magic number" not in words:
         raise PostgresError(f"pg_waldump could not read the log beyond the fork: {words}")
     if oldest > fork.lsn:
         words = f"its log from {fork.lsn} to {oldest} is gone. {words}".rstrip()
     return log, words if status != 0 or oldest > fork.lsn else ""
-
-
-async def _each_line(instance: Instance, arguments: list[str], take: Callable[[str], None]) -> tuple[int, str]:
-    """Run pg_waldump and hand on its lines: a gigabyte of log must not become a gigabyte of text."""
-    program = instance.installation.program("pg_waldump")
-    try:
-        process = await asyncio.create_subprocess_exec(
-            program, *arguments, cwd="/", env=environment(TZ="UTC"), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **identity(instance.user),
-        )  # fmt: skip
-    except OSError as error:
-        raise EnvironmentFault(f"cannot run {program}: {error}") from error
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        async for raw in _lines_of(process.stdout):
-            take(raw.decode(errors="replace").rstrip())
-        words = (await process.stderr.read()).decode(errors="replace").strip()
-        return await process.wait(), words
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-
-
-async def _lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Its lines, each up to `LINE_BYTES_MAX`: a message in the log is printed with all of its bytes, in one line."""
-    line = bytearray()
-    while chunk := await stream.read(_READ_BYTES):
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            line += part[: LINE_BYTES_MAX - len(line)]
-            yield bytes(line)
-            line.clear()
-        line += rest[: LINE_BYTES_MAX - len(line)]
-    if line:
-        yield bytes(line)
 
 
 async def _named(listed: tuple[LostTransaction, ...], conninfo: str) -> tuple[LostTransaction, ...]:

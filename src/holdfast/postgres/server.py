@@ -12,6 +12,7 @@ from typing import Literal
 
 import structlog
 
+from holdfast.core.token import Found, Stretch
 from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.errors import HoldfastError, PostgresError
 from holdfast.model.lost import LostLog, Unaccounted
@@ -22,7 +23,7 @@ from holdfast.model.server import ABSENT_SERVER, ServerStatus, ServerView, Upstr
 from holdfast.model.settings import CaptureSettings, PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.vitals import Room, Survey
-from holdfast.postgres import bootstrap, rejoin, replication, survey, transactions
+from holdfast.postgres import bootstrap, rejoin, replication, survey, tokens, transactions
 from holdfast.postgres.capture.taking import Captures
 from holdfast.postgres.disk import Disk, pressure, space_of, write_probe, writes_completed
 from holdfast.postgres.installation import Installation
@@ -242,6 +243,14 @@ class Server:
     async def epoch_starts(self) -> tuple[EpochStart, ...]:
         """The records of all epochs in the server's log, oldest first. Raises PostgresError."""
         return await transactions.epoch_starts(self._instance)
+
+    async def running_sessions(self, pids: Collection[int]) -> frozenset[int]:
+        """Which of these server processes are there. Raises PostgresError."""
+        return await tokens.running_sessions(self._instance, pids)
+
+    async def find_tokens(self, stretch: Stretch, wanted: Collection[str]) -> Found:
+        """Read a stretch of the log for tokens of guarded commits. Raises PostgresError if it cannot be read."""
+        return await tokens.find_tokens(self._instance, stretch, wanted)
 
     async def survey(self) -> Survey:
         """How busy the server is, and what it has of the heartbeat rows. Raises PostgresError."""

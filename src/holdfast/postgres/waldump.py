@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from holdfast.model.lost import LostTransaction, Tuples
 from holdfast.model.lsn import Lsn
+from holdfast.model.owner import Owner
+from holdfast.model.token import PREFIX, Mark
 from holdfast.postgres.rowwrites import RowWrite, tuples_of
 
 WRITES_MAX = 300_000
@@ -27,6 +29,10 @@ _ABORTED = re.compile(r"\AABORT(?:_PREPARED (?:gid )?(\d+)\b)?")
 _NEXT_XID = re.compile(r"\ARUNNING_XACTS nextXid (\d+)|\bxid \d+:(\d+); oid")
 _SUBXIDS = re.compile(r"subxacts: ([\d ]+)")
 _MANY = re.compile(r"(?:ntuples: )?(\d+)(?: tuples)?")
+_MESSAGE = re.compile(
+    rf'tx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*?desc: MESSAGE transactional, prefix "{PREFIX}"; '
+    r"payload \(\d+ bytes\): (?P<bytes>[0-9A-F ]*)"
+)
 _XIDS = 1 << 32
 """Ids of 32 bits come round again; of two the later one is less than half the circle ahead."""
 _KINDS = {"INSERT": "inserted", "UPDATE": "updated", "HOT_UPDATE": "updated", "DELETE": "deleted"}
@@ -59,6 +65,7 @@ class DivergentLog:
     _written: dict[int, dict[str, _Written]] = field(default_factory=lambda: defaultdict(dict))
     _prepared: dict[int, LostTransaction] = field(default_factory=dict)
     _open: dict[int, str] = field(default_factory=dict)
+    _owners: dict[int, Owner] = field(default_factory=dict)
 
     def take(self, line: str) -> None:
         """One line of the output; what is no record is passed over."""
@@ -78,6 +85,8 @@ class DivergentLog:
             self.first_seen_xid = int(found[1] or found[2])
         elif match["rmgr"] == "Transaction":
             self._ended(xid, lsn, desc)
+        elif match["rmgr"] == "LogicalMessage" and (marked := mark_in(line)) is not None:
+            self._owners[xid] = marked[2].owner
 
     def transactions(self) -> tuple[LostTransaction, ...]:
         """Commits beyond the fork, in their order, then what was prepared there and is still open."""
@@ -124,6 +133,7 @@ class DivergentLog:
 
     def _forget(self, xids: tuple[int, ...]) -> None:
         for xid in xids:
+            self._owners.pop(xid, None)
             self._written.pop(xid, None)
             self._remembered -= len(self._writes.pop(xid, ()))
 
@@ -148,7 +158,10 @@ class DivergentLog:
                 self._open[xid] = name
             return
         subxids = subxids or (prepared.subxids if prepared is not None else ())
-        lost = LostTransaction(xid, lsn, match["at"], subxids, name, self._relations(xid, subxids), self._open.get(xid))
+        lost = LostTransaction(
+            xid, lsn, match["at"], subxids, name, self._relations(xid, subxids), self._open.get(xid),
+            owner=next((self._owners[x] for x in (xid, *subxids) if x in self._owners), None),
+        )  # fmt: skip
         if match["kind"] == "PREPARE":
             self._prepared[xid] = lost
         else:
@@ -163,6 +176,15 @@ class DivergentLog:
                 sum_.updated += written.updated
                 sum_.deleted += written.deleted
         return {name: Tuples(w.inserted, w.updated, w.deleted) for name, w in sorted(total.items())}
+
+
+def mark_in(line: str) -> tuple[int, Lsn, Mark] | None:
+    """The mark that a line of pg_waldump shows, with its xid and where it is; None: it shows none of ours."""
+    match = _MESSAGE.search(line)
+    if match is None:
+        return None
+    mark = Mark.from_text(bytes.fromhex(match["bytes"]).decode(errors="replace"))
+    return None if mark is None else (int(match["xid"]), Lsn.parse(match["lsn"]), mark)
 
 
 def _subxids(desc: str) -> tuple[int, ...]:

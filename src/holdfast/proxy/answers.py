@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from holdfast.model.outcome import Outcome
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.wire import messages as m
 from holdfast.wire.loss import CANNOT_SERVE, SERVER_GONE, Loss
 
+COMMITTED_UNANSWERED = "VC001"
+"""A class of our own: no SQLSTATE of PostgreSQL says that something is committed and that its answer is missing."""
 
-def answers_to(loss: Loss, reason: str) -> bytes:
-    """The messages that end what the server owed."""
+
+def answers_to(loss: Loss, reason: str, outcome: Outcome = Outcome.UNKNOWN) -> bytes:
+    """The messages that end what the server owed; ``outcome``: what was found out since, if anything was."""
     report = _outcome_unknown(reason) if loss.unknown else transaction_lost(reason)
+    if outcome is Outcome.ABORTED:
+        report = _rolled_back(reason)
+    elif outcome is Outcome.COMMITTED:
+        report = _committed_unanswered(reason)
     out = []
     for answer in loss.answers:
         if answer.needs_error:
@@ -25,6 +33,24 @@ def _outcome_unknown(reason: str) -> m.Report:
         "the server was lost before it confirmed the statement: it may or may not have been committed",
         detail=reason,
         hint="Check whether the change is there before you repeat it.",
+    )
+
+
+def _rolled_back(reason: str) -> m.Report:
+    return m.error(
+        "40001",
+        "the server was lost, and the transaction was rolled back: it is safe to retry",
+        detail=f"{reason}. The log of the primary does not have its commit.",
+        hint="Repeat the transaction; the connection can be used again.",
+    )
+
+
+def _committed_unanswered(reason: str) -> m.Report:
+    return m.error(
+        COMMITTED_UNANSWERED,
+        "the transaction was committed, and the server was lost before it said what the statements did",
+        detail=f"{reason}. The log of the primary has the commit.",
+        hint="Do not repeat it. Look what the rows are, if the answer matters.",
     )
 
 

@@ -8,8 +8,8 @@ from abc import abstractmethod
 from collections.abc import Coroutine
 
 from holdfast.proxy.admission import Waiting
-from holdfast.proxy.fast import FastPath
 from holdfast.proxy.fates import Fate
+from holdfast.proxy.guarded import GuardedPath
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Pin
@@ -17,7 +17,7 @@ from holdfast.wire.effects import Pin
 _RUNS = frozenset((m.QUERY, m.EXECUTE))
 
 
-class Entry(FastPath):
+class Entry(GuardedPath):
     """The waiting of a session, for whatever it may be."""
 
     _attaching: asyncio.Task[None] | None

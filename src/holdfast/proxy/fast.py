@@ -21,7 +21,8 @@ from holdfast.proxy.server import ServerConnection
 from holdfast.proxy.sharing import Share
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
-from holdfast.wire.frames import FrameCutter
+from holdfast.wire.frames import HEADER_BYTES, FrameCutter
+from holdfast.wire.guard import may_need_guard
 from holdfast.wire.owed import Ledger
 from holdfast.wire.replies import Replies
 from holdfast.wire.requests import Requests
@@ -152,7 +153,7 @@ class FastPath:
         flight, share, server = self._flight, self._share, self.current
         if not flight.begin(data, self._requests.texts):
             return False
-        if self._is_suspect():
+        if self._needs_full_way():
             flight.forget()
             return False
         is_idle = self._replies.ledger.status == m.IDLE
@@ -172,9 +173,12 @@ class FastPath:
             return False
         return True
 
-    def _is_suspect(self) -> bool:
-        quarantine = self.lane.quarantine
-        return quarantine.is_on and quarantine.holds(self._flight.text)
+    def _needs_full_way(self) -> bool:
+        """Whether the statement of the flight may be a suspect, or a commit that is to be guarded."""
+        flight, lane = self._flight, self.lane
+        if lane.quarantine.is_on and lane.quarantine.holds(flight.text):
+            return True
+        return lane.guard.is_on and may_need_guard(flight.data[HEADER_BYTES:] if flight.is_simple else flight.sql)
 
     def _send(self, server: ServerConnection, is_idle: bool) -> bool:
         """Send the batch of the flight; False: nothing was done."""
@@ -215,7 +219,7 @@ class FastPath:
         share, replies, flight = self._share, self._replies, self._flight
         is_ready = (
             share is not None
-            and not (self._is_client_busy or self._is_suspect() or self.lane.is_doubtful())
+            and not (self._is_client_busy or self._needs_full_way() or self.lane.is_doubtful())
             and share.is_there(self._state, server)
             and replies.begin_at_once(server.parameters, server.held)
         )

@@ -21,6 +21,7 @@ from holdfast.proxy.admission import Admission
 from holdfast.proxy.answers import none_reached, pool_is_busy, too_many_wait
 from holdfast.proxy.breakers import Breakers
 from holdfast.proxy.early import Early, drop_unused
+from holdfast.proxy.guard import CommitGuard
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.owners import Owners
@@ -123,6 +124,7 @@ class Lane:
     quarantine: Quarantine = field(default_factory=Quarantine)
     counters: Counters = field(default_factory=Counters)
     owners: Owners = field(default_factory=Owners)
+    guard: CommitGuard = field(init=False)
     orphans: Orphans = field(init=False)
     pools: Pools = field(init=False)
     held: int = 0
@@ -138,6 +140,7 @@ class Lane:
     _has_known_target: bool = False
 
     def __post_init__(self) -> None:
+        self.guard = CommitGuard(self.routing)
         self.orphans = Orphans(self.admission, self.note_in_flight)
         proxy = self.settings.proxy
         wait_s = self.settings.timeouts.hold_max_ms / 1000

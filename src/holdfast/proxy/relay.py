@@ -46,7 +46,6 @@ class Relay(Entry):
         self._attaching: asyncio.Task[None] | None = None
         self._refusal: m.Report | None = None
         self._is_over = False
-        self._is_discarding = False  # an error was sent: everything up to the client's Sync is ignored
         self._is_forwarding = False  # the message that continues goes to the server
         self._translation = b""  # what goes to the server in place of the message at hand
         self._withheld = b""  # said by a server that may not be the primary any more
@@ -201,10 +200,15 @@ class Relay(Entry):
                 return fate
             self._note_beginning()
         owed = self._requests.read(kind, buffer, start, end)
+        guarded = self._guard(kind, owed) if self.lane.guard.is_on else None
         if self._share is not None and self.current is not None:
             names, held = self._share.names, self.current.held
             self._translation = names.send(kind, owed, buffer[start:end], held, self._ledger, self._state.mark)
-        self._ledger.sent(kind, owed)
+        if guarded is not None:
+            own = b"" if guarded.is_whole else self._translation or buffer[start:end]
+            self._translation, owed = guarded.data + own, guarded.owed
+        if guarded is None or not guarded.is_whole:
+            self._ledger.sent(kind, owed)
         self._is_forwarding = True
         return Fate.FORWARD
 
@@ -390,6 +394,8 @@ class Relay(Entry):
         A commit that may be waiting for its standbys is not cancelled: it would end in success without them.
         """
         self.land()
+        if self._is_finding_out or self._is_committing:
+            return None
         if self._attaching is not None:
             self._stop_waiting(self._attaching)
             self._refusal = m.error("57014", "canceling statement due to user request")
@@ -423,6 +429,8 @@ class Relay(Entry):
         out = replies.take(data)
         if out:
             self._client.write(out)
+        if replies.guard_row is not None:
+            self._note_guard(replies.guard_row)
         if replies.given_up is not None:
             self._lose(replies.given_up, commit_unconfirmed=replies.is_unconfirmed)
             return
@@ -461,10 +469,14 @@ class Relay(Entry):
         ledger = self._ledger
         held_open = ledger.is_between_statements and ledger.status == m.IN_TRANSACTION
         loss = judge_loss(ledger, commit_unconfirmed=commit_unconfirmed)
+        self._requests.lost()
+        self._batch.clear()
+        self._is_forwarding = False
+        if loss.token is not None and self._attaching is None and not self._state.pins:
+            self._attaching = self._begin_finding_out(server, reason, loss)
+            return
         self._replies.ledger = Ledger(loss.status)
         self._state.lost()
-        self._requests.lost()
-        self._is_forwarding = False
         self.lane.lost(self._client.owner(self._login), server.target, loss, held_open=held_open)
         if self._state.pins:
             self.end(cannot_move(loss, reason, sorted(self._state.pins)))

@@ -139,6 +139,7 @@ class Proxy:
         for lane in self.lanes.values():
             lane.orphans.close()
             lane.pools.close()
+            await lane.guard.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -237,6 +238,7 @@ class Proxy:
         for lane in self.lanes.values():
             lane.admission.policy_is(self.routing.policy)
             lane.quarantine.policy_is(self.routing.policy)
+        self.lanes[Purpose.WRITE].guard.is_on = self.routing.policy.commit_guard
         register = self.routing.register
         self._suspects.lasts_ms = self.routing.policy.quarantine_s * 1000
         self.breakers.policy_is(self.routing.policy)
@@ -292,7 +294,7 @@ class Proxy:
             self._journal.record("outcomes.unknown", self.routing.epoch, None, stamp=None, **owners)
 
     def _tell_suspect(self, kind: str, epoch: int, rule: str | None, detail: dict[str, JsonValue]) -> None:
-        self._journal.record(kind, epoch, rule, **detail)
+        self._journal.record(kind, epoch, rule, stamp=None, **detail)
 
     def _tell_breaker(self, kind: str, epoch: int, detail: dict[str, JsonValue]) -> None:
         self._journal.record(kind, epoch, None, stamp=None, **detail)
@@ -386,6 +388,7 @@ class Proxy:
             "breakers": self.breakers.status(),
             "quarantine": self.quarantine.status(),
             "breakers_opened": self.breakers.opened,
+            "commit_guard": self.lanes[Purpose.WRITE].guard.status(),
             "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol, cast
 
 from holdfast.model.errors import ProtocolViolation
+from holdfast.model.lsn import Lsn
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
 from holdfast.proxy.reactor import Reactor, Wire
@@ -26,9 +27,11 @@ from holdfast.wire.state import Held, ReplayStep
 
 CHECK: Final = (
     "select pg_catalog.pg_is_in_recovery(), case when pg_catalog.pg_is_in_recovery() then null "
-    "else pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) end"
+    "else pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) end, "
+    "case when pg_catalog.pg_is_in_recovery() then null else pg_catalog.pg_current_wal_lsn() end"
 )
-"""One round trip: is it a primary, and of which timeline (the first eight digits of the file's name)?"""
+"""One round trip: is it a primary, of which timeline (the first eight digits of the file's name), and how long is its
+log?"""
 
 TRANSIENT: Final = frozenset(("57P01", "57P02", "57P03", "53300"))
 """Start-up refusals that pass by themselves: shutting down, crashed, starting, too many connections."""
@@ -82,6 +85,8 @@ class ServerConnection(asyncio.Protocol):
         self.secret = b""
         self.parameters: dict[str, str] = {}
         self.status = m.IDLE
+        self.position = Lsn(0)
+        """A primary had written its log up to there when the connection was checked."""
         self.on_hold = False
         """New statements must wait: a switchover is on its way."""
         self.held = Held()
@@ -296,9 +301,9 @@ class ServerConnection(asyncio.Protocol):
     async def check(self) -> None:
         """Refuse a server that is not what the register says; raises ServerNotReady, ServerUnavailable."""
         rows, report = await self._ask(m.query(CHECK))
-        if report is not None or len(rows) != 1 or len(rows[0]) != 2:
+        if report is not None or len(rows) != 1 or len(rows[0]) != 3:
             raise ServerNotReady(report.text if report is not None else "the server's check has no answer")
-        in_recovery, wal_file = rows[0]
+        in_recovery, wal_file, position = rows[0]
         if in_recovery == b"t":
             if self.target.is_primary:
                 raise ServerNotReady(f"{self.target.node} is still a standby")
@@ -306,6 +311,8 @@ class ServerConnection(asyncio.Protocol):
             raise ServerNotReady(f"{self.target.node} is no standby")
         elif wal_file is None or int(wal_file[:8], 16) != self.target.epoch:
             raise ServerNotReady(f"{self.target.node} is a primary of another epoch than {self.target.epoch}")
+        elif position is not None:
+            self.position = Lsn.parse(position.decode())
 
     async def replay(self, steps: Sequence[ReplayStep]) -> set[bytes]:
         """Make this server's session another one; returns the prepared statements that failed.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.wire import messages as m
+from holdfast.wire.guard import Token, token_of
 from holdfast.wire.owed import Ledger, Owed, Reply
 from holdfast.wire.sql import Control, control_of, split_statements
 
@@ -39,6 +40,8 @@ class Loss:
     """The session's transaction status afterwards: idle, or a failed transaction."""
     awaits_sync: bool
     """The client must still send a Sync; all before it is ignored."""
+    token: Token | None = None
+    """If the outcome is unknown: the token that the transaction has in the log if it was committed."""
 
     @property
     def sqlstate(self) -> str:
@@ -105,4 +108,6 @@ def judge_loss(ledger: Ledger, *, commit_unconfirmed: bool = False) -> Loss:
         answers.append(Answer(not (failed and not answers), None))
     elif not answers and ledger.status == m.IN_TRANSACTION:
         walk.status = m.IN_FAILED_TRANSACTION
-    return Loss(walk.unknown or commit_unconfirmed, tuple(answers), walk.status_after, in_batch)
+    unknown = walk.unknown or commit_unconfirmed
+    token = token_of(ledger.pending()) if unknown and len(answers) == 1 else None
+    return Loss(unknown, tuple(answers), walk.status_after, in_batch, token)

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from holdfast.model.errors import ProtocolViolation
 from holdfast.wire import messages as m
 from holdfast.wire.frames import describe
+
+if TYPE_CHECKING:
+    from holdfast.wire.guard import Token
 
 
 class Reply(IntEnum):
@@ -143,9 +146,29 @@ class Owed:
 
     A reply that ``is_hidden`` is not the client's: it did not ask for it, and does not see it unless it is an error.
     On a shared connection a completed one ``makes`` or ``drops`` a prepared statement, by its shared name.
+
+    Of the guard of commits (`wire.guard`): one that ``is_guard`` makes or executes its statement; the one whose answer
+    tells the client of the commit has the ``token``. What completes one that ``is_kept`` is not for the client before
+    the next message, and what completes one that ``is_muted`` not at all. One that ``is_plain`` stands for a part of a
+    simple Query.
     """
 
-    __slots__ = ("body", "completed", "drops", "is_hidden", "makes", "name", "reply", "sql", "values")
+    __slots__ = (
+        "body",
+        "completed",
+        "drops",
+        "is_guard",
+        "is_hidden",
+        "is_kept",
+        "is_muted",
+        "is_plain",
+        "makes",
+        "name",
+        "reply",
+        "sql",
+        "token",
+        "values",
+    )
 
     def __init__(
         self,
@@ -158,6 +181,8 @@ class Owed:
         is_hidden: bool = False,
         makes: bytes | None = None,
         drops: bytes | None = None,
+        is_guard: bool = False,
+        is_plain: bool = False,
     ) -> None:
         self.reply = reply
         self.sql = sql
@@ -168,6 +193,11 @@ class Owed:
         self.is_hidden = is_hidden
         self.makes = makes
         self.drops = drops
+        self.is_guard = is_guard
+        self.is_plain = is_plain
+        self.is_kept = False
+        self.is_muted = False
+        self.token: Token | None = None
 
     @property
     def is_simple(self) -> bool:

@@ -13,6 +13,7 @@ from holdfast.wire.state import Held, SessionState
 
 _PASSABLE: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
 _LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
+_ALL_GONE: Final = (b"DEALLOCATE ALL\0", b"DISCARD ALL\0")
 _ACK_HOLE: Final = "SyncRepWaitForLSN"
 """The routine that warns when a commit stopped waiting for its standbys: the row is local only, yet success follows."""
 
@@ -39,6 +40,9 @@ class Replies:
         self._cutter = FrameCutter(_PASSABLE)
         self._parameters: dict[str, str] = {}
         self._held = Held()
+        self._kept_parts: list[bytes] = []
+        self.guard_row: bytes | None = None
+        """What the guard's statement answered last."""
 
     @property
     def inside_frame(self) -> bool:
@@ -53,6 +57,7 @@ class Replies:
     def begin(self, status: int, parameters: dict[str, str], held: Held) -> dict[str, str]:
         """Another server answers from now on; returns the parameters in which it differs from what the client knows."""
         self.ledger = Ledger(status)
+        self._kept_parts.clear()
         self._parameters, self._held = parameters, held
         self.given_up, self.is_unconfirmed = None, False
         if not self.is_between_messages:
@@ -93,7 +98,17 @@ class Replies:
             head = ledger.head
             step = ledger.received(kind)
             if step is Step.GOES_ON:
+                if head is not None and head.is_hidden:
+                    out += buffer[begin:start]
+                    begin = end
+                    if kind == m.DATA_ROW:
+                        self.guard_row = buffer[start + 5 : end]
                 continue
+            if self._kept_parts and head is not None and not (head.is_hidden or step is Step.ASIDE):
+                out += buffer[begin:start] + self._take_kept(unless=kind == m.ERROR and head.is_plain)
+                begin = start
+            if kind == m.ERROR and head is not None and head.is_guard:
+                self._guard_failed()
             if kind == m.ERROR and head is not None and head.sql is not None:
                 self._state.failed(head.sql)
             if step is Step.READY:
@@ -108,9 +123,12 @@ class Replies:
                     begin = end
             elif head is not None:
                 self._requests.completed(self._state, kind, head, buffer, start, end)
-                if names is not None and step in (Step.DONE, Step.COMPLETE) and self._is_hidden(names, head):
-                    out += buffer[begin:start]
-                    begin = end
+                if step is Step.DONE or step is Step.COMPLETE:
+                    if names is not None:
+                        self._note_names(names, head)
+                    if self._is_not_shown(kind, head, buffer, start, end):
+                        out += buffer[begin:start]
+                        begin = end
         return out + buffer[begin:end] if out else buffer[begin:end]
 
     def _must_give_up(self, kind: int, body: bytes) -> bool:
@@ -127,8 +145,35 @@ class Replies:
             self.is_unconfirmed = True
         return self.given_up is not None
 
-    def _is_hidden(self, names: SharedNames, head: Owed) -> bool:
-        """On a shared connection ``head`` is complete; whether it is none of the client's business."""
+    @property
+    def kept(self) -> bytes:
+        """What the server said of a statement that is complete and not committed yet."""
+        return b"".join(self._kept_parts)
+
+    def _take_kept(self, *, unless: bool) -> bytes:
+        kept = b"" if unless else self.kept
+        self._kept_parts.clear()
+        return kept
+
+    def _guard_failed(self) -> None:
+        """The client is told, in place of the COMMIT that comes to nothing now."""
+        self._held.has_guard = False
+        self._kept_parts.clear()
+        for owed in self.ledger.pending():
+            owed.is_muted = owed.token is not None
+
+    def _is_not_shown(self, kind: int, head: Owed, buffer: bytes, start: int, end: int) -> bool:
+        """``head``, or a statement of it, is complete; whether the client is not told, or not yet."""
+        if head.is_kept:
+            self._kept_parts.append(buffer[start:end])
+        if kind == m.COMMAND_COMPLETE and buffer.startswith(_ALL_GONE, start + 5):
+            self._held.has_guard = False
+        elif head.is_guard and kind == m.PARSE_COMPLETE:
+            self._held.has_guard = True
+        return head.is_hidden or head.is_kept or head.is_muted or (kind == m.NO_DATA and head.is_plain)
+
+    def _note_names(self, names: SharedNames, head: Owed) -> None:
+        """On a shared connection ``head`` is complete."""
         prepared = self._held.prepared
         if head.drops is not None:
             prepared.pop(head.drops, None)
@@ -137,4 +182,3 @@ class Replies:
         dropped = self._state.take_dropped()
         if dropped is not None:
             names.dropped(dropped, self._held)
-        return head.is_hidden

@@ -37,6 +37,8 @@ class Requests:
             has_values = sql is not None and b"set_config" in sql.lower()
             self.portals[portal] = (sql, m.read_bind(buffer[body:end]).values if has_values else ())
             return None
+        if kind == m.DESCRIBE:
+            return Owed(Reply.DESCRIBE, body=buffer[body : body + 1])
         if kind == m.PARSE:
             (name, sql), _ = m.read_strings(buffer, 2, body)
             self.texts[name] = sql
