@@ -288,7 +288,7 @@ def joining(s: State, i: int, broken: str | None) -> Iterator[tuple[str, State]]
         rewinds = shared < len(n.log)
         leads = p.role == PRIMARY and p.epoch == r.epoch and n.upstream != lead
         gives_up = r.phase == "promoting" and rewinds
-        if leads and gives_up and (broken == "log-kept" or enough_without(r, (lead, p.incarnation), i)):
+        if leads and gives_up and (broken == "log-kept" or enough_without(s, lead, i)):
             after = s._replace(nodes=put(
                 s, i, role=REBUILDING, open=False, leased=False, upstream=None, promised=r.epoch,
                 incarnation=n.incarnation + (broken != "incarnation")))
@@ -315,9 +315,13 @@ def rebuilding(s: State, i: int) -> Iterator[tuple[str, State]]:
                 s, i, role=STANDBY, upstream=lead, promised=r.epoch, log=n.log[:common(n.log, p.log)]))
 
 
-def enough_without(r: Register, candidate: Member, i: int) -> bool:
-    """Whether enough are left when all up to this node by name give their logs up at the same time."""
-    kept = {candidate} | {m for m, _ in r.recruits if m[0] > i}
+def enough_without(s: State, candidate: int, i: int) -> bool:
+    """Whether enough are left when all up to this node by name give their logs up at the same time.
+
+    Who joined is asked whether it still has the directory with which it did.
+    """
+    r, now = s.reg, {(j, n.incarnation) for j, n in enumerate(s.nodes) if n.role != REBUILDING}
+    kept = {(candidate, s.nodes[candidate].incarnation)} | {m for m, _ in r.recruits if m[0] > i and m in now}
     return r.leader in kept or len(r.members & kept) >= len(r.members) - r.k + 1
 
 

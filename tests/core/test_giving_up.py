@@ -91,7 +91,8 @@ THREE_LOGS = (recruit(N2, 3, 2, 150), recruit(N3, 3, 1, 120), recruit(N4, 3, 2, 
 def diverged(own: Member, *joined: Recruit) -> Observation:
     """N1 is gone for good."""
     third = replace(register(3, Phase.PROMOTING, N3), committed=OF_THREE, voters=("n1", "n2", "n3", "n4"))
-    o = waiting(register=third, peers=leading(leader=N3), recruits=joined, node=own.node, member=own)
+    others = {r.member.node: peer(r.member) for r in joined if r.member not in (own, N3)}
+    o = waiting(register=third, peers=others | leading(leader=N3), recruits=joined, node=own.node, member=own)
     end = next((r.position for r in joined if r.member == own), at(2, 150))
     return replace(o, own_end=end, lead_address="n3:1")
 
@@ -114,6 +115,14 @@ def test_it_is_given_up_only_if_the_others_have_joined() -> None:
     assert duty(diverged(N2, second, third, other_directory)) is Duty.LEAVE
 
 
+def test_whom_it_counts_on_must_still_have_what_it_joined_with() -> None:
+    o = diverged(N2, *THREE_LOGS)
+    without = {name: known for name, known in o.peers.items() if name != "n4"}
+    assert duty(replace(o, peers=without)) is Duty.LEAVE
+    assert duty(replace(o, peers=without | {"n4": peer(Member("n4", "ffffffff"))})) is Duty.LEAVE
+    assert duty(replace(o, peers=without | {"n4": replace(peer(N4), answered_ms=NOW_MS - 60_000)})) is Duty.LEAVE
+
+
 def test_it_is_kept_for_any_candidate_if_one_who_fits_may_come() -> None:
     second, third, _ = THREE_LOGS
     assert duty(diverged(N2, second, third, recruit(N4, 3, 1, 110))) is Duty.LEAVE
@@ -131,7 +140,9 @@ def test_however_many_give_up_at_once_enough_stay(names: set[str], data: st.Data
     def would_give_up(own: Member) -> bool:
         seen = data.draw(st.sets(st.sampled_from(sorted(joined, key=str)))) if joined else set()
         recruits = tuple(recruit(m, 3, 1, 100) for m in seen)
-        return are_enough_without(waiting(register=third, node=own.node, member=own, recruits=recruits), third)
+        said = {m.node: peer(m) for m in seen}
+        o = waiting(register=third, node=own.node, member=own, recruits=recruits, peers=said)
+        return are_enough_without(o, third)
 
     givers = {member for member in members - {candidate} if would_give_up(member)}
     if givers:

@@ -22,10 +22,12 @@ def are_enough_without(o: Observation, register: Register) -> bool:
     """Whether the candidate and those who joined suffice for a later epoch, without this node.
 
     Of those who joined only the ones are counted whose names come after its own: several nodes may ask themselves this
-    at the same time, each without the others' answers, and whom the last of them counts on, all others do, too.
+    at the same time, each without the others' answers, and whom the last of them counts on, all others do, too. Each
+    must have said lately that it still has the directory with which it joined.
     """
     own = o.member.node if o.member is not None else o.node
-    later = {r.member for r in o.recruits if r.epoch == register.epoch and r.member.node > own}
+    joined = [r.member for r in o.recruits if r.epoch == register.epoch]
+    later = {member for member in joined if member.node > own and _heard_of(o, member) is not None}
     return register.candidate is not None and recruits_suffice(register.committed, later | {register.candidate})
 
 
@@ -52,12 +54,17 @@ def gives_up(o: Observation, register: Register) -> bool:
 
 def leads_now(o: Observation, register: Register, candidate: Member) -> NodeReport | None:
     """What the candidate says, if it said lately that it is promoted."""
-    peer = o.peers.get(candidate.node)
-    if peer is None or peer.report is None or peer.answered_ms is None:
-        return None
-    report = peer.report
-    fresh_ms = 2 * o.timeouts.heartbeat_interval_ms + o.timeouts.peer_timeout_ms
-    if o.now_ms - peer.answered_ms > fresh_ms or report.member != candidate:
+    report = _heard_of(o, candidate)
+    if report is None:
         return None
     promoted = report.position is not None and report.position.timeline == register.epoch
     return report if report.status is ServerStatus.PRIMARY and promoted else None
+
+
+def _heard_of(o: Observation, member: Member) -> NodeReport | None:
+    """What the node said lately, if it has this directory still."""
+    peer = o.peers.get(member.node)
+    if peer is None or peer.report is None or peer.answered_ms is None:
+        return None
+    fresh_ms = 2 * o.timeouts.heartbeat_interval_ms + o.timeouts.peer_timeout_ms
+    return peer.report if o.now_ms - peer.answered_ms <= fresh_ms and peer.report.member == member else None
