@@ -21,7 +21,7 @@ from holdfast.model.capture import Capture, CaptureOrder, Kind, Occasion, Reason
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.lsn import Lsn
 from holdfast.model.server import ServerStatus
-from holdfast.model.settings import CaptureSettings
+from holdfast.model.settings import CaptureSettings, PostgresSettings
 from holdfast.postgres.capture import copying
 from holdfast.postgres.capture.collect import LogRange
 from holdfast.postgres.capture.keep import (
@@ -38,6 +38,7 @@ from holdfast.postgres.capture.taking import Captures
 from holdfast.postgres.capture.work import Task, Work, identity_of
 from holdfast.postgres.layout import Layout
 from holdfast.postgres.server import Server
+from holdfast.postgres.timelines import segment_name
 from tests.postgres.lab import Lab, nothing
 from tests.postgres.test_rejoin import diverged_pair
 
@@ -47,6 +48,13 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 
 def captures(server: Server, **settings: object) -> Captures:
     return Captures(server._instance, CaptureSettings.model_validate(settings))
+
+
+def file_of_fork(taken: Capture) -> str:
+    """The one file of the old timeline that has log beyond the fork."""
+    assert taken.fork_lsn is not None
+    segment_bytes = PostgresSettings.model_fields["wal_segment_mib"].default * 1024 * 1024
+    return f"data/pg_wal/{segment_name(1, taken.fork_lsn, segment_bytes)}"
 
 
 async def order_of(old: Server, new: Server, seconds: float = 60, **more: object) -> CaptureOrder:
@@ -80,7 +88,7 @@ async def test_a_diverged_primary_is_captured_and_verified(lab: Lab) -> None:
     fork = (await new.history_of(3))[0].switch_lsn
     assert taken.fork_lsn == fork
     divergent = [file for file in taken.files if file.kind is Kind.DIVERGENT_LOG]
-    assert [file.path for file in divergent] == ["data/pg_wal/000000010000000000000001"]
+    assert [file.path for file in divergent] == [file_of_fork(taken)]
     for path in ("data/global/pg_control", "data/pg_hba.conf", "data/PG_VERSION", divergent[0].path):
         assert by_path[path].sha256 == digest(data_dir / path.removeprefix("data/")), path
     assert any(file.kind is Kind.SERVER_LOG for file in taken.files)
@@ -112,7 +120,7 @@ async def test_damage_is_found(lab: Lab) -> None:
     taken = await captures(old).take(await order_of(old, new), nothing)
     assert taken is not None
     directory = Path(taken.directory)
-    segment = directory / FILES / "data/pg_wal/000000010000000000000001"
+    segment = directory / FILES / file_of_fork(taken)
     with segment.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff")
@@ -120,7 +128,7 @@ async def test_damage_is_found(lab: Lab) -> None:
     (directory / FILES / "data/added").touch()
     _, problems = verify(directory)
     assert {(p.path, p.words) for p in problems} == {
-        ("data/pg_wal/000000010000000000000001", "its checksum is another one"),
+        (file_of_fork(taken), "its checksum is another one"),
         ("data/PG_VERSION", "it is missing"),
         ("data/added", "it is not in the manifest"),
     }
@@ -376,7 +384,7 @@ async def test_an_encrypted_capture_shows_nothing_and_is_read_with_the_key(lab: 
     identity = tmp_path / "key.txt"
     identity.write_text(f"# made by age-keygen\n{key}\n")
     decrypt(directory, identity, tmp_path / "plain")
-    segment = "data/pg_wal/000000010000000000000001"
+    segment = file_of_fork(taken)
     assert digest(tmp_path / "plain" / segment) == digest(lab.data_dir("a") / "pg_wal" / Path(segment).name)
     assert {f.plain_sha256 for f in taken.files if f.path == segment} == {digest(tmp_path / "plain" / segment)}
     moments = [json.loads(p.read_bytes())["why"] for p in sorted((tmp_path / "plain" / "moments").iterdir())]
