@@ -187,7 +187,7 @@ def test_who_may_commit_alone_waits_for_nobodys_log() -> None:
 
 
 def test_a_directory_that_only_fails_to_stream_is_not_given_up() -> None:
-    fits = waiting(own_end=at(1, 120), stuck=True)
+    fits = waiting(server=standby(1, 120), own_end=None, stuck=True)
     assert duty(fits) is Duty.LEAVE
     assert duty(replace(fits, stuck=False, condemned=True)) is Duty.LEAVE
 
@@ -195,3 +195,9 @@ def test_a_directory_that_only_fails_to_stream_is_not_given_up() -> None:
 def test_a_standby_of_the_lost_candidate_stops_before_it_is_rewound() -> None:
     followed = waiting(server=standby(2, 150), own_end=None)
     assert decide(followed).rule.id == "rejoin.stop"
+
+
+def test_one_that_did_not_stream_and_is_stopped_starts_again_before_anybody_serves() -> None:
+    """Nobody else may be there to confirm the barrier: waiting for it to be passed would be waiting for ever."""
+    decision = decide(waiting(own_end=at(1, 120), stuck=True))
+    assert (decision.rule.id, decision.actions) == ("follow.start", (a.Start(standby=True),))

@@ -247,7 +247,8 @@ def _following_duty(o: Observation, register: Register, situation: Situation) ->
     fits = o.fits()
     if fits is None:
         return Duty.EXAMINE
-    if fits and not (o.condemned or o.stuck):
+    is_stuck = o.stuck and situation is not Situation.STOPPED  # one that is stopped is to be started anyway
+    if fits and not (o.condemned or is_stuck):
         return follow
     if follow is Duty.SUPPORT:
         return Duty.REJOIN if not fits and gives_up(o, register) else Duty.LEAVE

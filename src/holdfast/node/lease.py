@@ -54,6 +54,8 @@ class LeaseKeeper:
         self._ask_members = ask_members
         self._on_change = on_change
         self._wanted: Leadership | None = None
+        self._is_told = False
+        """Whether anybody has said yet what is wanted: until then the guard of a former agent is left alone."""
         self._kick = asyncio.Event()
         self._held_for: tuple[Member, int] | None = None
         self._until_ms: int | None = None
@@ -72,6 +74,7 @@ class LeaseKeeper:
 
     def want(self, leadership: Leadership | None) -> None:
         """Keep this lease from now on, or none."""
+        self._is_told = True
         before, self._wanted = self._wanted, leadership
         if (before and _whose(before)) != (leadership and _whose(leadership)):
             self._kick.set()
@@ -91,7 +94,7 @@ class LeaseKeeper:
                 pass
             self._kick.clear()
             if self._wanted is None:
-                if self._held_for is not None or self._found is not None:
+                if self._is_told and (self._held_for is not None or self._found is not None):
                     await self._let_go()
                 continue
             before_ms = self._until_ms
