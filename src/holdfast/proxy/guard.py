@@ -40,7 +40,7 @@ class CommitGuard:
     routing: Routing
     is_on: bool = False
     commits: int = 0
-    """Transactions that wrote, and have a token in the log."""
+    """Transactions whose server said that their token is in the log; one that was lost before that is only found."""
     found_committed: int = 0
     found_undone: int = 0
     _name: str = field(default_factory=lambda: secrets.token_hex(8))
