@@ -99,7 +99,7 @@ def _voters_back(now: Standing, away: Collection[str], needed: int) -> str:
 def _obstacle(now: Standing, back: Collection[str] = ()) -> Obstacle | None:
     """Why the pre-vote would fail; ``back``: as if these nodes were there with all that is counted on."""
     committed = now.register.committed
-    counted_on = {m.node: m for m in (*committed.quorum.members, committed.leader) if m.node in back}
+    counted_on = {m.node: m for m in (*sorted(committed.quorum.members), committed.leader) if m.node in back}
     willing, passes = willing_by_reports(now, frozenset(counted_on.values()))
     return None if passes else obstacle(committed, willing, {**_answering(now), **counted_on}, now.policy)
 

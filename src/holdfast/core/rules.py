@@ -92,7 +92,9 @@ def planned_quorum(
         if leading is not None and r.member != candidate and is_on_history(r.position, *leading)
     }
     follows = {m for m in streaming if m.node in register.voters and o.has_log_of_epoch(m)}
-    by_node = {m.node: m for m in (*joined, *follows)}  # a directory made anew replaces the one that joined
+    by_node = {
+        m.node: m for m in (*sorted(joined), *sorted(follows))
+    }  # a directory made anew replaces the one that joined
     members = frozenset(m for m in by_node.values() if m.node != candidate.node and o.policy.promotable(m.node))
     k = confirmations(o.policy, len(members))
     return None if k is None else Quorum(members, k)

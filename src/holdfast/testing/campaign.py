@@ -111,7 +111,8 @@ def campaign(first: int, count: int, *, left_out: str | None = None, jobs: int |
 
 def _begin_worker() -> None:
     hush()
-    gc.freeze()
+    if hasattr(gc, "freeze"):  # not in PyPy
+        gc.freeze()
 
 
 def _run_chunk(chunk: tuple[int, int], left_out: str | None) -> Tally:

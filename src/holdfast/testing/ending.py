@@ -29,7 +29,7 @@ class Ending:
         if world.checks.newest_begun_s < (world.quiet_since_s or 0.0):
             return "no write was acknowledged"
         leader = world.servers[register.leader.node]
-        members = {m.node: m for m in register.committed.quorum.members}
+        members = {m.node: m for m in sorted(register.committed.quorum.members)}  # the newest directory of each
         streaming = {s.name for s in leader.senders if s.caught_up}
         for name, host in world.hosts.items():
             if host.lost or name == register.leader.node:
