@@ -135,7 +135,7 @@ class GuardedPath(FastPath):
         """The messages that write a token, which ``owed`` has from now on."""
         owed.token = self.lane.guard.token(server)
         mark = Mark(owed.token.text, self._client.owner(self._login))
-        return list(guard_messages(mark.to_text(), is_made=server.held.has_guard))
+        return guard_messages(mark.to_text())
 
     def _sent(self, told: Told) -> bytes:
         for message, owed in told:

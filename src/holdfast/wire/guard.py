@@ -108,15 +108,18 @@ Told = list[tuple[bytes, Owed | None]]
 """Messages in order, each with what answers it."""
 
 
-def guard_messages(mark: str, *, is_made: bool) -> Told:
-    """What writes the mark. ``is_made``: the server has the statement already."""
+def guard_messages(mark: str) -> Told:
+    """What writes the mark.
+
+    Its statement is made anew each time: a function of the application may have taken away all that was prepared, and
+    to find it gone would fail the transaction.
+    """
     content = mark.encode()
     value = len(content).to_bytes(4, "big") + content
     bind = m.message(m.BIND, _GUARD + b"\0" + _GUARD + b"\0" + b"\0\0" + b"\0\1" + value + b"\0\0")
-    made: Told = [] if is_made else _made(_GUARD, GUARD_SQL, b"\0\1" + _TEXT_OID, is_guard=True)
     return [
-        *made,
-        (bind, Owed(Reply.BIND, is_hidden=True)),
+        *_made(_GUARD, GUARD_SQL, b"\0\1" + _TEXT_OID, is_guard=True),
+        (bind, Owed(Reply.BIND, is_hidden=True, is_guard=True)),
         (m.message(m.EXECUTE, _GUARD + b"\0\0\0\0\0"), Owed(Reply.EXECUTE, is_hidden=True, is_guard=True)),
     ]
 

@@ -147,10 +147,10 @@ class Owed:
     A reply that ``is_hidden`` is not the client's: it did not ask for it, and does not see it unless it is an error.
     On a shared connection a completed one ``makes`` or ``drops`` a prepared statement, by its shared name.
 
-    Of the guard of commits (`wire.guard`): one that ``is_guard`` makes or executes its statement; the one whose answer
-    tells the client of the commit has the ``token``. What completes one that ``is_kept`` is not for the client before
-    the next message, and what completes one that ``is_muted`` not at all. One that ``is_plain`` stands for a part of a
-    simple Query.
+    Of the guard of commits (`wire.guard`): one that ``is_guard`` makes, binds or executes its statement; the one whose
+    answer tells the client of the commit has the ``token``. What completes one that ``is_kept`` is not for the client
+    before the next message, and what completes one that ``is_muted`` not at all. One that ``is_plain`` stands for a
+    part of a simple Query.
     """
 
     __slots__ = (

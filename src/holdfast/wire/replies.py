@@ -13,7 +13,6 @@ from holdfast.wire.state import Held, SessionState
 
 _PASSABLE: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
 _LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
-_ALL_GONE: Final = (b"DEALLOCATE ALL\0", b"DISCARD ALL\0")
 _ACK_HOLE: Final = "SyncRepWaitForLSN"
 """The routine that warns when a commit stopped waiting for its standbys: the row is local only, yet success follows."""
 
@@ -157,7 +156,6 @@ class Replies:
 
     def _guard_failed(self) -> None:
         """The client is told, in place of the COMMIT that comes to nothing now."""
-        self._held.has_guard = False
         self._kept_parts.clear()
         for owed in self.ledger.pending():
             owed.is_muted = owed.token is not None
@@ -166,10 +164,6 @@ class Replies:
         """``head``, or a statement of it, is complete; whether the client is not told, or not yet."""
         if head.is_kept:
             self._kept_parts.append(buffer[start:end])
-        if kind == m.COMMAND_COMPLETE and buffer.startswith(_ALL_GONE, start + 5):
-            self._held.has_guard = False
-        elif head.is_guard and kind == m.PARSE_COMPLETE:
-            self._held.has_guard = True
         return head.is_hidden or head.is_kept or head.is_muted or (kind == m.NO_DATA and head.is_plain)
 
     def _note_names(self, names: SharedNames, head: Owed) -> None:

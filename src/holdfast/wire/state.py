@@ -40,8 +40,6 @@ class Held:
     """As `SessionState.settings`."""
     prepared: dict[bytes, None] = field(default_factory=dict)
     """Shared names of statements that are there for certain, in the order of their last use."""
-    has_guard: bool = False
-    """The statement of the guard (`wire.guard`) is there."""
 
 
 @dataclass(slots=True)
