@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,26 @@ async def test_rows_are_as_they_were_and_for_their_owner_alone(lab: Lab) -> None
     assert [r["xid"] for r in (insert, update, delete)] == [t.xid for t in lost.of_clients]
     assert modes_in(Path(lost.evidence_dir)) == ({0o700}, {0o600})
     assert not list(lab.root.rglob("salvage"))  # the copy
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's copy has no file that is not its own")
+async def test_the_copy_never_finds_a_file_of_log_that_it_may_not_read(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks for the next one all the while, and ended with a PANIC where it was not its own yet."""
+    given = os.chown
+    at_once: list[Path] = []
+
+    def chown(path: Path, uid: int, gid: int) -> None:
+        if path.parent.name == "pg_wal" and path.suffix != ".history":
+            at_once.append(path)
+        given(path, uid, gid)
+
+    monkeypatch.setattr(os, "chown", chown)
+    many = "; ".join(f"INSERT INTO t SELECT {i}, repeat('x', 4000000); SELECT pg_switch_wal()" for i in range(10, 13))
+    lost = await lose(lab, lost=many)
+    assert notes_of(lost) == ""
+    assert at_once == []
 
 
 async def test_what_a_checkpoint_made_unreadable_is_told(lab: Lab) -> None:

@@ -113,7 +113,11 @@ class Captures:
                 await asyncio.wait({running}, timeout=_LATE_S)
             if not running.done():
                 running.cancel()
-                raise EnvironmentFault(f"a file system did not answer while {task.layout.data_dir} was captured")
+                raise EnvironmentFault(
+                    f"the capture of {task.layout.data_dir} to {self.base} did not end within "
+                    f"{task.order.seconds + 2 * _LATE_S:.0f} s: one of their file systems does not answer, or the "
+                    "agent gets no time on the processor"
+                )
             return running.result()
         except (GivenUp, PostgresError) as error:
             raise EnvironmentFault(f"the capture was not ended: {error}") from error

@@ -34,7 +34,7 @@ from holdfast.model.capture import (
 from holdfast.model.errors import PostgresError
 from holdfast.model.settings import CaptureSettings
 from holdfast.postgres.capture.collect import Found, LogRange, collect
-from holdfast.postgres.capture.copying import GivenUp, NotTaken, Place, TargetFailed, lower_priority, take
+from holdfast.postgres.capture.copying import GivenUp, NotTaken, Place, TargetFailed, take, yield_disk
 from holdfast.postgres.capture.keep import (
     FILES,
     MANIFEST,
@@ -108,7 +108,7 @@ class Work:
 
     def run(self) -> Capture:
         """Returns the manifest, ended. Raises TargetFailed, GivenUp; PostgresError if somebody else is at work."""
-        lower_priority()
+        yield_disk()
         task = self._task
         try:
             make_directory(task.base, None)

@@ -199,13 +199,21 @@ class IsolatedCopy:
             with (source / segment_name(timeline, self._shown, self._segment_bytes)).open("rb") as file:
                 file.seek(offset)
                 content = file.read(size)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            if not path.exists():
+                self._make_segment(path)
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "wb") as file:
-                file.truncate(self._segment_bytes)
                 file.seek(offset)
                 file.write(content)
-            self._own(path)
             self._shown = Lsn(self._shown + size)
+
+    def _make_segment(self, path: Path) -> None:
+        """Zeros, in their place only when they are the server's own: it looks there, and ends if it may not read."""
+        made = self._place / path.name
+        with made.open("xb") as file:
+            file.truncate(self._segment_bytes)
+        self._own(made)
+        made.rename(path)
 
     def _segment_at(self, source: Path, at: Lsn) -> tuple[int, str]:
         """The newest timeline, up to our own, that has the segment."""
