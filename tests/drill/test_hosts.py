@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from holdfast.drill.hosted import DIRECTORY_PREFIX, LOCK
 from holdfast.drill.hosts import processes_below
+from tests.browser import find_browser, picture, shown
 
 
 def directories_of(pid: int) -> list[Path]:
@@ -28,6 +30,20 @@ def start(report: Path, *arguments: str) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
     )
+
+
+def check_retrospective(result: dict[str, Any], scratch: Path) -> None:
+    """The failover is told beside the page of the drill, and a browser shows it."""
+    page = scratch / "report-incident-2.html"
+    assert result["retrospectives"] == [str(page)]
+    assert page.name in Path(result["report"]).read_text()
+    headline = f"{result['old_primary']} was lost, and {result['new_primary']} took over."
+    assert headline in page.read_text()
+    if (browser := find_browser()) is not None:
+        document = shown(browser, page, scratch)
+        assert headline in document
+        assert "Nothing acknowledged was lost" in document
+        assert picture(browser, page, scratch).stat().st_size > 20_000
 
 
 @pytest.mark.live
@@ -46,6 +62,7 @@ def test_a_host_is_lost(tmp_path: Path) -> None:
     assert (result["nothing_lost_proved"], result["lost_transactions"]) == (True, None)
     assert any("refused" in words for words in result["evidence"])
     assert directories_of(drill.pid) == []
+    check_retrospective(result, tmp_path)
     listed = subprocess.run(
         [sys.executable, "-m", "holdfast.cli", "drill", "history", "--report", str(tmp_path)],
         capture_output=True,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from holdfast.model.lsn import Lsn
 from holdfast.model.register import Member
 from holdfast.pages.incident import LISTED_MAX, UNTOLD, incident_markdown, incident_page
 from holdfast.pages.page import write_whole
+from tests.browser import picture, shown, the_browser
 from tests.core.histories import CREATED, SERVING, event, failover
 
 LOCAL = "ANY 0 (n2_00000002, n3_00000003)"
@@ -96,6 +95,8 @@ def test_the_steps_are_shown_with_their_evidence() -> None:
         assert "n2 leads in epoch 2; it served after 190 ms" in text
         assert "12 statements waited, at most 870 ms; 1 failed" in text
         assert "waits for F" not in text
+        assert "this is it" in text
+        assert "nobody has written it" not in text
     (early,) = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2)[:4]])
     assert "waits for F and O" in incident_page(early, "shop")
 
@@ -115,22 +116,11 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.live
 def test_a_browser_shows_it_whole(tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no browser to open the page with")
+    browser = the_browser()
     page = tmp_path / "incident.html"
     page.write_text(incident_page(an_incident(HELD), "shop", objectives=Objectives(500, 99.95)))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    shown = subprocess.run(
-        [browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    ).stdout
-    assert "n1 was lost, and n2 took over." in shown
-    picture = tmp_path / "incident.png"
-    subprocess.run(
-        [browser, *options, "--window-size=1100,2400", f"--screenshot={picture}", page.as_uri()],
-        capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert picture.stat().st_size > 20_000
+    assert "n1 was lost, and n2 took over." in shown(browser, page, tmp_path)
+    assert picture(browser, page, tmp_path).stat().st_size > 20_000
 
 
 def test_the_clients_whose_transactions_were_cut_off_are_named() -> None:

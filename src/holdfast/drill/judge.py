@@ -27,6 +27,7 @@ from holdfast.drill.result import (
     Writes,
     rejoined_at_ms,
 )
+from holdfast.drill.retrospective import write_retrospectives
 from holdfast.drill.scenario import LOWERED_WRITER, Drill
 from holdfast.drill.series import Samples
 from holdfast.drill.workload import Workload
@@ -127,7 +128,7 @@ class Judge:
                 await self._examine_losses(verdict)
             await self._ask_for_proof(verdict)
         self._hold_against_expectation(shown, failovers)
-        return self._with_report(self._result(events, shown, verdict is not None, failovers), events)
+        return await self._with_report(self._result(events, shown, verdict is not None, failovers), events)
 
     async def _compare(self) -> Verdict | None:
         """None if no primary is there to be asked."""
@@ -327,11 +328,12 @@ class Judge:
             nothing_lost_proved=self._proved,
         )
 
-    def _with_report(self, result: DrillResult, events: Sequence[Event]) -> DrillResult:
+    async def _with_report(self, result: DrillResult, events: Sequence[Event]) -> DrillResult:
         path = self._options.report_path
         if path is None:
             return result
-        named = result.model_copy(update={"report": str(path)})
+        told = await write_retrospectives(self._cluster, self.epoch_before, path)
+        named = result.model_copy(update={"report": str(path), "retrospectives": told})
         samples = Samples.of(
             self._workload.history,
             fault_at_ms=self.fault_at_ms,

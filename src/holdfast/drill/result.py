@@ -116,6 +116,9 @@ class DrillResult(_Part):
     rejoined: bool
     rejoin_ms: NonNegativeFloat | None
     report: str | None
+    """The page of the run, if one was written."""
+    retrospectives: tuple[str, ...] = ()
+    """The page of each failover that it caused, as `holdfast incident report` writes it."""
 
     problems: tuple[str, ...] = ()
     """Why it did not pass, a sentence each; empty if it passed."""

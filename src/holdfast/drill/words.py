@@ -152,6 +152,7 @@ def figures(result: DrillResult) -> list[tuple[str, str]]:
         rows.insert(5, ("  rows of these", f"{amount(found.salvaged_rows)}, {wrong}"))
     if result.report is not None:
         rows.append(("report", result.report))
+    rows += [("retrospective", path) for path in result.retrospectives]
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from holdfast import __version__
 from holdfast.core.incident import Incident, Objectives, against
 from holdfast.core.phases import ENDS
+from holdfast.core.playbook import State
 from holdfast.core.whose import Whose
 from holdfast.core.words import amount, duration
 from holdfast.model.lost import LostLog, Tuples
@@ -21,6 +22,8 @@ UNTOLD = "These were in the log of the old primary alone; nobody was told that t
 """What the listed transactions are when nothing that was acknowledged is lost."""
 
 
+_THIS = "this is it"
+"""What the report says of the step that is the report."""
 _TOLD = {Unanswered.UNKNOWN: "outcome unknown", Unanswered.UNDONE: "undone"}
 
 
@@ -150,8 +153,9 @@ def _steps(incident: Incident) -> list[_Step]:
             left = min(99.0, 100 * s.began_ms / whole_ms)
             width = min(100 - left, max(1.0, 100 * (ended_ms - s.began_ms) / whole_ms))
         took = "" if s.ended_ms is None or s.began_ms is None else duration(s.ended_ms - s.began_ms)
-        mark = s.state.value.replace(" ", "-")
-        rows.append(_Step(s.step.letter, s.step.name, s.step.does, s.state.value, mark, left, width, took, s.says))
+        state, says = (State.DONE, _THIS) if s.step.letter == "R" else (s.state, s.says)
+        mark = state.value.replace(" ", "-")
+        rows.append(_Step(s.step.letter, s.step.name, s.step.does, state.value, mark, left, width, took, says))
     return rows
 
 
