@@ -13,6 +13,7 @@ from holdfast.proxy.guarded import GuardedPath
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Pin
+from holdfast.wire.owed import Reply
 
 _RUNS = frozenset((m.QUERY, m.EXECUTE))
 
@@ -46,7 +47,10 @@ class Entry(GuardedPath):
     @property
     def _has_locks(self) -> bool:
         """Whether others may wait for what the session has open."""
-        return self._ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins
+        ledger = self._ledger
+        if ledger.status != m.IDLE or Pin.ADVISORY_LOCK in self._state.pins:
+            return True
+        return ledger.in_batch and (ledger.executed or any(owed.reply is Reply.EXECUTE for owed in ledger.pending()))
 
     def _leave_quarantine(self) -> None:
         """Of what the session has let in, or waits for, nothing is to be learnt."""

@@ -27,6 +27,7 @@ from holdfast.wire.guard import (
 )
 from holdfast.wire.loss import Loss
 from holdfast.wire.owed import Ledger, Owed, Reply
+from holdfast.wire.sql import Control, control_of, split_statements
 from holdfast.wire.startup import Login
 
 if TYPE_CHECKING:
@@ -158,10 +159,10 @@ class GuardedPath(FastPath):
 
     @property
     def _is_committing(self) -> bool:
-        """Whether the server has nothing to do before a guarded commit, which must not be cancelled."""
+        """Whether the server has nothing to do before a commit, which must not be cancelled."""
         for owed in self._ledger.pending():
             if owed.is_simple or owed.reply in _WORKS:
-                return owed.token is not None or owed.is_guard
+                return owed.token is not None or owed.is_guard or _is_commit(owed.sql)
         return False
 
     # the server is gone
@@ -205,6 +206,11 @@ class GuardedPath(FastPath):
             self._go_on(None)
 
         return asyncio.get_running_loop().create_task(find_out())
+
+
+def _is_commit(sql: bytes | None) -> bool:
+    statements = split_statements(sql) if sql is not None else ()
+    return len(statements) == 1 and control_of(statements[0]) is Control.COMMIT
 
 
 _FLUSH: Final = m.message(m.FLUSH)

@@ -86,7 +86,11 @@ class Relay(Entry):
             self.settle()
 
     def client_lost(self) -> None:
-        """The client is gone: end its server session. What was sent still runs, as on a direct connection."""
+        """The client is gone: end its server session. What was sent still runs, as on a direct connection. Idempotent:
+        after a goodbye the connection ends, too, and what runs then is an orphan's.
+        """
+        if self._is_over:
+            return
         self.land()
         self._is_over = True
         if self._attaching is not None:
@@ -240,6 +244,7 @@ class Relay(Entry):
 
     def _fail(self, kind: int, report: m.Report) -> Fate:
         """Answer a statement with an error of our own; the session goes on."""
+        self._leave_quarantine()  # it may have been let in there, and does not run
         self._client.write(report.encode())
         if kind in WHOLE_STATEMENTS:
             self._client.write(m.ready_for_query(self._ledger.status))
@@ -364,7 +369,7 @@ class Relay(Entry):
         self.land()
         server = self.current
         busy = self._attaching is not None or not self._ledger.is_idle or self._state.pins or self._withheld
-        if server is None or not self._is_unused or busy or self._replies.inside_frame:
+        if server is None or not self._is_unused or busy or self._replies.inside_frame or not server.is_settled:
             return
         self.current = None
         self._requests.lost()
@@ -396,17 +401,13 @@ class Relay(Entry):
         self.land()
         if self._is_finding_out or self._is_committing:
             return None
+        if self._ledger.head is not None:  # if something waits behind it, it goes on waiting
+            return self.current
         if self._attaching is not None:
             self._stop_waiting(self._attaching)
             self._refusal = m.error("57014", "canceling statement due to user request")
             self._go_on(None)
-            return None
-        head = self._ledger.head
-        if head is None or self.current is None:
-            return None
-        statements = split_statements(head.sql) if head.sql is not None else ()
-        commits = len(statements) == 1 and control_of(statements[0]) is Control.COMMIT
-        return None if commits else self.current
+        return None
 
     # from the server
 
@@ -436,7 +437,7 @@ class Relay(Entry):
             return
         if replies.is_over:
             self.lane.admission.leave(self._permit)
-        if self._custody.cell is not None and self._ledger.is_between_statements:
+        if self._custody.cell is not None and self._ledger.is_between_statements and self._attaching is None:
             self.lane.quarantine.ended(self._custody, failed=replies.has_failed)
         if self._share is not None and self._ledger.is_idle:
             self._share.names.settled(self._state.prepared)
@@ -458,8 +459,8 @@ class Relay(Entry):
             return
         server.drop()
         self.lane.note_in_flight(server, self._permit)
-        self._leave_quarantine()
-        if self._attaching is None:
+        if self._attaching is None:  # else it keeps the places of what waits, and has none of what is lost
+            self._leave_quarantine()
             self.lane.admission.lost(self._permit)
         self.lane.counters.servers_lost += 1
         if self._replies.inside_frame:
