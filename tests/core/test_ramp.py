@@ -140,7 +140,7 @@ def test_the_server_meets_the_backlog_as_the_ramp_says() -> None:
         while ends and ends[0][0] <= now_ms:
             gate.leave(ends.popleft()[1], now_ms)
         if going is not None:
-            health = Health(median_of(gate.durations_ms), 100, gate.waited - waited + gate.waiting)
+            health = Health(median_of(gate.durations_ms), 100, gate.waited - waited + gate.pressing(now_ms))
             turned = turn(going, now_ms, health)
             if turned.moves:
                 going, waited = turned.ramp, gate.waited

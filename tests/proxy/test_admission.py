@@ -118,6 +118,32 @@ async def test_too_many_and_too_long_are_refused_with_the_time_to_come_back(serv
         assert admission(served).status()["classes"]["normal"]["refused"] == 3
 
 
+async def test_a_quota_holds_one_user_back_and_nobody_else(served: Cluster) -> None:
+    quota = {"databases": ["app"], "each": "user", "statements_max": 1, "wait_max_ms": 600_000}
+    await rule(served, classes={"tenants": quota})
+    async with connections(served, 3) as (first, second, third):
+        name = first.info.user
+        await first.execute("begin")
+        blocked = asyncio.create_task(fetch(second, "select 7"))
+        await until(lambda: waiting(served) == 1)
+        status = admission(served).status()["classes"]["tenants"]
+        assert (status["inside"], status["waiting"], status["over_quota"]) == (1, 1, 1)
+        await rule(served, classes={"tenants": {**quota, "queue_max": 0}})
+        with pytest.raises(psycopg.errors.TooManyConnections, match=f"user {name} may have 1 at once, its quota in"):
+            await third.execute("select 1")
+        await first.execute("commit")
+        assert await blocked == 7
+
+
+async def test_a_rate_is_kept_without_anything_ending(served: Cluster) -> None:
+    await rule(served, classes={"normal": {"statements_per_s": 20}})
+    async with connections(served, 1) as (connection,):
+        began = asyncio.get_running_loop().time()
+        for _ in range(30):
+            await connection.execute("select 1")
+        assert asyncio.get_running_loop().time() - began >= 10 / 20 - 0.01  # the first 20 come at once
+
+
 async def test_who_cancels_or_leaves_while_waiting_takes_no_place(served: Cluster) -> None:
     await rule(served, statements_max=1)
     async with connections(served, 3) as (first, second, third):
@@ -294,11 +320,12 @@ async def test_a_fresh_primary_meets_the_backlog_in_steps(pair: Pair) -> None:
         await until(lambda: admission(cluster).status()["usual"] >= 40)
         await pair.fail_over()
         gate, seen = admission(cluster).gate, []
-        while admission(cluster).ramp is not None:
-            # What the server itself says, beside what was allowed before and after it was asked.
-            before = allowed(gate)
-            ((active,),) = await asyncio.to_thread(pair.n2.query, ACTIVE)
-            seen.append((active, max(before, allowed(gate))))
+        with pair.n2.session("postgres") as server:
+            while admission(cluster).ramp is not None:
+                # What the server itself says, beside what was allowed before and after it was asked.
+                before = allowed(gate)
+                ((active,),) = await asyncio.to_thread(lambda: server.execute(ACTIVE).fetchall())
+                seen.append((active, max(before, allowed(gate))))
         assert gate.limit is None
         stop.set()
         assert await loading > 0

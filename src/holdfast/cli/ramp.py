@@ -98,4 +98,5 @@ def _lines(port: str, now: dict[str, Any]) -> Iterator[str]:
         latency = f" at {found['latency_ms']:.1f} ms inside" if found["latency_ms"] is not None else ""
         yield f"  found by trial: {found['limit']} at once{latency}{trial}"
     for name, line in now["classes"].items():
-        yield f"  {name:16} {line['inside']:6} inside {line['waiting']:6} wait {line['refused']:6} refused"
+        over = f", {line['over_quota']} of these over quota" if line.get("over_quota") else ""
+        yield f"  {name:16} {line['inside']:6} inside {line['waiting']:6} wait{over} {line['refused']:6} refused"

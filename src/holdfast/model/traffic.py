@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -11,6 +12,15 @@ ClassName = Annotated[str, StringConstraints(pattern=r"\A[a-z][a-z0-9-]{0,30}\z"
 
 NORMAL: Final = "normal"
 """The class of every session that no other class asks for."""
+
+
+class Each(StrEnum):
+    """Whom the quota of a class is for."""
+
+    CLASS = "class"
+    """All of its sessions together."""
+    USER = "user"
+    DATABASE = "database"
 
 
 class TrafficClass(BaseModel):
@@ -26,9 +36,22 @@ class TrafficClass(BaseModel):
     )
     queue_max: int = Field(1000, ge=0, le=100_000, description="statements of it that may wait; more are refused")
     wait_max_ms: int = Field(3000, ge=0, le=600_000, description="how long one may wait before it is refused")
+    statements_max: int | None = Field(
+        None, ge=1, le=100_000, description="quota: statements of it that a proxy lets in at once; unset: any number"
+    )
+    statements_per_s: float | None = Field(
+        None, gt=0, le=1_000_000, allow_inf_nan=False,
+        description="quota: statements of it that may begin in a second at each proxy; unset: any number",
+    )  # fmt: skip
+    each: Each = Field(Each.CLASS, description="whom its quota is for: the whole class, each user or each database")
     users: tuple[str, ...] = Field((), description="users whose sessions belong to it; unset: of any")
     databases: tuple[str, ...] = Field((), description="databases whose sessions belong to it; unset: any")
     application_names: tuple[str, ...] = Field((), description="values of application_name; unset: any")
+
+    @property
+    def without_quota(self) -> TrafficClass:
+        """The same class, for a proxy that bounds nothing."""
+        return self.model_copy(update={"statements_max": None, "statements_per_s": None})
 
     @property
     def conditions(self) -> int:

@@ -17,7 +17,7 @@ from holdfast.core.admission.gate import Gate, Permit, Refusal
 from holdfast.core.admission.ramp import Health, Ramp, begin, median_of, turn, usual_of
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.ramp import Order
-from holdfast.model.traffic import NORMAL, class_of
+from holdfast.model.traffic import NORMAL, Each, class_of
 from holdfast.wire import messages as m
 
 LOOK_S = 0.1
@@ -79,12 +79,16 @@ class Admission:
         """Whether statements wait for a server."""
         self._waiters: dict[Permit, Waiting] = {}
         self._busy = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
 
     # sessions
 
     def permit(self, user: str, database: str, application_name: str) -> Permit:
         """A session's permit, of the class that the policy gives it."""
-        return Permit(class_of(self._classes, user, database, application_name))
+        name = class_of(self._classes, user, database, application_name)
+        each = self._classes[name].each
+        tenant = user if each is Each.USER else database if each is Each.DATABASE else ""
+        return Permit(name, tenant=tenant)
 
     def wait_max_ms(self, permit: Permit) -> int:
         """How long a statement of its class may wait."""
@@ -123,6 +127,7 @@ class Admission:
         waiting: Waiting = asyncio.get_running_loop().create_future()
         self._waiters[permit] = waiting
         self._busy.set()
+        self._set_alarm()
         return waiting
 
     def withdraw(self, permit: Permit) -> None:
@@ -136,6 +141,16 @@ class Admission:
             return
         for permit in self.gate.let_in(_now_ms()):
             _answer(self._waiters.pop(permit), None)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Let in who waits for the rate of a quota when its time has come."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        in_ms = self.gate.token_in_ms(_now_ms()) if self._waiters else None
+        if in_ms is not None:
+            self._alarm = asyncio.get_running_loop().call_later(in_ms / 1000, self._let_in)
 
     # policy, epochs and orders
 
@@ -145,7 +160,8 @@ class Admission:
             return
         self._policy, self._classes = policy, policy.traffic_classes()
         self.version += 1
-        self.gate.classes_are(self._classes)
+        with_quotas = self._classes if policy.admission else {n: c.without_quota for n, c in self._classes.items()}
+        self.gate.classes_are(with_quotas)
         if self.ramp is not None and not policy.admission:
             self._end("ramp.end")
         self._adapt(policy)
@@ -240,7 +256,7 @@ class Admission:
             _answer(self._waiters.pop(permit), report_of(refusal))
 
     def _turn(self, ramp: Ramp, now_ms: float) -> None:
-        waited = self.gate.waited - self._waited_before + self.gate.waiting
+        waited = self.gate.waited - self._waited_before + self.gate.pressing(now_ms)
         health = Health(median_of(self.gate.durations_ms), self._usual_latency_ms, waited)
         turned = turn(ramp, now_ms, health, self._most)
         if turned.ramp is None:
@@ -289,7 +305,7 @@ class Admission:
 
     def status(self) -> dict[str, Any]:
         """What ``/status`` says of this port."""
-        gate, ramp = self.gate, self.ramp
+        gate, ramp, now_ms = self.gate, self.ramp, _now_ms()
         return {
             "limit": gate.limit,
             "inside": gate.inside,
@@ -299,7 +315,12 @@ class Admission:
             "ramp": None if ramp is None else self._ramp_status(ramp),
             "adaptive": None if self.adaptive is None else _adaptive_status(self.adaptive),
             "classes": {
-                name: {"inside": line.inside, "waiting": len(line.waiting), "refused": line.refused}
+                name: {
+                    "inside": line.inside,
+                    "waiting": len(line.waiting),
+                    "over_quota": len(line.waiting) - line.pressing(now_ms),
+                    "refused": line.refused,
+                }
                 for name, line in gate.lines.items()
             },
         }
@@ -319,12 +340,14 @@ class Admission:
 def report_of(refusal: Refusal) -> m.Report:
     """The error that a refused client gets. ``DETAIL`` is for programs, ``HINT`` for people."""
     name = refusal.traffic_class
+    why = "the database is busy" if refusal.quota is None else f"{refusal.quota}, its quota in class {name}"
     if refusal.waited_ms is None:
         sqlstate = QUEUE_FULL
-        text = f"the database is busy, and {refusal.waiting} statements of class {name} wait already"
+        whose = f"of class {name}" if refusal.quota is None else "of it"
+        text = f"{why}, and {refusal.waiting} statements {whose} wait already"
     else:
         sqlstate = WAITED_IN_VAIN
-        text = f"the database is busy: the statement waited {refusal.waited_ms} ms, as long as class {name} may"
+        text = f"{why}: the statement waited {refusal.waited_ms} ms, as long as class {name} may"
     detail = f"class={name} retry_after_ms={refusal.retry_ms}"
     return m.error(sqlstate, text, detail=detail, hint=f"Nothing was executed. Try again in {refusal.retry_ms} ms.")
 

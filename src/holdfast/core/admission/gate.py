@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from holdfast.core.admission.quota import Quota, Tenant
 from holdfast.model.traffic import NORMAL, TrafficClass
 
 LONG_MS: Final = 1000
@@ -25,6 +26,9 @@ there are fewer of them than may be inside: otherwise a few reports would keep a
 RETRY_MIN_MS: Final = 200
 RETRY_MAX_MS: Final = 10_000
 """Between which bounds a refused client is told to come back, before jitter."""
+
+TENANTS_SWEPT: Final = 1000
+"""From so many users or databases of a class on, those that have all of their quotas are forgotten."""
 
 DURATIONS_MAX: Final = 1000
 """Of the last statements it is kept how long they were inside."""
@@ -40,6 +44,10 @@ class Permit:
     """Since when it has been in, or has waited."""
     holder: Any = None
     """Whose it is; nothing here looks at it."""
+    tenant: str = ""
+    """The user or the database that a quota is for; empty if it is for the whole class."""
+    counted: Tenant | None = None
+    """Whose quota it uses up while it is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,8 @@ class Refusal:
     waited_ms: int | None
     """None: it did not wait, because too many did."""
     retry_ms: int
+    quota: str | None = None
+    """The quota that is used up, in words; None: it is the database that is busy."""
 
 
 @dataclass(slots=True)
@@ -64,11 +74,57 @@ class Line:
     turns: float = 0
     """Places it was given, divided by its share."""
     refused: int = 0
+    quota: Quota | None = None
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    """Who has a quota, and has used some of it."""
+
+    def __post_init__(self) -> None:
+        self.quota = Quota.of(self.settings)
 
     @property
     def inside(self) -> int:
         """Its statements in the database."""
         return len(self.short) + len(self.long)
+
+    def settings_are(self, settings: TrafficClass) -> None:
+        """Other ones are in force; those who wait, wait by them."""
+        self.settings, self.quota = settings, Quota.of(settings)
+        for tenant in self.tenants.values():
+            tenant.waiting.clear()
+        for permit in self.waiting if self.quota is not None else ():
+            self.tenant_of(permit, permit.since_ms).waiting[permit] = None
+
+    def tenant_of(self, permit: Permit, now_ms: float) -> Tenant:
+        """Whose quota a statement uses up."""
+        tenant = self.tenants.get(permit.tenant)
+        if tenant is None:
+            if len(self.tenants) >= TENANTS_SWEPT:
+                for name in [n for n, t in self.tenants.items() if t.is_idle(self.quota, now_ms)]:
+                    del self.tenants[name]
+            capacity = 0.0 if self.quota is None else self.quota.capacity
+            tenant = self.tenants[permit.tenant] = Tenant(permit.tenant, capacity, now_ms)
+        return tenant
+
+    def lacks(self, permit: Permit, now_ms: float) -> str | None:
+        """What of its quota is used up, in words; None if nothing is, or it has none."""
+        return None if self.quota is None else self.tenant_of(permit, now_ms).lacks(self.quota, now_ms)
+
+    def pressing(self, now_ms: float) -> int:
+        """How many wait for the database, not for a quota of their own."""
+        if self.quota is None:
+            return len(self.waiting)
+        return sum(len(t.waiting) for t in self.tenants.values() if t.lacks(self.quota, now_ms) is None)
+
+    def first(self, now_ms: float) -> Permit | None:
+        """Who came first of those that wait within their quotas."""
+        if self.quota is None:
+            return next(iter(self.waiting), None)
+        heads = [
+            next(iter(tenant.waiting))
+            for tenant in self.tenants.values()
+            if tenant.waiting and tenant.lacks(self.quota, now_ms) is None
+        ]
+        return min(heads, key=lambda permit: permit.since_ms, default=None)
 
 
 class Gate:
@@ -99,7 +155,7 @@ class Gate:
         """Other classes are in force; who waits in one that is gone stays in line."""
         for name, settings in classes.items():
             if name in self.lines:
-                self.lines[name].settings = settings
+                self.lines[name].settings_are(settings)
             else:
                 self.lines[name] = Line(settings)
         for name in [n for n in self.lines if n not in classes]:
@@ -127,6 +183,21 @@ class Gate:
         """Statements that wait."""
         return sum(len(line.waiting) for line in self.lines.values())
 
+    def pressing(self, now_ms: float) -> int:
+        """Those of them that wait for the database, not for a quota of their own."""
+        return sum(line.pressing(now_ms) for line in self.lines.values())
+
+    def token_in_ms(self, now_ms: float) -> float | None:
+        """When the rate of a quota lets the next statement in; None if nobody waits for that."""
+        times_ms = [
+            in_ms
+            for line in self.lines.values()
+            if line.quota is not None
+            for tenant in line.tenants.values()
+            if tenant.waiting and (in_ms := tenant.token_in_ms(line.quota, now_ms)) is not None
+        ]
+        return min(times_ms, default=None)
+
     def take_peak(self) -> int:
         """The most statements that were inside at once since this was last asked."""
         peak, self.peak = max(self.peak, self.inside), self.inside
@@ -137,8 +208,15 @@ class Gate:
     def enter(self, permit: Permit, now_ms: float, *, must: bool = False) -> bool:
         """Whether a statement goes in at once; one that ``must`` does in any case, and counts."""
         line = self._line(permit)
-        if self.limit is not None and not must and (line.waiting or not self._has_room(line, self.limit, now_ms)):
-            return False
+        if line.quota is not None and not must:
+            tenant = line.tenant_of(permit, now_ms)
+            if tenant.waiting or tenant.lacks(line.quota, now_ms) is not None:
+                return False
+        if self.limit is not None and not must:
+            if line.waiting and (line.quota is None or line.first(now_ms) is not None):
+                return False
+            if not self._has_room(line, self.limit, now_ms):
+                return False
         self._let_in(permit, line, now_ms)
         return True
 
@@ -152,6 +230,9 @@ class Gate:
     def give_back(self, permit: Permit) -> None:
         """A place is free again that was not used, or whose server was lost: how long it was taken says nothing."""
         permit.is_in = False
+        if permit.counted is not None:
+            permit.counted.inside -= 1
+            permit.counted = None
         line = self.lines[permit.traffic_class]
         if permit in line.short:
             del line.short[permit]
@@ -163,7 +244,9 @@ class Gate:
     def wait(self, permit: Permit, now_ms: float, jitter: float) -> Refusal | None:
         """A statement that `enter` did not let in gets in line, or is refused; ``jitter`` is from 0 to 1."""
         line = self._line(permit)
-        if len(line.waiting) >= line.settings.queue_max:
+        over = line.lacks(permit, now_ms) is not None  # its own line, then: it keeps nobody else out
+        ahead = len(line.tenant_of(permit, now_ms).waiting) if over else line.pressing(now_ms)
+        if ahead >= line.settings.queue_max:
             return self._refuse(permit, line, now_ms, None, jitter)
         if not line.waiting:
             others = [other.turns for other in self.lines.values() if other.waiting]
@@ -172,20 +255,22 @@ class Gate:
             self._since_ms, self._done_then = now_ms, self.done
         permit.since_ms = now_ms
         line.waiting[permit] = None
-        self.waited += 1
+        if line.quota is not None:
+            line.tenant_of(permit, now_ms).waiting[permit] = None
+        self.waited += not over
         return None
 
     def withdraw(self, permit: Permit) -> None:
         """Whoever waited does not want in any more."""
         line = self.lines.get(permit.traffic_class)
         if line is not None:
-            line.waiting.pop(permit, None)
+            _out_of_line(line, permit)
 
     def let_in(self, now_ms: float) -> Iterator[Permit]:
         """Let in whoever can go in now."""
-        while (line := self._next(now_ms)) is not None:
-            permit = next(iter(line.waiting))
-            del line.waiting[permit]
+        while (going := self._next(now_ms)) is not None:
+            line, permit = going
+            _out_of_line(line, permit)
             line.turns += 1 / line.settings.share
             self._let_in(permit, line, now_ms)
             yield permit
@@ -199,7 +284,7 @@ class Gate:
                 if waited_ms < line.settings.wait_max_ms:
                     break
                 refusal = self._refuse(permit, line, now_ms, round(waited_ms), jitter)
-                del line.waiting[permit]
+                _out_of_line(line, permit)
                 yield permit, refusal
 
     # rules
@@ -215,6 +300,9 @@ class Gate:
         permit.is_in = True
         permit.since_ms = now_ms
         line.short[permit] = None
+        if line.quota is not None:
+            permit.counted = line.tenant_of(permit, now_ms)
+            permit.counted.begin(line.quota, now_ms)
         self._short += 1
         if self._short + self._long > self.peak:
             self.peak = self._short + self._long
@@ -240,27 +328,47 @@ class Gate:
                 self._short -= 1
                 self._long += 1
 
-    def _next(self, now_ms: float) -> Line | None:
+    def _next(self, now_ms: float) -> tuple[Line, Permit] | None:
         waiting = [line for line in self.lines.values() if line.waiting]
-        ready = waiting
         if waiting and self.limit is not None:
             self._set_aside(self.limit, now_ms)
-            ready = [line for line in waiting if self._is_free(line, self.limit)]
-        if not ready:
-            return None
-        return min(ready, key=lambda line: (len(line.short) / line.settings.share, line.turns, -line.settings.share))
+            waiting = [line for line in waiting if self._is_free(line, self.limit)]
+        ready = [(line, permit) for line in waiting if (permit := line.first(now_ms)) is not None]
+        return min(ready, key=lambda going: _order(going[0]), default=None)
 
     def _refuse(self, permit: Permit, line: Line, now_ms: float, waited_ms: int | None, jitter: float) -> Refusal:
         line.refused += 1
-        ahead = len(line.waiting)
-        return Refusal(permit.traffic_class, ahead, waited_ms, self._retry_ms(ahead, now_ms, jitter))
+        lacks = line.lacks(permit, now_ms)
+        if lacks is None or line.quota is None:
+            ahead = len(line.waiting)
+            return Refusal(permit.traffic_class, ahead, waited_ms, self._retry_ms(ahead, now_ms, jitter))
+        tenant = line.tenant_of(permit, now_ms)
+        ahead, per_s = len(tenant.waiting), line.quota.statements_per_s
+        wait_ms = self._pace_ms(ahead, now_ms) if per_s is None else (ahead + 1) * 1000 / per_s
+        retry_ms = round(min(max(wait_ms, RETRY_MIN_MS), RETRY_MAX_MS) * (0.5 + jitter))
+        whose = f"{line.quota.each} {tenant.name}" if tenant.name else "its class"
+        return Refusal(permit.traffic_class, ahead, waited_ms, retry_ms, f"{whose} may have {lacks}")
 
     def _retry_ms(self, ahead: int, now_ms: float, jitter: float) -> int:
         """When those ahead will have gone in, at the pace seen while somebody waited; spread from 0.5 to 1.5 times."""
-        done = self.done - self._done_then
-        pace_ms = (now_ms - self._since_ms) / done if done else RETRY_MIN_MS
-        wait_ms = min(max(ahead * pace_ms, RETRY_MIN_MS), RETRY_MAX_MS)
+        wait_ms = min(max(self._pace_ms(ahead, now_ms), RETRY_MIN_MS), RETRY_MAX_MS)
         return round(wait_ms * (0.5 + jitter))
+
+    def _pace_ms(self, ahead: int, now_ms: float) -> float:
+        done = self.done - self._done_then
+        return ahead * ((now_ms - self._since_ms) / done if done else RETRY_MIN_MS)
+
+
+def _out_of_line(line: Line, permit: Permit) -> None:
+    line.waiting.pop(permit, None)
+    tenant = line.tenants.get(permit.tenant)
+    if tenant is not None:
+        tenant.waiting.pop(permit, None)
+
+
+def _order(line: Line) -> tuple[float, float, int]:
+    """Whose turn it is: the least of these."""
+    return len(line.short) / line.settings.share, line.turns, -line.settings.share
 
 
 def _cap(line: Line, limit: int) -> int:
