@@ -44,9 +44,10 @@ def list_captures(ctx: click.Context, directory: Path, as_json: bool) -> None:
     else:
         for one in captures:
             lacks = f", lacks {plural(len(one.lacking), 'thing')}" if one.lacking else ""
+            sent = f", sent to {one.sent_to}" if one.sent_to is not None else ""
             click.echo(
                 f"{_at(one.begun_at_ms)}  {one.node:8} epoch {one.epoch:<5} {one.state.value:11} "
-                f"{plural(len(one.files), 'file')}, {amount(one.size_bytes)} bytes{lacks}"
+                f"{plural(len(one.files), 'file')}, {amount(one.size_bytes)} bytes{lacks}{sent}"
             )
         if not captures:
             click.echo("Nothing was captured: no node has failed, or the policy's capture_wait_s is 0.")
@@ -169,6 +170,8 @@ def _tell(one: Capture) -> None:
         click.echo(f"  snapshot of the volume: {'made' if one.snapshot.ok else 'failed'}, {one.snapshot.words}")
     if one.encrypted_to:
         click.echo(f"  encrypted to {', '.join(one.encrypted_to)}")
+    if one.sent_to is not None:
+        click.echo(f"  sent to {one.sent_to}, as {Path(one.directory).name}")
     click.echo(f"  in {one.directory}")
 
 
@@ -185,6 +188,7 @@ def _short(one: Capture) -> dict[str, object]:
         "lacking": [item.what for item in one.lacking],
         "encrypted": bool(one.encrypted_to),
         "directory": one.directory,
+        "sent_to": one.sent_to,
     }
 
 

@@ -247,6 +247,8 @@ _WORDS = {
     "capture.partial": "was captured before it was touched, and not all of it: {files} files, {bytes} bytes, in "
     "{took_ms} ms ({directory}); missing is {missing}",
     "capture.failed": "could not be captured before it was touched: {reason}",
+    "capture.sent": "sent its capture to {to}: {files} files in {took_ms} ms",
+    "capture.unsent": "could not send its capture to {to}, and tries again later: {reason}",
     "snapshot.done": "ran the command for a snapshot of its volume: {outcome}",
     "log.unaccounted": "could not list what lies in its log beyond the fork: {reason}",
     "rows.salvaged": "read {rows} rows of lost transactions",

@@ -158,6 +158,8 @@ class Capture:
     encrypted_to: tuple[str, ...] = ()
     snapshot: Snapshot | None = None
     notes: tuple[str, ...] = ()
+    sent_to: str | None = None
+    """Where all of it has arrived; kept beside the manifest, not in it."""
     format: int = CAPTURE_FORMAT
 
     @property

@@ -148,6 +148,21 @@ class CaptureSettings(_Section):
     recipients: tuple[str, ...] = Field(
         (), description="public keys of age (`age1…`) to which everything is encrypted; the private key stays elsewhere"
     )
+    send_to: str | None = Field(
+        None, pattern=r"\A(ssh|s3)://[^\s/]+(/\S*)?\z", description="where captures are sent when they are taken: "
+        "`ssh://USER@HOST[:PORT]/DIRECTORY` or `s3://BUCKET[/PREFIX]`; the node's return waits for it as for the "
+        "capture itself"
+    )  # fmt: skip
+    ssh_key_file: Path | None = Field(None, description="private key for ssh; else what the agent's user has")
+    ssh_options: tuple[str, ...] = Field(
+        (), description="further options of ssh, as in ssh_config: `UserKnownHostsFile=/etc/holdfast/known_hosts`"
+    )
+    s3_endpoint: str | None = Field(
+        None, pattern=r"\Ahttps?://\S+\z", description="URL of the storage: https://s3.eu-central-1.amazonaws.com"
+    )
+    s3_region: str = Field("us-east-1", min_length=1, description="region that requests are signed for")
+    s3_key_file: Path | None = Field(None, description="file that holds the access key's id and its secret, two words")
+    s3_ca_file: Path | None = Field(None, description="certificate authority of an https endpoint")
     snapshot_command: tuple[str, ...] = Field(
         (), description="program and arguments that make a snapshot of the volume before anything is copied, with "
         "HOLDFAST_NODE, HOLDFAST_EPOCH, HOLDFAST_CLUSTER and HOLDFAST_DATA_DIR in its environment"

@@ -141,6 +141,9 @@ class Timeouts(BaseModel):
     capture_awaited_ms: int = Field(500, ge=0, le=60_000)
     """For the capture of a node that a promotion or the quorum waits for: clients wait, too. Enough for small files."""
 
+    capture_send_ms: int = Field(60_000, ge=100, le=86_400_000)
+    """Between two attempts to send a capture that did not arrive before its node came back."""
+
     capture_retry_ms: int = Field(1000, ge=10, le=600_000)
     """Between two attempts at a capture whose directory does not take it."""
 

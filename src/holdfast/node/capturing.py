@@ -15,8 +15,10 @@ from holdfast.model.settings import NodeSettings
 from holdfast.node.clock import monotonic_ms
 from holdfast.node.commands import run_command
 from holdfast.node.parts import LocalServer
+from holdfast.node.sending import Sender, sender_for
 from holdfast.store.journal import Journal
 
+Progress = Callable[[str, float | None], None]
 log = structlog.get_logger(__name__)
 QUIET_MS = 10_000
 """Two moments of one trouble are at least this far apart."""
@@ -26,11 +28,15 @@ class Capturing:
     """Knows whether the stopped directory was captured since somebody last touched it."""
 
     def __init__(self, settings: NodeSettings, server: LocalServer, journal: Journal) -> None:
+        """Raises ConfigurationError for a destination that cannot be."""
         self._settings = settings
         self._timeouts = settings.timeouts
         self._node = settings.node.name
         self._server = server
         self._journal = journal
+        self._sender = sender_for(settings.capture, settings.node.state_dir, settings.node.name)
+        self._sending: asyncio.Task[None] | None = None
+        self._next_send_ms = 0
         self._settled = False
         """Captured, or given up: the directory may be touched."""
         self._due_since_ms: int | None = None
@@ -59,9 +65,7 @@ class Capturing:
         """Whether what is under way takes more than the small files, and somebody waits for this node now."""
         return self.underway and not self._short and is_awaited(o)
 
-    async def capture(
-        self, occasion: Occasion, o: Observation, rule: str, say: Callable[[str, float | None], None]
-    ) -> None:
+    async def capture(self, occasion: Occasion, o: Observation, rule: str, say: Progress) -> None:
         """Capture, trying again until the time is over; afterwards it is not due any more. A failure is only told."""
         self.underway, self._short = True, is_awaited(o)
         try:
@@ -69,9 +73,7 @@ class Capturing:
         finally:
             self.underway = False
 
-    async def _until_settled(
-        self, occasion: Occasion, o: Observation, rule: str, say: Callable[[str, float | None], None]
-    ) -> None:
+    async def _until_settled(self, occasion: Occasion, o: Observation, rule: str, say: Progress) -> None:
         epoch = o.register.epoch if o.register is not None else o.promised
         short = self._short
         wait_ms = self._timeouts.capture_awaited_ms if short else o.policy.capture_wait_s * 1000
@@ -98,8 +100,56 @@ class Capturing:
                 continue
             if taken is not None:
                 self._tell(taken, epoch, rule, monotonic_ms() - began_ms)
+                if self._sender is not None and not short:
+                    await self._send_in_time(self._sender, taken, epoch, rule, give_up_ms, say)
             break
         self._settled = True
+
+    # ---- sending ----------------------------------------------------------------------------------------------
+
+    async def _send_in_time(
+        self, sender: Sender, taken: Capture, epoch: int, rule: str, give_up_ms: float, say: Progress
+    ) -> None:
+        """Before the node comes back, if the destination takes it until then; else later."""
+        while True:
+            try:
+                async with asyncio.timeout(max(0, give_up_ms - monotonic_ms()) / 1000):
+                    await self._send(sender, taken, epoch, rule, say)
+                return
+            except (EnvironmentFault, TimeoutError) as error:
+                reason = str(error) or "the time was over (policy capture_wait_s)"
+                if monotonic_ms() + self._timeouts.capture_retry_ms >= give_up_ms:
+                    self._journal.record("capture.unsent", epoch, rule, to=sender.words, reason=reason)
+                    self._next_send_ms = monotonic_ms() + self._timeouts.capture_send_ms
+                    return
+            log.warning("capture.unsent", node=self._node, to=sender.words, error=reason)
+            say("waiting for the place that captures are sent to", None)
+            await asyncio.sleep(self._timeouts.capture_retry_ms / 1000)
+
+    async def _send(self, sender: Sender, taken: Capture, epoch: int, rule: str | None, say: Progress) -> None:
+        began_ms = monotonic_ms()
+        if files := await sender.send(taken, say):
+            took_ms = monotonic_ms() - began_ms
+            self._journal.record("capture.sent", epoch, rule, to=sender.words, files=files, took_ms=took_ms)
+
+    async def _send_rest(self, sender: Sender) -> None:
+        """What did not arrive in time, or was taken while clients waited, or by an agent before this one."""
+        try:
+            for capture in await sender.unsent():
+                await self._send(sender, capture, capture.epoch, None, lambda step, share: None)
+        except EnvironmentFault as error:
+            log.warning("capture.unsent", node=self._node, to=sender.words, error=str(error))
+
+    def _send_later(self) -> None:
+        """Begin with what has not arrived, if its time has come and the node is not just captured."""
+        if self._sender is None or self.underway or (self._sending is not None and not self._sending.done()):
+            return
+        now_ms = monotonic_ms()
+        if now_ms >= self._next_send_ms:
+            self._next_send_ms = now_ms + self._timeouts.capture_send_ms
+            self._sending = asyncio.create_task(self._send_rest(self._sender))
+
+    # ---- snapshots --------------------------------------------------------------------------------------------
 
     async def _make_snapshot(self, epoch: int, rule: str, give_up_ms: int) -> None:
         """Of the volume, by a command of the user's, once; its outcome is part of the capture, whatever it is."""
@@ -140,6 +190,7 @@ class Capturing:
 
     def look(self, o: Observation) -> None:
         """Have the volatile evidence written down when a primary here gets into trouble; returns at once."""
+        self._send_later()
         why, self._before = trouble_of(o, self._before), o
         if why is None or o.policy.capture_wait_s == 0 or (self._noting is not None and not self._noting.done()):
             return
@@ -150,9 +201,10 @@ class Capturing:
 
     async def close(self) -> None:
         """End what is under way."""
-        if self._noting is not None:
-            self._noting.cancel()
-            await asyncio.gather(self._noting, return_exceptions=True)
+        under_way = [task for task in (self._noting, self._sending) if task is not None]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _note(self, why: str, epoch: int) -> None:
         try:

@@ -7,6 +7,7 @@ print where the tuples of a MULTI_INSERT lie.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ _OFFSET = re.compile(r"\boff:? (\d+)")
 _OLD_AND_NEW = re.compile(r"\b(?:old_)?off:? (\d+).*?\bnew[ _]off:? (\d+)")
 _OFFSETS = re.compile(r"offsets: \[([\d, ]*)\]")
 _MANY = re.compile(r"(?:ntuples: )?(\d+)(?: tuples)?")
+
+
+_NOWHERE = (-1, 0, 0)
+_NUMBERS = 1 + 2 * len(_NOWHERE)
 
 
 class Place(NamedTuple):
@@ -45,6 +50,54 @@ class RowWrite(NamedTuple):
     xid: int
     old: Place | None
     new: Place | None
+
+
+class RelationNames:
+    """Numbers for relations: a log names few of them, and each of them again and again."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
+
+    def number(self, name: str) -> int:
+        """The same for the same name."""
+        if name not in self._numbers:
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+        return self._numbers[name]
+
+    def name(self, number: int) -> str:
+        """What was given this number."""
+        return self._names[number]
+
+
+class PackedWrites:
+    """Writes, in 56 bytes each: hundreds of thousands of them are remembered beside a server that wants its memory."""
+
+    def __init__(self, names: RelationNames) -> None:
+        self._names = names
+        self._numbers = array("q")
+
+    def append(self, write: RowWrite) -> None:
+        """Remember one more."""
+        self._numbers.append(write.order)
+        for place in (write.old, write.new):
+            if place is None:
+                self._numbers.extend(_NOWHERE)
+            else:
+                self._numbers.extend((self._names.number(place.relation), place.block, place.offset))
+
+    def __len__(self) -> int:
+        return len(self._numbers) // _NUMBERS
+
+    def of(self, xid: int) -> Iterator[RowWrite]:
+        """All of them, as written by ``xid``."""
+        for start in range(0, len(self._numbers), _NUMBERS):
+            order, *places = self._numbers[start : start + _NUMBERS]
+            yield RowWrite(order, xid, self._place(*places[:3]), self._place(*places[3:]))
+
+    def _place(self, relation: int, block: int, offset: int) -> Place | None:
+        return None if relation < 0 else Place(self._names.name(relation), block, offset)
 
 
 def tuples_of(operation: str, desc: str) -> Iterator[tuple[Place | None, Place | None]]:

@@ -13,10 +13,10 @@ from holdfast.model.lost import LostTransaction, Tuples
 from holdfast.model.lsn import Lsn
 from holdfast.model.owner import Owner
 from holdfast.model.token import PREFIX, Mark
-from holdfast.postgres.rowwrites import RowWrite, tuples_of
+from holdfast.postgres.rowwrites import PackedWrites, RelationNames, RowWrite, tuples_of
 
 WRITES_MAX = 300_000
-"""More tuples than this are counted, but not remembered one by one: about 200 bytes each."""
+"""More tuples than this are counted, but not remembered one by one: 56 bytes each."""
 
 _RECORD = re.compile(
     r"\Armgr: (?P<rmgr>\w+)\s+len .*?, tx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*?desc: (?P<desc>.*)\Z"
@@ -61,7 +61,8 @@ class DivergentLog:
     """All of the writing of this transaction, and of later ones, was read; None: it is not known of any."""
     _order: int = 0
     _remembered: int = 0
-    _writes: dict[int, list[RowWrite]] = field(default_factory=dict)
+    _writes: dict[int, PackedWrites] = field(default_factory=dict)
+    _names: RelationNames = field(default_factory=RelationNames)
     _written: dict[int, dict[str, _Written]] = field(default_factory=lambda: defaultdict(dict))
     _prepared: dict[int, LostTransaction] = field(default_factory=dict)
     _open: dict[int, str] = field(default_factory=dict)
@@ -95,7 +96,8 @@ class DivergentLog:
 
     def writes_of(self, transaction: LostTransaction) -> list[RowWrite]:
         """What a listed transaction wrote, its subtransactions included, in the order of the log."""
-        found = [w for xid in (transaction.xid, *transaction.subxids) for w in self._writes.get(xid, ())]
+        writers = (transaction.xid, *transaction.subxids)
+        found = [write for xid in writers if xid in self._writes for write in self._writes[xid].of(xid)]
         return sorted(found, key=lambda write: write.order)
 
     def _named(self, xid: int) -> None:
@@ -125,7 +127,9 @@ class DivergentLog:
         if self.too_many:
             return
         for old, new in tuples_of(operation, desc):
-            self._writes.setdefault(xid, []).append(RowWrite(self._order, xid, old, new))
+            if xid not in self._writes:
+                self._writes[xid] = PackedWrites(self._names)
+            self._writes[xid].append(RowWrite(self._order, xid, old, new))
             self._remembered += 1
         if self._remembered > WRITES_MAX:
             self.too_many = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from holdfast.core.capture import to_remove
 from holdfast.model.capture import Capture, CapturedFile, State, file_from_json
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
+from holdfast.model.settings import CaptureSettings
 from holdfast.postgres.capture.copying import CHUNK_BYTES, make_private
 from holdfast.postgres.capture.sealing import SUFFIX, Opener
 from holdfast.postgres.files import make_directory, sync_directory, write_durably
@@ -22,8 +24,15 @@ MANIFEST = "manifest.json"
 FILES = "files"
 PROGRESS = "files.jsonl"
 """The list of what is taken so far; locked while somebody is at work, gone when the capture has ended."""
+SENT = "sent.jsonl"
+"""What has arrived where captures are sent: a line for each file, the manifest's last."""
 MOMENTS = "moments"
 MOMENTS_KEPT = 20
+
+
+def base_of(settings: CaptureSettings, state_dir: Path) -> Path:
+    """The directory of captures."""
+    return settings.directory or state_dir / "captures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ def read_capture(directory: Path) -> Capture:
     except OSError as error:
         raise EnvironmentFault(f"{directory / MANIFEST} cannot be read: {error.strerror}") from error
     if capture.is_ended:
-        return replace(capture, directory=str(directory))
+        return replace(capture, directory=str(directory), sent_to=_sent_to(directory))
     state = State.UNDERWAY if is_locked(directory) else State.INTERRUPTED
     return replace(capture, state=state, directory=str(directory), files=tuple(taken_so_far(directory)))
 
@@ -70,6 +79,32 @@ def taken_so_far(directory: Path) -> Iterator[CapturedFile]:
         with contextlib.suppress(OSError):
             if (directory / FILES / file.stored).stat().st_size == file.stored_bytes:
                 yield file
+
+
+def note_sent(directory: Path, to: str, name: str) -> None:
+    """A file of a capture has arrived; raises OSError."""
+    with (directory / SENT).open("a") as file:
+        file.write(json.dumps({"to": to, "name": name}) + "\n")
+
+
+def sent_of(directory: Path, to: str) -> set[str]:
+    """The files of a capture that have arrived at one place."""
+    return {name for place, name in _sent(directory) if place == to}
+
+
+def _sent_to(directory: Path) -> str | None:
+    """Where the manifest arrived last: it is sent after everything else."""
+    return next((to for to, name in reversed(_sent(directory)) if name == MANIFEST), None)
+
+
+def _sent(directory: Path) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    with contextlib.suppress(OSError):
+        for line in (directory / SENT).read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line may have been cut off
+                entry = json.loads(line)
+                found.append((str(entry["to"]), str(entry["name"])))
+    return found
 
 
 def is_locked(directory: Path) -> bool:

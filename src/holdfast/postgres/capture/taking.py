@@ -21,7 +21,7 @@ from holdfast.model.settings import CaptureSettings
 from holdfast.postgres.accounting import fork_of
 from holdfast.postgres.capture.collect import LogRange
 from holdfast.postgres.capture.copying import GivenUp, TargetFailed
-from holdfast.postgres.capture.keep import moments_place
+from holdfast.postgres.capture.keep import base_of, moments_place
 from holdfast.postgres.capture.moment import take_moment
 from holdfast.postgres.capture.sealing import SUFFIX, Sealer
 from holdfast.postgres.capture.work import Progress, Task, Work, identity_of
@@ -46,7 +46,7 @@ class Captures:
         self._instance = instance
         self._settings = settings
         self._sealer = Sealer(settings.recipients) if settings.recipients else None
-        self.base = settings.directory or instance.state_dir / "captures"
+        self.base = base_of(settings, instance.state_dir)
         data_dir = instance.layout.data_dir
         if self.base.resolve().is_relative_to(data_dir):
             raise ConfigurationError(
