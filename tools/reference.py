@@ -40,13 +40,14 @@ ENVIRONMENT = {
     "HOLDFAST_DRILL_WORLD": "set by `holdfast drill` for itself: that it is on a network of its own",
     "HOLDFAST_ENV_DIR": "`./holdfast` only: where environments go; else in the clone, else in the user's cache",
 }
-_TOLD = "given to `fencing.command`, `hooks.on_role_change` and `capture.snapshot_command`:"
+_TOLD = "given to `fencing.command`, `isolation.command`, `hooks.on_role_change` and `capture.snapshot_command`:"
 ENVIRONMENT |= {
     "HOLDFAST_CLUSTER": f"{_TOLD} the cluster's name",
     "HOLDFAST_NODE": f"{_TOLD} the node whose agent runs them",
     "HOLDFAST_EPOCH": f"{_TOLD} the epoch",
     "HOLDFAST_DATA_DIR": "given to `capture.snapshot_command`: the data directory on the volume",
-    "HOLDFAST_LOST_NODE": "given to `fencing.command`: the node that led before and is to be cut off",
+    "HOLDFAST_LOST_NODE": "given to `fencing.command` and `isolation.command`: the node that led before",
+    "HOLDFAST_ISOLATION": "given to `isolation.command`: `begin` (cut the node off) or `lift` (let it in again)",
     "HOLDFAST_ROLE": "given to `hooks.on_role_change`: `primary`, `standby` or `stopped`",
     "HOLDFAST_FORMER_ROLE": "given to `hooks.on_role_change`: what the node was before",
 }

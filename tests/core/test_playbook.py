@@ -74,6 +74,31 @@ def test_every_step_of_a_whole_incident_has_its_evidence() -> None:
     }  # fmt: skip
 
 
+def test_isolation_says_what_was_done_what_failed_and_when_it_ended() -> None:
+    measures = "pg_hba, nftables"
+    events = [
+        *WHOLE,
+        event(200, "n1", "isolation.begun", 2, None, measures="pg_hba", kept_out="clients", resumed=False),
+        event(210, "n1", "isolation.failed", 2, None, measure="nftables", order="begin", reason="nft exit status 1"),
+        event(220, "n2", "isolation.command", 2, None, node="n1", order="begin", ok=True, outcome="exit status 0"),
+        event(230, "n2", "isolation.command", 2, None, node="n3", order="begin", ok=True, outcome="about another"),
+        event(240, "n1", "isolation.begun", 2, None, measures="nftables", kept_out="clients and peers", resumed=False),
+    ]
+    begun = steps(events)["I"]
+    kept_out = f"clients and peers (by {measures})"
+    failed = ("nftables (nft exit status 1)",)
+    assert begun.evidence == Isolated(("n2",), True, False, None, kept_out, "exit status 0", failed, None)
+    events += [
+        event(890, "n1", "isolation.lifted", 2, None, measures=measures, reason="it streams from n2", for_ms=690),
+        event(910, "n2", "isolation.command", 2, None, node="n1", order="lift", ok=True, outcome="exit status 0"),
+    ]
+    assert steps(events)["I"].says == (
+        "n2 listen to it no more; it was stopped; kept out: clients and peers (by pg_hba, nftables); cut off "
+        "from outside: exit status 0; failed: nftables (nft exit status 1); lifted: it streams from n2, from outside, "
+        "exit status 0"
+    )
+
+
 def test_no_step_goes_back_while_the_journal_grows() -> None:
     order = [State.WAITING, State.RUNNING, State.DONE]
     seen = dict.fromkeys([s.letter for s in STEPS], State.WAITING)

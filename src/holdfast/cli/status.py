@@ -117,6 +117,8 @@ def _news(now: ClusterStatus) -> Iterator[tuple[str, str]]:
     for node in now.nodes:
         if node.progress:
             yield f"{node.name}: {node.progress}", ""
+        if node.isolated:
+            yield f"ISOLATED {node.name}: {node.isolated}", "yellow"
     for words in now.held_back:
         yield words, "yellow"
     for trouble in now.troubles:

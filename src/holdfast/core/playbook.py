@@ -115,12 +115,20 @@ class PoolsShed:
 
 @dataclass(frozen=True, slots=True)
 class Isolated:
-    """Of I: who no longer listens to the old primary, and what was done to it."""
+    """Of I: who no longer listens to the old primary, and what was done to it.
+
+    ``kept_out``: whom it let in no more, and by what; ``command``: what became of the one that cuts it off from
+    outside; ``failed``: what was tried and could not be done; ``lifted``: why others are let in again.
+    """
 
     detached: tuple[str, ...]
     stopped: bool
     lease_revoked: bool
     fenced: str | None
+    kept_out: str | None = None
+    command: str | None = None
+    failed: tuple[str, ...] = ()
+    lifted: str | None = None
 
     @property
     def says(self) -> str:
@@ -129,6 +137,10 @@ class Isolated:
         said += ["it was stopped"] if self.stopped else []
         said += ["its lease is revoked"] if self.lease_revoked else []
         said += [f"fencing: {self.fenced}"] if self.fenced is not None else []
+        said += [f"kept out: {self.kept_out}"] if self.kept_out is not None else []
+        said += [f"cut off from outside: {self.command}"] if self.command is not None else []
+        said += [f"failed: {what}" for what in self.failed]
+        said += [f"lifted: {self.lifted}"] if self.lifted is not None else []
         return "; ".join(said) or "the register has another leader"
 
 
@@ -319,8 +331,25 @@ def _isolate(scene: Scene, step: Step, waits_for: tuple[str, ...], found: Found)
         bool(stops),
         bool(scene.since_opening("lease.revoked")),
         str(fences[-1].detail.get("outcome")) if fences else None,
+        *_cut_off(scene, story.old),
     )
     return Standing(step, State.DONE, story.opened_ms, ended_ms, evidence)
+
+
+def _cut_off(scene: Scene, old: str | None) -> tuple[str | None, str | None, tuple[str, ...], str | None]:
+    """Whom the lost node itself keeps out, what came of the command about it, what failed, and why it was lifted."""
+    own = scene.since_opening("isolation.begun", "isolation.lifted", source=old)
+    begun = [e for e in own if e.kind == "isolation.begun"]
+    measures = dict.fromkeys(m for e in begun for m in str(e.detail.get("measures")).split(", "))
+    kept_out = f"{begun[-1].detail.get('kept_out')} (by {', '.join(measures)})" if begun else None
+    commands = [e for e in scene.since_opening("isolation.command") if e.detail.get("node") == old]
+    cut = [str(e.detail.get("outcome")) for e in commands if e.detail.get("order") == "begin"]
+    failures = scene.since_opening("isolation.failed", source=old)
+    failed = dict.fromkeys(f"{e.detail.get('measure')} ({e.detail.get('reason')})" for e in failures)
+    let_in = [str(e.detail.get("outcome")) for e in commands if e.detail.get("order") == "lift"]
+    lifted = [str(own[-1].detail.get("reason"))] if own and own[-1].kind == "isolation.lifted" else []
+    lifted += [f"from outside, {let_in[-1]}"] if let_in else []
+    return kept_out, cut[-1] if cut else None, tuple(failed), ", ".join(lifted) or None
 
 
 def _load_shed(scene: Scene, step: Step, waits_for: tuple[str, ...], found: Found) -> Standing:

@@ -197,7 +197,7 @@ class LocalCluster:
         return at_ms
 
     async def wait_until_whole(self, deadline_s: float) -> bool:
-        """Whether within the deadline a primary serves and every other node streams from it and is a member."""
+        """Whether within the deadline a primary serves and all others are members, stream from it and let people in."""
         give_up_at = time.monotonic() + deadline_s
         while True:
             with contextlib.suppress(StoreUnavailable):
@@ -220,7 +220,10 @@ class LocalCluster:
         records = await self.node_records()
         return (
             all(
-                report is not None and report.status is ServerStatus.STANDBY and report.streaming
+                report is not None
+                and report.status is ServerStatus.STANDBY
+                and report.streaming
+                and report.isolated is None
                 for name, report in reports.items()
                 if name != leader.node
             )

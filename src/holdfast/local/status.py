@@ -38,6 +38,8 @@ class NodeStatus:
     alarm: str | None
     progress: str | None = None
     """What a copy or a rewind under way is doing, and how far it is."""
+    isolated: str | None = None
+    """Who is kept out of its PostgreSQL, and why, while it is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     outlook = forecast(standing) if standing else None
     tolerated = _tolerance(register, reports, outlook)
     may_lose = policy.maximum_lag_bytes if register and is_local(register.committed.quorum) else None
-    whole = leader is not None and all(n.streaming or n.name == leader.node for n in nodes)
+    whole = leader is not None and all((n.streaming and n.isolated is None) or n.name == leader.node for n in nodes)
     return ClusterStatus(
         directory=str(cluster.layout.root),
         running=running,
@@ -336,4 +338,5 @@ def _node(
         postgres_port=postgres_port,
         alarm=report.alarm,
         progress=report.progress,
+        isolated=report.isolated,
     )

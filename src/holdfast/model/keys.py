@@ -26,6 +26,7 @@ class Keys:
         self.approval = f"{self.prefix}approval"
         self.announced = f"{self.prefix}announced-switchover"
         self.suspects = f"{self.prefix}suspects/"
+        self.cut_off = f"{self.prefix}cut-off/"
         self.ramp_order = f"{self.prefix}ramp-order"
 
     def node(self, name: str) -> str:
@@ -43,6 +44,10 @@ class Keys:
     def suspect(self, fingerprint: str) -> str:
         """Where the record of a statement that may have killed a primary is."""
         return f"{self.suspects}{fingerprint}"
+
+    def cut_off_node(self, name: str) -> str:
+        """Where it is kept that a leader runs its command against a node."""
+        return f"{self.cut_off}{name}"
 
     def clock(self, owner: str) -> str:
         """What a process's clock showed when it last wrote anything."""

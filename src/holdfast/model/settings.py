@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -128,6 +129,40 @@ class FencingSettings(_Section):
     )
 
 
+class IsolationSettings(_Section):
+    """``[isolation]``: who may still reach a node whose leadership was lost, until it is back."""
+
+    enabled: bool = Field(
+        True, description="whether PostgreSQL then lets nobody in but replication, its agent and the investigator, "
+        "instead of those of `postgres.hba`"
+    )  # fmt: skip
+    investigator_role: str = Field(
+        "postgres", pattern=r"\A[A-Za-z_][A-Za-z0-9_$-]{0,62}\z", description="the role that may come in all the same, "
+        "over the Unix socket and from `investigator_addresses`"
+    )  # fmt: skip
+    investigator_addresses: tuple[str, ...] = Field(
+        (), description="addresses and networks from which the investigator may come"
+    )
+    nftables: bool = Field(
+        False, description="whether the kernel, too, turns everybody else away from PostgreSQL's port once nobody "
+        "counts on the node's data (a table of its own; the agent needs `nft` and CAP_NET_ADMIN)"
+    )  # fmt: skip
+    command: tuple[str, ...] = Field(
+        (), description="program and arguments that cut a lost node off from outside (a security group) and let it in "
+        "again; run by the agent of the leader, with HOLDFAST_ISOLATION (`begin` or `lift`), HOLDFAST_LOST_NODE, "
+        "HOLDFAST_NODE, HOLDFAST_EPOCH and HOLDFAST_CLUSTER in its environment"
+    )  # fmt: skip
+    command_timeout_s: float = Field(30.0, gt=0, le=3600, description="after this it is killed with all it started")
+
+    @field_validator("investigator_addresses")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(ip_network(address, strict=False)) for address in value)
+        except ValueError as error:
+            raise ValueError(f"{error}: write an address, or a network such as 10.0.0.0/24") from error
+
+
 class CaptureSettings(_Section):
     """``[capture]``: what is taken of a failed node before anything touches it, and where it goes."""
 
@@ -210,6 +245,7 @@ class NodeSettings(_Section):
     api: ApiSettings
     store: StoreSettings
     fencing: FencingSettings = FencingSettings()
+    isolation: IsolationSettings = IsolationSettings()
     hooks: HookSettings = HookSettings()
     capture: CaptureSettings = CaptureSettings()
     thresholds: Thresholds = Thresholds()

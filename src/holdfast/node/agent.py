@@ -33,8 +33,10 @@ from holdfast.node.clock import monotonic_ms
 from holdfast.node.control import Control
 from holdfast.node.fencing import Fencing
 from holdfast.node.hooks import Hooks
+from holdfast.node.isolation import Isolation
 from holdfast.node.lease import Leadership, LeaseKeeper
 from holdfast.node.observer import Look, Observer
+from holdfast.node.pace import is_urgent
 from holdfast.node.parts import Parts
 from holdfast.node.peers import Peers, PrimaryProbe
 from holdfast.node.performer import Performer
@@ -95,6 +97,7 @@ class Agent:
         )
         self._hooks = Hooks(settings.hooks, settings.cluster.name, name, parts.journal, timeouts.kill_ms)
         self._fencing = Fencing(settings.fencing, settings.cluster.name, name, parts.journal, timeouts.kill_ms)
+        self._isolation = Isolation(settings, parts.gate, parts.store, parts.journal, self._wake.set)
         self._watchdog = Watchdog(settings.fencing, lambda: self._guards_primary)
         self._guards_primary = False
         self._pledged_until_ms = monotonic_ms() + timeouts.lease_ms  # a former life may have given its word
@@ -116,6 +119,7 @@ class Agent:
         self._promise.load(self._settings.cluster.name)
         self._ever_started = await self._server.adopt()
         await self._keeper.adopt()
+        await self._isolation.prepare()
         promise = self._promise.current
         if promise is not None:
             self._performer.creating = self._performer.creating and promise.epoch == 0
@@ -179,6 +183,7 @@ class Agent:
             self._watchdog.close()
         finally:
             await self._fencing.close()
+            await self._isolation.close()
             await self._performer.capturing.close()
             await self._journal.flush()
             await self._publisher.withdraw()
@@ -204,6 +209,7 @@ class Agent:
         self._note(decision, o)
         self._verdicts.note(o.verdict)
         self._performer.capturing.look(o)
+        self._isolation.look(o)
         self._note_role(o)
         if o.trouble is None:
             self._performer.alarm = None
@@ -379,7 +385,8 @@ class Agent:
 
     async def _rest(self) -> None:
         """Until something happens, the server's end included; at most a tick."""
-        tick_ms = self._timeouts.busy_tick_interval_ms if self._is_busy() else self._timeouts.tick_interval_ms
+        busy = not self._performer.busy and is_urgent(self._last, self._decision)
+        tick_ms = self._timeouts.busy_tick_interval_ms if busy else self._timeouts.tick_interval_ms
         running = self._last is not None and self._last.server.status not in (ServerStatus.STOPPED, ServerStatus.ABSENT)
         if running and (self._exit_watch is None or self._exit_watch.done()):
             self._exit_watch = asyncio.create_task(self._wake_at_exit())
@@ -395,20 +402,6 @@ class Agent:
     async def _wake_at_exit(self) -> None:
         await self._server.exited.wait()
         self._wake.set()
-
-    def _is_busy(self) -> bool:
-        """Whether every tick is part of somebody's stall."""
-        o, decision = self._last, self._decision
-        if o is None or decision is None or o.register is None or self._performer.busy:
-            return False
-        if o.now_ms - o.progress_ms >= self._timeouts.promote_phase_ms:
-            return False
-        moving = (Situation.STARTING, Situation.CLOSED, Situation.MARKED, Situation.COVERED)
-        urgent = decision.duty in (Duty.JOIN, Duty.PROMOTE, Duty.YIELD)
-        unattached = decision.duty is Duty.SUPPORT and decision.situation is not Situation.ATTACHED
-        choosing = o.register.phase is Phase.RECRUITING and o.enough_since_ms is not None
-        awaited = o.register.phase is Phase.SERVING and o.register.handover == o.node
-        return decision.situation in moving or urgent or unattached or choosing or awaited
 
     def _note(self, decision: Decision, o: Observation) -> None:
         if decision.rule.id != self._rule_noted:
@@ -458,8 +451,10 @@ class Agent:
     def serves_reads(self) -> bool:
         """Whether this node is a standby that streams from the primary."""
         streaming = self._last is not None and self._last.server.streaming
-        return streaming and (
-            self._is(Situation.ATTACHED, Duty.FOLLOW) or self._is_paused_as(Situation.ATTACHED, leads=False)
+        return (
+            streaming
+            and not self._isolation.shut
+            and (self._is(Situation.ATTACHED, Duty.FOLLOW) or self._is_paused_as(Situation.ATTACHED, leads=False))
         )
 
     def fresh_for_ms(self) -> int:
@@ -493,5 +488,6 @@ class Agent:
         """The node now."""
         vitals, identifier = self._pulse.vitals(), self._server.system_identifier()
         return report_of(
-            self._settings.node.name, self._last, self._decision, self._registry, self._performer, vitals, identifier
-        )
+            self._settings.node.name, self._last, self._decision, self._registry, self._performer, vitals, identifier,
+            self._isolation.told,
+        )  # fmt: skip

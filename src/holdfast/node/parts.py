@@ -111,6 +111,16 @@ class LocalServer(Protocol):
     async def close(self) -> None: ...  # noqa: D102
 
 
+class Gate(Protocol):
+    """Whom PostgreSQL lets in; `holdfast.postgres.server.Server` says what each call does and raises."""
+
+    def isolate(self, only: Collection[str] | None) -> None: ...  # noqa: D102
+
+    async def settle_isolation(self) -> None: ...  # noqa: D102
+
+    async def has_failed(self) -> bool: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Everything outside of one agent's own head."""
@@ -122,3 +132,5 @@ class Parts:
     promise: PromiseKeeper
     journal: Journal
     names: Names
+    gate: Gate | None = None
+    """None: this node is never cut off."""

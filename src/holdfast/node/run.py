@@ -52,6 +52,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
         promise=PromiseFile(settings.node.state_dir, server.disk, settings.timeouts.statement_ms),
         journal=Journal(store, settings.node.name, settings.timeouts),
         names=Names(),
+        gate=server,
     )
     agent = Agent(settings, parts, bootstrap=bootstrap)
     await agent.prepare()

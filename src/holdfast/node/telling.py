@@ -44,6 +44,7 @@ def report_of(
     hands: Coordinator,
     vitals: Vitals | None,
     system_identifier: str | None,
+    isolated: str | None = None,
 ) -> NodeReport:
     """The node, as its agent last saw it."""
     server = o.server if o is not None else ABSENT_SERVER
@@ -73,4 +74,5 @@ def report_of(
         vitals=vitals,
         system_identifier=system_identifier,
         waiting=hands.waiting,
+        isolated=isolated,
     )

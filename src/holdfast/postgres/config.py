@@ -128,6 +128,8 @@ class Configuration:
         self._node = node
         self._layout = layout
         self.peer_addresses: Collection[str] = ()
+        self.only: Collection[str] | None = None
+        """Lines of pg_hba.conf that stand for those of the settings while the node is isolated."""
         self._parameters = _checked_parameters(settings.parameters)
         socket = str(settings.socket_dir / f".s.PGSQL.{settings.port}")
         if len(socket.encode()) > SOCKET_PATH_BYTES_MAX:
@@ -143,7 +145,7 @@ class Configuration:
             self._layout.passfile.unlink(missing_ok=True)
         else:
             self.write_passfile(self._layout.passfile)
-        write_if_changed(data_dir / "pg_hba.conf", self.render_hba(), owner)
+        self.write_hba()
         self._include()
         strip_owned(data_dir / "postgresql.auto.conf", self._layout)
         write_if_changed(data_dir / CONF_FILE, self.render(runtime), owner)
@@ -179,9 +181,14 @@ class Configuration:
         for peer in peers:
             own.append(f"host replication {REPLICATION_ROLE} {peer} scram-sha-256")
             own.append(f"host postgres {REPLICATION_ROLE} {peer} scram-sha-256")
-        return "\n".join(
-            ["# Written by Holdfast. Use postgres.hba instead.", *own, "# postgres.hba", *self._settings.hba, ""]
-        )
+        others = ["# postgres.hba", *self._settings.hba]
+        if self.only is not None:
+            others = ["# Isolated: postgres.hba counts again once the node is back.", *self.only]
+        return "\n".join(["# Written by Holdfast. Use postgres.hba instead.", *own, *others, ""])
+
+    def write_hba(self) -> bool:
+        """Bring ``pg_hba.conf`` alone to what it should say; returns whether it said something else."""
+        return write_if_changed(self._layout.data_dir / "pg_hba.conf", self.render_hba(), self._layout.owner)
 
     def read_back(self) -> Runtime:
         """The runtime settings that a former agent wrote."""

@@ -81,6 +81,8 @@ class Instance:
         """The timeline that this life of the server leads, with its history, which does not change any more."""
         self._sessions: dict[str, Session] = {}
         self._changing = asyncio.Lock()
+        self._hba_unread = False
+        """Whether this postmaster may not have read pg_hba.conf since it was changed."""
         self._prune_after = 0.0
 
     # -- the process -------------------------------------------------------------------------------------------------
@@ -214,6 +216,28 @@ class Instance:
                     raise PostgresError(f"PostgreSQL did not take its new settings within {deadline_ms} ms")
                 await asyncio.sleep(_POLL_S)
 
+    async def reload_hba(self) -> None:
+        """Bring ``pg_hba.conf`` alone to what it should say, until new sessions meet it; raises PostgresError."""
+        async with self._changing:
+            postmaster = self.running_postmaster()
+            try:
+                write = self.configuration.write_hba
+                self._hba_unread |= await self.disk.call(_SETTINGS, write, self.timeouts.statement_ms)
+            except OSError as error:
+                raise PostgresError(f"cannot write pg_hba.conf: {error}") from error
+            if not self._hba_unread:
+                return
+            session, deadline_ms = self.session("hba"), self.timeouts.reload_confirm_ms
+            before = (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0][0]
+            postmaster.signal(signal.SIGHUP)
+            deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
+            # The postmaster takes in the next session only when it is done with all of the reload.
+            while (await session.fetch(_RELOADED, deadline_ms=deadline_ms))[0][0] == before:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise PostgresError(f"PostgreSQL did not read its pg_hba.conf within {deadline_ms} ms")
+                await asyncio.sleep(_POLL_S)
+            self._hba_unread = False
+
     async def change(self, **fields: object) -> None:
         """``apply`` with some fields of the settings in force changed."""
         await self.apply(replace(self.runtime, **fields))  # type: ignore[arg-type]
@@ -341,6 +365,7 @@ class Instance:
         self.accepted = False
         self.promoting_to = None
         self.own_history = None
+        self._hba_unread = False
 
     async def _wait_until_it_exists(self) -> None:
         """Until its sockets are open, so that a port or directory that it cannot have is told at once."""

@@ -150,6 +150,22 @@ class Server:
         if self._instance.running:
             await self._instance.change()
 
+    def isolate(self, only: Collection[str] | None) -> None:
+        """Let in whom these lines of pg_hba.conf name instead of those of ``postgres.hba``; None: those again.
+
+        Counts from the next start or change of settings on; `settle_isolation` does not wait for one. Replication, and
+        the agent's own sessions, are let in all the same.
+        """
+        self._instance.configuration.only = None if only is None else tuple(only)
+
+    async def settle_isolation(self) -> None:
+        """Bring a running server to what `isolate` was told last; sessions that are there stay. Raises PostgresError.
+
+        May run beside whatever else is done with the server. Does nothing if it has all of that already.
+        """
+        if self._instance.running:
+            await self._instance.reload_hba()
+
     # -- looking -----------------------------------------------------------------------------------------------------
 
     async def view(self, deadline_ms: int = 1000) -> ServerView:
