@@ -61,6 +61,8 @@ class Round:
     taken_bytes: int = 0
     divergent_bytes: int = 0
     captured_ms: int = 0
+    begun_ms: int = 0
+    """From the kill until the capture begins: later than the stall ends, it has no part in it."""
     is_whole: bool = True
 
 
@@ -133,6 +135,7 @@ async def one_round(cluster: LocalCluster, log_mib: int, *, captures: bool) -> R
     writing = asyncio.create_task(writer.run())
     await asyncio.sleep(1.0)
     killed_s, old, epoch = await lose_primary(cluster, log_mib, writer)
+    killed_at_ms = round((time.time() - (time.monotonic() - killed_s)) * 1000)
     if not await cluster.wait_until_whole(WAIT_S):
         sys.exit(f"{old} did not come back")
     back_s = time.monotonic() - killed_s
@@ -152,6 +155,7 @@ async def one_round(cluster: LocalCluster, log_mib: int, *, captures: bool) -> R
         taken_bytes=one.size_bytes,
         divergent_bytes=divergent_bytes,
         captured_ms=took_ms,
+        begun_ms=one.begun_at_ms - killed_at_ms,
         is_whole=one.is_ended and not one.lacking,
     )
 
@@ -263,15 +267,20 @@ async def fill(cluster: LocalCluster, data_mib: int) -> None:
 
 def show(rounds: list[Round], killed: Killed, console: Console) -> float:
     """Print the rounds; returns how much captures add to the median stall, in milliseconds."""
-    table = Table("captures", "stall", "later", "back after", "agents' peak", "captured", "of it divergent", "in")
+    table = Table(
+        "captures", "stall", "later", "back after", "agents' peak", "captured", "of it divergent", "begun after", "in"
+    )
     for r in rounds:
         table.add_row(
             "on" if r.captures else "off", f"{r.stall_ms:.0f} ms", f"{r.later_ms:.0f} ms", f"{r.back_s:.1f} s",
             f"{r.agent_peak_bytes / 1e6:.0f} MB",
-            f"{r.taken_bytes / 2**20:.0f} MiB", f"{r.divergent_bytes / 2**20:.0f} MiB", f"{r.captured_ms} ms",
+            f"{r.taken_bytes / 2**20:.0f} MiB", f"{r.divergent_bytes / 2**20:.0f} MiB",
+            f"{r.begun_ms} ms" if r.captures else "", f"{r.captured_ms} ms",
         )  # fmt: skip
     console.print(table)
     on, off = (statistics.median(r.stall_ms for r in rounds if r.captures is on) for on in (True, False))
+    late = sum(r.begun_ms > r.stall_ms for r in rounds if r.captures)
+    console.print(f"{late} of {sum(r.captures for r in rounds)} captures began when the stall was over")
     later = [statistics.median(r.later_ms for r in rounds if r.captures is on) for on in (True, False)]
     console.print(f"median write stall: {on:.0f} ms with captures, {off:.0f} ms without: ratio {on / off:.3f}")
     console.print(f"captures add {on - off:.0f} ms to it")

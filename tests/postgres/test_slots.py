@@ -34,7 +34,7 @@ async def test_slots_are_made_advanced_and_dropped(lab: Lab) -> None:
         await server.ensure_slots(["a", "b", "c"])
         await server.ensure_slots(["a", "b", "c"])
     names = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary ORDER BY 1"
-    assert await lab.execute("a", names) == [("holdfast_b",), ("holdfast_c",)]
+    assert await lab.execute("a", names) == [("holdfast__rewind",), ("holdfast_b",), ("holdfast_c",)]
     assert await lab.execute("b", names) == [("holdfast_a",), ("holdfast_c",)]
     await lab.execute("a", "CREATE TABLE t AS SELECT generate_series(1, 10000) AS i")
     await lab.until_equal(primary, standby)

@@ -20,6 +20,7 @@ from holdfast.model.lsn import History, Position
 from holdfast.model.settings import PostgresSettings
 from holdfast.model.timeouts import Timeouts
 from holdfast.postgres.account import run_as
+from holdfast.postgres.anchor import Checkpoints
 from holdfast.postgres.config import Configuration, Runtime, read_secret
 from holdfast.postgres.control import LogReader, read_control
 from holdfast.postgres.disk import Disk, DiskSilent
@@ -74,6 +75,7 @@ class Instance:
         """Whether this postmaster has ever accepted a session."""
         self.promoting_to: int | None = None
         self.log_mark: LogMark | None = None
+        self.checkpoints = Checkpoints()
         self.disk = Disk()
         self.identifier = self.layout.system_identifier() if self.layout.complete() else None
         """The system identifier of a complete data directory, as of the last look at it."""

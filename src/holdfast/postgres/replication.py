@@ -16,6 +16,7 @@ from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import Lsn, Position
 from holdfast.model.register import Member, Quorum
 from holdfast.model.server import Upstream, WalSender
+from holdfast.postgres.anchor import ANCHOR
 from holdfast.postgres.config import BARRIER, SLOT_PREFIX, Runtime, slot_of
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.look import Look, position_of, take_look
@@ -68,6 +69,13 @@ SELECT pg_replication_slot_advance(s.slot_name, w.lsn)
   FROM unnest(%s::text[], %s::pg_lsn[]) AS w (slot, lsn)
   JOIN pg_replication_slots s ON s.slot_name = w.slot
  WHERE s.slot_type = 'physical' AND NOT s.active AND s.restart_lsn < w.lsn AND s.wal_status <> 'lost'
+"""
+
+
+_CHECKPOINT = """
+SELECT checkpoint_lsn::text, redo_lsn::text,
+       (SELECT min(restart_lsn)::text FROM pg_replication_slots WHERE slot_name = ANY(%s) AND wal_status <> 'lost')
+  FROM pg_control_checkpoint() WHERE NOT pg_is_in_recovery()
 """
 
 
@@ -249,6 +257,9 @@ async def ensure_slots(instance: Instance, nodes: Collection[str]) -> None:
     """Make and drop slots. See ``Server.ensure_slots``."""
     session = instance.session("slots")
     wanted = {slot_of(node) for node in nodes if node != instance.node}
+    on_primary = await session.fetch(_CHECKPOINT, (sorted(wanted),))
+    if on_primary:
+        wanted.add(ANCHOR)
     found = {name: (lost, active) for name, lost, active in await session.fetch(_SLOTS)}
     for name, (lost, active) in found.items():
         if (lost or name not in wanted) and not active:
@@ -256,6 +267,11 @@ async def ensure_slots(instance: Instance, nodes: Collection[str]) -> None:
     kept = {name for name, (lost, active) in found.items() if active or not lost}
     for name in sorted(wanted - kept):
         await session.fetch("SELECT pg_create_physical_replication_slot(%s, true)", (name,))
+    for checkpoint, redo, common in on_primary:
+        everywhere = None if common is None else Lsn.parse(common)
+        start = instance.checkpoints.anchor(Lsn.parse(checkpoint), Lsn.parse(redo), everywhere)
+        if start is not None:
+            await session.fetch(_ADVANCE, ([ANCHOR], [str(start)]))
 
 
 async def advance_slots(instance: Instance, flushed: Mapping[str, Lsn]) -> None:

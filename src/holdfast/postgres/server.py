@@ -321,7 +321,8 @@ class Server:
 
         A node streams through its own slot on its upstream, and cannot without: one connection holds a slot at a time,
         so that PostgreSQL never counts two of one node. The own node needs none. A slot that was invalidated
-        (max_slot_wal_keep_size) is made anew. Raises PostgresError.
+        (max_slot_wal_keep_size) is made anew. One more slot, on a primary, keeps log back to the last checkpoint that
+        all of them have, from which a rewind would begin. Raises PostgresError.
         """
         await replication.ensure_slots(self._instance, nodes)
 
