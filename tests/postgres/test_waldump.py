@@ -9,7 +9,7 @@ from holdfast.model.lsn import Lsn
 from holdfast.model.owner import Owner
 from holdfast.model.token import Mark
 from holdfast.postgres.tokens import committed_in
-from holdfast.postgres.waldump import DivergentLog, mark_in
+from holdfast.postgres.waldump import DivergentLog, mark_in, own_token_in
 
 T = "1663/5/16384"
 
@@ -54,6 +54,29 @@ def test_what_was_written_before_the_fork_and_committed_beyond_it_is_lost() -> N
     (lost,) = listed(insert, commit(7, "0/100"))
     assert lost.relations == {T: Tuples(inserted=1)}
     assert listed(insert, commit(7, "0/90")) == ()
+
+
+def message(xid: int, lsn: str, content: str, how: str = "transactional", prefix: str = "holdfast") -> str:
+    payload = " ".join(f"{byte:02X}" for byte in content.encode())
+    said = f'MESSAGE {how}, prefix "{prefix}"; payload ({len(content.encode())} bytes): {payload}'
+    return record("LogicalMessage", xid, lsn, said, None)
+
+
+def test_tokens_of_applications_are_those_of_their_transactions() -> None:
+    first, second = message(7, "0/90", "order-17"), message(8, "0/110", "step 2")
+    assert own_token_in(first) == (7, "order-17")
+    assert own_token_in(message(7, "0/90", "order-17", "non-transactional")) == (None, "order-17")
+    for other in (message(7, "0/90", "é"), message(7, "0/90", "x" * 201), message(7, "0/90", "a", prefix="app")):
+        assert own_token_in(other) is None
+    mark = Mark("t-1", Owner("u", "d", "a", "h")).to_text()
+    assert own_token_in(message(7, "0/90", mark)) is None
+    assert mark_in(message(7, "0/90", mark, "non-transactional")) is None
+    (lost,) = listed(first, second, commit(7, "0/120", "; subxacts: 8"))
+    assert lost.tokens == ("order-17", "step 2")
+    (lost,) = listed(
+        first, record("Transaction", 7, "0/100", "ABORT 2026-11-21 11:06:53.019278 UTC", None), commit(7, "0/120")
+    )
+    assert lost.tokens == ()
 
 
 def test_subtransactions_belong_to_their_transaction() -> None:

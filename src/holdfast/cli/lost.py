@@ -218,7 +218,8 @@ def _in_words(transaction: LostTransaction) -> str:
         state = f"prepared before as {transaction.open_as!r}, committed"
     more = ", and perhaps more before what was read of the log" if transaction.is_partial else ""
     owner = f"  of {transaction.owner.in_words}" if transaction.owner is not None else ""
-    return f"xid {transaction.xid}  {state} {transaction.committed_at}  {wrote}{more}{owner}"
+    tokens = "".join(f"  token {token}" for token in transaction.tokens)
+    return f"xid {transaction.xid}  {state} {transaction.committed_at}  {wrote}{more}{owner}{tokens}"
 
 
 def _row_in_words(row: SalvagedRow) -> str:
@@ -267,6 +268,7 @@ def _as_json(account: LostLog, *, is_unacknowledged: bool) -> dict[str, object]:
                 "open_as": t.open_as,
                 "is_partial": t.is_partial,
                 "owner": None if t.owner is None else asdict(t.owner),
+                "tokens": list(t.tokens),
                 "relations": {name: _counts(tuples) for name, tuples in t.relations.items()},
             }
             for t in account.of_clients

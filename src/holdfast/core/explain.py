@@ -9,9 +9,12 @@ from holdfast.core.coordination import COORDINATION
 from holdfast.core.detection import verdict_rules
 from holdfast.core.leadership import TABLE, Duty, Situation
 from holdfast.core.outcome import RULES as OUTCOME_RULES
+from holdfast.core.own_token import OWN_TOKEN_RULES
 from holdfast.core.rules import RULES
 from holdfast.core.token import TOKEN_RULES
 from holdfast.model.register import Phase
+
+_OF_OUTCOMES = {**OUTCOME_RULES, **OWN_TOKEN_RULES, **TOKEN_RULES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def rows() -> tuple[Row, ...]:
     ]
     outcomes = [
         Row("outcome", str(n), outcome.value, rule, comment)
-        for n, (rule, (outcome, comment)) in enumerate({**OUTCOME_RULES, **TOKEN_RULES}.items(), 1)
+        for n, (rule, (outcome, comment)) in enumerate(_OF_OUTCOMES.items(), 1)
     ]
     return (*cluster, *node, *verdicts, *outcomes)
 
@@ -52,7 +55,7 @@ def comment_of(rule_id: str) -> str | None:
     if rule_id in RULES:
         return RULES[rule_id].comment
     found = {rule.id: rule.comment for rule in COORDINATION.values()} | {r.id: r.comment for r in verdict_rules()}
-    outcomes = {rule: comment for rule, (_, comment) in {**OUTCOME_RULES, **TOKEN_RULES}.items()}
+    outcomes = {rule: comment for rule, (_, comment) in _OF_OUTCOMES.items()}
     return (found | outcomes | RAMP_RULES).get(rule_id)
 
 

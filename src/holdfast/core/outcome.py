@@ -16,7 +16,7 @@ from holdfast.model.errors import ConfigurationError
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog, LostTransaction
 from holdfast.model.lsn import History, Lsn
-from holdfast.model.outcome import EpochStart, Outcome, OutcomeAnswer, XactStatus, widened
+from holdfast.model.outcome import FIRST_NORMAL_XID, EpochStart, Outcome, OutcomeAnswer, XactStatus, widened
 
 NAMED_MAX: Final = 10
 """Clients that an answer names."""
@@ -105,6 +105,16 @@ def decide_outcome(xid: int, epoch: int | None, evidence: OutcomeEvidence) -> Ou
             f"epoch {epoch} has not begun: the present one is {evidence.present} (`holdfast incident list` shows all)"
         )
     return case.of_epoch(epoch)
+
+
+def nothing_beyond(epoch: int, evidence: OutcomeEvidence) -> tuple[str | None, tuple[str, ...]]:
+    """Why the primary of an earlier epoch committed nothing beyond the fork but what the lists have, for any client.
+
+    None where that is not known, and what is missing then.
+    """
+    case = _Case(FIRST_NORMAL_XID, evidence)
+    proof = case._whole(epoch) or (case._needed_quorum(epoch) if epoch in case._line else None)
+    return (proof, ()) if proof is not None else (None, (*case._missing(epoch), *case._in_doubt(epoch)))
 
 
 class _Case:

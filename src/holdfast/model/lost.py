@@ -35,7 +35,7 @@ class LostTransaction:
 
     ``open_as``: it was prepared under that name before the fork, so that the new primary may hold it, undecided.
     ``is_partial``: it may have written more, before what was read of the log.
-    ``owner``: whose it was, if its commit was guarded.
+    ``owner``: whose it was, if its commit was guarded. ``tokens`` are those that its application gave it.
     ``committed_at`` is UTC as PostgreSQL wrote it. ``relations`` counts what it wrote, its subtransactions included, by
     name (database, schema and relation), or by ``tablespace/database/filenode`` where nobody knew a name.
     """
@@ -49,6 +49,7 @@ class LostTransaction:
     open_as: str | None = None
     is_partial: bool = False
     owner: Owner | None = None
+    tokens: tuple[str, ...] = ()
 
     @property
     def is_own(self) -> bool:

@@ -57,14 +57,28 @@ class EpochStart:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnQuestion:
+    """What became of the transaction to which its application has given ``token``.
+
+    ``epoch``: in which that was written. ``lsn``: what the server said of where. Both None if not known.
+    """
+
+    token: str
+    epoch: int | None = None
+    lsn: Lsn | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeAnswer:
     """What became of transaction ``xid``, which a client wrote in ``epoch`` (None: that could not be told).
+
+    If it was asked for by the application's own ``token``, ``xid`` is None where no transaction is known to have it.
 
     ``rule`` is the id of the rule that decided it. ``is_there``: whether what it did is in the database now; None if
     that is not known either. ``epochs``: those to choose from, if the id was given away more than once.
     """
 
-    xid: int
+    xid: int | None
     epoch: int | None
     outcome: Outcome
     rule: str
@@ -72,6 +86,7 @@ class OutcomeAnswer:
     is_there: bool | None = None
     evidence: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
+    token: str | None = None
 
     def to_json(self) -> bytes:
         """The form in which an agent tells it."""
@@ -109,6 +124,16 @@ def parse_epoch(text: str) -> int:
             f"epoch {text!r} is none: give the number of an epoch from `holdfast incident list`, 1 or more"
         )
     return int(text)
+
+
+def parse_position(text: str | None) -> Lsn | None:
+    """A position in the log, if one is given; raises ConfigurationError, which names the fix."""
+    try:
+        return None if text is None else Lsn.parse(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"LSN {text!r} is no position in the log: give what pg_logical_emit_message returned, such as 0/5FFC8A0"
+        ) from None
 
 
 def widened(xid: int, near: int) -> int:

@@ -17,6 +17,8 @@ PREFIX: Final = "holdfast"
 """Of the logical messages (PostgreSQL manual, ``pg_logical_emit_message``)."""
 QUESTIONS_MAX: Final = 1000
 """That an agent takes at once."""
+OWN_TOKEN_MAX: Final = 200
+"""Characters of a token that an application gives."""
 _TEXT_MAX: Final = 200
 """Of each name in a mark: a client may call itself anything."""
 
@@ -45,6 +47,27 @@ class Mark:
             return None
         token, user, database, application, address = found
         return cls(token, Owner(user, database, application, address))
+
+
+def parse_token(text: str) -> str:
+    """A token that an application gives; raises ConfigurationError, which names the fix."""
+    if not text:
+        raise ConfigurationError("TOKEN is empty: give what the application passed to pg_logical_emit_message")
+    if len(text) > OWN_TOKEN_MAX:
+        raise ConfigurationError(
+            f"TOKEN has {len(text)} characters, and a token at most {OWN_TOKEN_MAX}: a longer one is never found"
+        )
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigurationError(
+            f"TOKEN {text!r} has characters that are not printable ASCII, which is never found: databases differ in "
+            "how they encode them"
+        )
+    return text
+
+
+def is_own_token(text: str) -> bool:
+    """Whether the content of a message can be a token that an application gave."""
+    return 0 < len(text) <= OWN_TOKEN_MAX and text.isascii() and text.isprintable()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -15,12 +15,12 @@ from holdfast.model.capture import Capture
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError, RegisterError
 from holdfast.model.event import Event, Stamp
 from holdfast.model.lost import LostLog
-from holdfast.model.outcome import OutcomeAnswer, parse_epoch, parse_xid
+from holdfast.model.outcome import OutcomeAnswer, OwnQuestion, parse_epoch, parse_position, parse_xid
 from holdfast.model.plan import PlannedSwitchover
 from holdfast.model.register import Member
 from holdfast.model.report import NodeReport
 from holdfast.model.settings import ApiSettings
-from holdfast.model.token import TokenAnswer, TokenQuestion, read_questions, write_answers
+from holdfast.model.token import TokenAnswer, TokenQuestion, parse_token, read_questions, write_answers
 from holdfast.node.control import ASKED_BY, Control
 from holdfast.node.outcome import NotPrimary
 
@@ -72,10 +72,22 @@ USER_LENGTH_MAX = 100
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Answer = tuple[bool, str]
 Order = Callable[[dict[str, Any]], Awaitable[Answer]]
-FindOutcome = Callable[[int, int | None], Awaitable[OutcomeAnswer]]
-"""Of a transaction: by its id and, if it is known, the epoch in which a client wrote it."""
-FindTokens = Callable[[tuple[TokenQuestion, ...]], Awaitable[tuple[TokenAnswer, ...]]]
-"""Of transactions with tokens."""
+
+
+class Finder(Protocol):
+    """Says what became of transactions; each call raises HoldfastError where it cannot."""
+
+    async def answer(self, xid: int, epoch: int | None) -> OutcomeAnswer:
+        """Of one transaction: by its id and, if it is known, the epoch in which a client wrote it."""
+        ...
+
+    async def answer_own(self, question: OwnQuestion) -> OutcomeAnswer:
+        """Of the one that an application gave a token."""
+        ...
+
+    async def answer_tokens(self, questions: Sequence[TokenQuestion]) -> tuple[TokenAnswer, ...]:
+        """Of many with tokens of the proxy."""
+        ...
 
 
 class Api:
@@ -87,23 +99,20 @@ class Api:
         token: str,
         subject: Subject,
         accounts: Callable[[], list[LostLog]] = list,
-        find_outcome: FindOutcome | None = None,
-        find_tokens: FindTokens | None = None,
+        finder: Finder | None = None,
         captures: Callable[[], list[Capture]] = list,
         moment: Callable[[], Stamp] | None = None,
     ) -> None:
         """``accounts`` reads what was lost with divergent logs of this node; called in a thread.
 
-        ``find_outcome`` answers for a transaction, ``find_tokens`` for many with tokens; None: there is no PostgreSQL
-        here. Both raise HoldfastError.
+        ``finder`` says what became of transactions; None: there is no PostgreSQL here.
         ``captures`` reads what was taken of this node; called in a thread. ``moment`` is the clock that answers carry.
         """
         self._settings = settings
         self._token = token
         self._subject = subject
         self._accounts = accounts
-        self._find_outcome = find_outcome
-        self._find_tokens = find_tokens
+        self._finder = finder
         self._captures = captures
         self._moment = moment
         self._runner: web.AppRunner | None = None
@@ -188,24 +197,35 @@ class Api:
     async def _outcome(self, request: web.Request) -> web.StreamResponse:
         """400 for what cannot be asked, 421 on a node that does not lead, 503 where nobody can tell now."""
         try:
-            if "xid" not in request.query:
-                raise ConfigurationError("xid is missing: ask for /outcome?xid=XID, and &epoch=N if the epoch is known")
-            xid, asked = parse_xid(request.query["xid"]), request.query.get("epoch")
-            epoch = None if asked is None else parse_epoch(asked)
-            if self._find_outcome is None:
-                raise NotPrimary("a witness has no transactions: ask the agent of the primary")
-            answer = await self._find_outcome(xid, epoch)
+            answer = await self._find(request.query)
         except HoldfastError as error:
             return _not_told(error)
         return web.Response(body=answer.to_json(), content_type="application/json")
+
+    async def _find(self, query: Mapping[str, str]) -> OutcomeAnswer:
+        asked, lsn = query.get("epoch"), query.get("lsn")
+        epoch = None if asked is None else parse_epoch(asked)
+        if ("xid" in query) == ("token" in query) or ("xid" in query and lsn is not None):
+            raise ConfigurationError(
+                "ask for /outcome?xid=XID or /outcome?token=TOKEN, with &epoch=N if the epoch is known; with a token "
+                "&lsn=LSN may say where it was written"
+            )
+        xid = parse_xid(query["xid"]) if "xid" in query else None
+        question = None if xid is not None else OwnQuestion(parse_token(query["token"]), epoch, parse_position(lsn))
+        if self._finder is None:
+            raise NotPrimary("a witness has no transactions: ask the agent of the primary")
+        if question is not None:
+            return await self._finder.answer_own(question)
+        assert xid is not None
+        return await self._finder.answer(xid, epoch)
 
     async def _token_outcomes(self, request: web.Request) -> web.StreamResponse:
         """The same for a list of questions about tokens."""
         try:
             questions = read_questions(await request.read())
-            if self._find_tokens is None:
+            if self._finder is None:
                 raise NotPrimary("a witness has no transactions: ask the agent of the primary")
-            answers = await self._find_tokens(questions)
+            answers = await self._finder.answer_tokens(questions)
         except HoldfastError as error:
             return _not_told(error)
         return web.Response(body=write_answers(answers), content_type="application/json")

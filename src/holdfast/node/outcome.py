@@ -11,12 +11,20 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.core.outcome import OutcomeEvidence, decide_outcome
+from holdfast.core.own_token import (
+    TOLD_MAX,
+    OwnFound,
+    decide_absent,
+    decide_seen,
+    own_stretches,
+    sightings,
+)
 from holdfast.core.token import Found, Stretch, TokenEvidence, decide_token, stretches
 from holdfast.model.errors import HoldfastError
 from holdfast.model.keys import Keys
 from holdfast.model.lost import LostLog
 from holdfast.model.lsn import History, Lsn
-from holdfast.model.outcome import EpochStart, Outcome, OutcomeAnswer, XactStatus
+from holdfast.model.outcome import EpochStart, Outcome, OutcomeAnswer, OwnQuestion, XactStatus
 from holdfast.model.register import NodeRecord, Register
 from holdfast.model.timeouts import Timeouts
 from holdfast.model.token import TokenAnswer, TokenQuestion
@@ -45,6 +53,10 @@ class PrimaryServer(Protocol):
     async def running_sessions(self, pids: Collection[int]) -> frozenset[int]: ...  # noqa: D102
 
     async def find_tokens(self, stretch: Stretch, wanted: Collection[str]) -> Found: ...  # noqa: D102
+
+    async def find_own_token(self, stretch: Stretch, token: str) -> OwnFound: ...  # noqa: D102
+
+    async def next_xid(self) -> int: ...  # noqa: D102
 
 
 class Outcomes:
@@ -83,6 +95,36 @@ class Outcomes:
             # Only where it matters: the whole journal is much to read for an agent that has a server to look after.
             events = await self._store.read_events(JOURNAL_ENTRIES_MAX + TRIM_EVERY)
             return decide_outcome(xid, epoch, replace(evidence, events=events))
+
+    async def answer_own(self, question: OwnQuestion) -> OutcomeAnswer:
+        """What became of the transaction that an application gave a token; raises as the others do."""
+        try:
+            async with asyncio.timeout(self._timeouts.tokens_ms / 1000), self._one_at_a_time:
+                return await self._answer_own(question)
+        except TimeoutError:
+            raise HoldfastError("the log could not be read in time: ask again") from None
+
+    async def _answer_own(self, question: OwnQuestion) -> OutcomeAnswer:
+        present = await self._led_epoch()
+        starts, history = await self._server.epoch_starts(), await self._server.history_of(present)
+        end = await self._server.flushed_lsn()
+        begins = {start.epoch: start.fork_lsn for start in starts}
+        stretches = own_stretches(question, present, history, end, begins)
+        found = {s.timeline: await self._server.find_own_token(s, question.token) for s in stretches}
+        events = await self._store.read_events(JOURNAL_ENTRIES_MAX + TRIM_EVERY)
+        accounts, silent = await self._all_accounts()
+        first = {start.epoch: start.next_xid for start in starts}
+        seen = sightings(question, found, accounts, first, await self._server.next_xid())
+        answers = []
+        for one in seen[-TOLD_MAX:]:
+            evidence = replace(await self._evidence(one.xid), events=events)
+            answers.append(decide_outcome(one.xid, one.epoch, evidence))
+        if await self._led_epoch() != present:
+            raise HoldfastError("the primary was replaced meanwhile: ask again")
+        if answers:
+            return decide_seen(question.token, seen, answers)
+        known = OutcomeEvidence(present, XactStatus.FUTURE, False, starts, history, accounts, silent, events)
+        return decide_absent(question, found, known, end)
 
     async def answer_tokens(self, questions: Sequence[TokenQuestion]) -> tuple[TokenAnswer, ...]:
         """What became of transactions with tokens.

@@ -62,7 +62,7 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     captures = partial(read_captures, server.captures_dir, name)
     outcomes = Outcomes(settings.node.name, server, store, keys, settings.timeouts, accounts)
     try:
-        told = accounts, outcomes.answer, outcomes.answer_tokens, captures, store.clock.stamp
+        told = accounts, outcomes, captures, store.clock.stamp
         await _live(agent, Api(settings.api, token, agent, *told))
     finally:
         await outcomes.close()

@@ -12,6 +12,7 @@ from typing import Literal
 
 import structlog
 
+from holdfast.core.own_token import OwnFound
 from holdfast.core.token import Found, Stretch
 from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.errors import HoldfastError, PostgresError
@@ -267,6 +268,14 @@ class Server:
     async def find_tokens(self, stretch: Stretch, wanted: Collection[str]) -> Found:
         """Read a stretch of the log for tokens of guarded commits. Raises PostgresError if it cannot be read."""
         return await tokens.find_tokens(self._instance, stretch, wanted)
+
+    async def find_own_token(self, stretch: Stretch, token: str) -> OwnFound:
+        """Read a stretch of the log for an application's own token. Raises PostgresError if it cannot be read."""
+        return await tokens.find_own_token(self._instance, stretch, token)
+
+    async def next_xid(self) -> int:
+        """The next transaction id of 64 bits, or a little less. Raises PostgresError."""
+        return await transactions.next_xid(self._instance)
 
     async def survey(self) -> Survey:
         """How busy the server is, and what it has of the heartbeat rows. Raises PostgresError."""

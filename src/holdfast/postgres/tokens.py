@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
+from holdfast.core.own_token import OwnFound
 from holdfast.core.token import Found, Stretch
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import Lsn
@@ -17,7 +19,7 @@ from holdfast.postgres.control import dump_arguments
 from holdfast.postgres.dump import each_line
 from holdfast.postgres.instance import Instance
 from holdfast.postgres.timelines import segment_name
-from holdfast.postgres.waldump import mark_in
+from holdfast.postgres.waldump import mark_in, own_token_in
 
 _COMMIT = re.compile(r"tx:\s+(?P<xid>\d+), lsn: .*?desc: COMMIT (?P<rest>.*)")
 _SUBXIDS = re.compile(r"subxacts: ([\d ]+)")
@@ -42,11 +44,38 @@ async def running_sessions(instance: Instance, pids: Collection[int]) -> frozens
 
 async def find_tokens(instance: Instance, stretch: Stretch, wanted: Collection[str]) -> Found:
     """Read a stretch of the log for these tokens; raises PostgresError if it cannot be read."""
+    async with _kept(instance, stretch) as (place, start, segment_bytes):
+        return await _read(instance, place, stretch, start, segment_bytes, frozenset(wanted))
+
+
+async def find_own_token(instance: Instance, stretch: Stretch, token: str) -> OwnFound:
+    """Read a stretch of the log for a token that an application gave; raises PostgresError if it cannot be read."""
+    xids: dict[int, None] = {}
+    loose = False
+
+    def take(line: str) -> None:
+        nonlocal loose
+        found = own_token_in(line)
+        if found is None or found[1] != token:
+            return
+        if found[0] is None:
+            loose = True
+        else:
+            xids[found[0]] = None
+
+    async with _kept(instance, stretch) as (place, start, segment_bytes):
+        if start < stretch.end:
+            await _dump(instance, place, stretch, start, segment_bytes, "LogicalMessage", take)
+    return OwnFound(start, tuple(xids), loose)
+
+
+@contextlib.asynccontextmanager
+async def _kept(instance: Instance, stretch: Stretch) -> AsyncIterator[tuple[Path, Lsn, int]]:
+    """A directory with what is kept of a stretch, from where on that is, and the bytes of a segment."""
     ((segment_bytes,),) = await instance.session("outcome").fetch(_SEGMENT_BYTES)
     place = await asyncio.to_thread(_linked, instance, stretch, segment_bytes)
     try:
-        start = await asyncio.to_thread(_kept_from, place, stretch, segment_bytes)
-        return await _read(instance, place, stretch, start, segment_bytes, frozenset(wanted))
+        yield place, await asyncio.to_thread(_kept_from, place, stretch, segment_bytes), segment_bytes
     finally:
         await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from holdfast.postgres.instance import Instance
 _log = structlog.get_logger(__name__)
 
 _STATUS = "SELECT pg_xact_status(%s::text::xid8)"
+_NEXT_XID = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
 _STARTS = "SELECT epoch, fork_lsn::text, next_xid::bigint FROM holdfast.epochs ORDER BY epoch"
 _INVALID_PARAMETER_VALUE = "22023"
 """What ``pg_xact_status`` says of an id that is not given away yet."""
@@ -33,6 +34,12 @@ async def transaction_status(instance: Instance, xid: int) -> XactStatus:
             return XactStatus.UNREADABLE
         raise
     return XactStatus.FORGOTTEN if said is None else XactStatus(said)
+
+
+async def next_xid(instance: Instance) -> int:
+    """The next transaction id of 64 bits that the server gives away, or a little less; raises PostgresError."""
+    ((found,),) = await instance.session("outcome").fetch(_NEXT_XID)
+    return int(found)
 
 
 async def epoch_starts(instance: Instance) -> tuple[EpochStart, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from holdfast.model.lost import LostTransaction, Tuples
 from holdfast.model.lsn import Lsn
 from holdfast.model.owner import Owner
-from holdfast.model.token import PREFIX, Mark
+from holdfast.model.token import PREFIX, Mark, is_own_token
 from holdfast.postgres.rowwrites import PackedWrites, RelationNames, RowWrite, tuples_of
 
 WRITES_MAX = 300_000
@@ -30,7 +30,8 @@ _NEXT_XID = re.compile(r"\ARUNNING_XACTS nextXid (\d+)|\bxid \d+:(\d+); oid")
 _SUBXIDS = re.compile(r"subxacts: ([\d ]+)")
 _MANY = re.compile(r"(?:ntuples: )?(\d+)(?: tuples)?")
 _MESSAGE = re.compile(
-    rf'tx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*?desc: MESSAGE transactional, prefix "{PREFIX}"; '
+    rf"tx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*?desc: MESSAGE (?P<non>non-)?transactional, "
+    rf'prefix "{PREFIX}"; '
     r"payload \(\d+ bytes\): (?P<bytes>[0-9A-F ]*)"
 )
 _XIDS = 1 << 32
@@ -67,6 +68,7 @@ class DivergentLog:
     _prepared: dict[int, LostTransaction] = field(default_factory=dict)
     _open: dict[int, str] = field(default_factory=dict)
     _owners: dict[int, Owner] = field(default_factory=dict)
+    _tokens: dict[int, list[str]] = field(default_factory=dict)
 
     def take(self, line: str) -> None:
         """One line of the output; what is no record is passed over."""
@@ -86,8 +88,8 @@ class DivergentLog:
             self.first_seen_xid = int(found[1] or found[2])
         elif match["rmgr"] == "Transaction":
             self._ended(xid, lsn, desc)
-        elif match["rmgr"] == "LogicalMessage" and (marked := mark_in(line)) is not None:
-            self._owners[xid] = marked[2].owner
+        elif match["rmgr"] == "LogicalMessage":
+            self._marked(line)
 
     def transactions(self) -> tuple[LostTransaction, ...]:
         """Commits beyond the fork, in their order, then what was prepared there and is still open."""
@@ -99,6 +101,12 @@ class DivergentLog:
         writers = (transaction.xid, *transaction.subxids)
         found = [write for xid in writers if xid in self._writes for write in self._writes[xid].of(xid)]
         return sorted(found, key=lambda write: write.order)
+
+    def _marked(self, line: str) -> None:
+        if (marked := mark_in(line)) is not None:
+            self._owners[marked[0]] = marked[2].owner
+        elif (given := own_token_in(line)) is not None and given[0] is not None:
+            self._tokens.setdefault(given[0], []).append(given[1])
 
     def _named(self, xid: int) -> None:
         if xid == 0:
@@ -138,6 +146,7 @@ class DivergentLog:
     def _forget(self, xids: tuple[int, ...]) -> None:
         for xid in xids:
             self._owners.pop(xid, None)
+            self._tokens.pop(xid, None)
             self._written.pop(xid, None)
             self._remembered -= len(self._writes.pop(xid, ()))
 
@@ -165,6 +174,7 @@ class DivergentLog:
         lost = LostTransaction(
             xid, lsn, match["at"], subxids, name, self._relations(xid, subxids), self._open.get(xid),
             owner=next((self._owners[x] for x in (xid, *subxids) if x in self._owners), None),
+            tokens=tuple(token for x in (xid, *subxids) for token in self._tokens.get(x, ())),
         )  # fmt: skip
         if match["kind"] == "PREPARE":
             self._prepared[xid] = lost
@@ -185,10 +195,24 @@ class DivergentLog:
 def mark_in(line: str) -> tuple[int, Lsn, Mark] | None:
     """The mark that a line of pg_waldump shows, with its xid and where it is; None: it shows none of ours."""
     match = _MESSAGE.search(line)
-    if match is None:
+    if match is None or match["non"]:
         return None
     mark = Mark.from_text(bytes.fromhex(match["bytes"]).decode(errors="replace"))
     return None if mark is None else (int(match["xid"]), Lsn.parse(match["lsn"]), mark)
+
+
+def own_token_in(line: str) -> tuple[int | None, str] | None:
+    """The token of an application that a line of pg_waldump shows, with its xid; None: it shows none.
+
+    The xid is None for a message that belongs to no transaction.
+    """
+    match = _MESSAGE.search(line)
+    if match is None:
+        return None
+    text = bytes.fromhex(match["bytes"]).decode(errors="replace")
+    if not is_own_token(text) or Mark.from_text(text) is not None:
+        return None
+    return (None if match["non"] else int(match["xid"])), text
 
 
 def _subxids(desc: str) -> tuple[int, ...]:
