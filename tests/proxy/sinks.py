@@ -319,7 +319,7 @@ class World:
             relay.land()
         backend = self._new_server()
         if relay.pool is not None:
-            relay.pool.open += 1
+            relay.pool.open += relay.pool.open < relay.pool.limits.size  # else it is one of those that others had
             relay.pool.made(backend.connection)
         if relay._waiter is not None and relay.pool is not None:
             self.waits += 1
@@ -422,6 +422,10 @@ class World:
         servers = tuple((bytes(b.sink.written), tuple(b.sink.told)) for b in self.backends)
         return bytes(self.sink.written), tuple(self.sink.told), servers
 
+    def _on_trial(self) -> list[dict[str, object]]:
+        """Of the suspects all but what follows from the time that has passed."""
+        return [{name: v for name, v in entry.items() if name != "limit"} for entry in self.lane.quarantine.status()]
+
     def known(self) -> dict[str, object]:
         """All that the session knows, in the terms of the full way."""
         relay = self.relay
@@ -454,7 +458,7 @@ class World:
             "server": None if relay.current is None else ids[id(relay.current)],
             "pool": None if pool is None else ([ids[id(entry.server)] for entry in pool.idle], pool.open),
             "gate": (relay._permit.is_in, self.lane.admission.gate.inside, self.lane.admission.gate.done),
-            "quarantine": (self.lane.quarantine.status(), relay._custody.cell is not None),
+            "quarantine": (self._on_trial(), relay._custody.cell is not None),
             "orphans": len(self.lane.orphans),
             "counters": self.lane.counters,
             "flags": (relay._is_over, relay._is_discarding, relay._withheld, relay._lost_transaction, relay._refusal),

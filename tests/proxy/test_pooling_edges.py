@@ -15,6 +15,7 @@ import pytest_asyncio
 from holdfast.model.register import NodeRecord, NodeState
 from holdfast.wire import messages as m
 from tests.proxy.cluster import KEYS, Cluster, fetch, member, until
+from tests.proxy.conftest import with_oldest_and_newest
 from tests.proxy.servers import PASSWORD, USER, Server
 from tests.proxy.test_pooling import Pooled
 
@@ -184,6 +185,37 @@ async def test_one_text_is_another_statement_where_settings_differ(pooled: Poole
     third = await pooled.connect()
     await third.execute("set timezone = 'UTC'")
     assert await (await third.execute(f"{sql} + 0", [0], prepare=True)).fetchone() == (1577836800,)
+
+
+@with_oldest_and_newest
+async def test_a_statement_whose_columns_have_changed_is_refused_once(pooled: Pooled) -> None:
+    await pooled.start(2)
+    clients = [await pooled.connect() for _ in range(3)]
+    holder, *others = clients
+    await holder.execute("create table altered (a int)")
+    sql = "select * from altered"
+
+    async def ask() -> list[int]:
+        """How many columns each of the others gets, on both connections."""
+        columns = []
+        for is_held in (False, True):
+            if is_held:
+                await holder.execute("begin")
+                await holder.execute("select 1")
+            for client in others:
+                columns.append(len((await client.execute(sql, prepare=True)).description or ()))
+            if is_held:
+                await holder.execute("commit")
+        return columns
+
+    try:
+        assert await ask() == await ask() == [1] * 4
+        await holder.execute("alter table altered add b int")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="cached plan"):
+            await others[0].execute(sql, prepare=True)
+        assert await ask() == await ask() == [2] * 4
+    finally:
+        await holder.execute("drop table altered")
 
 
 async def test_tables_of_one_name_in_two_schemas(pooled: Pooled) -> None:

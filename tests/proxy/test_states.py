@@ -176,3 +176,49 @@ async def test_a_server_that_has_not_taken_everything_is_not_let_go() -> None:
         assert world.sink.told == ["pause", "resume"]
         world.let_go()
         assert world.relay.current is None
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["full", "fast"])
+async def test_portals_are_forgotten_with_their_transaction(fast: bool) -> None:
+    world = World("session", fast=fast)
+    for number in range(9):
+        world.send(parsed(b"", SUSPECT) + executed(b"", b"p%d" % number) + m.SYNC_MESSAGE, 0)
+        world.heard()
+        world.answer(100)
+    assert not world.relay._requests.portals
+    world.close()
+
+
+async def test_whoever_leaves_the_line_of_a_pool_leaves_no_place_behind() -> None:
+    async with world_of("transaction") as world:
+        pool = world.relay.pool
+        assert pool is not None
+        world.crowd()
+        waiting = [asyncio.create_task(pool.reserve()) for _ in range(5)]
+        await a_few_turns()
+        assert pool.waiting == 5
+        for task in waiting[1:]:
+            task.cancel()
+        await a_few_turns()
+        assert pool.waiting == 1
+        waiting[0].cancel()
+        world.send(ASKED, 0)
+        assert world.relay._waiter is not None
+        world.leave()
+        await a_few_turns()
+        assert pool.waiting == 0
+
+
+async def test_a_pool_that_has_one_too_many_gets_over_it() -> None:
+    """A session waited for leave to go on with its connection, and lost that: the one made in its place is a guest."""
+    async with world_of("transaction") as world:
+        pool = world.relay.pool
+        assert pool is not None
+        world.crowd()
+        server = world._new_server().connection
+        pool.made(server, in_place_of_another=True)
+        assert pool.open == pool.limits.size + 1
+        pool.give(server)
+        assert not pool.idle
+        server.connection_lost(None)
+        assert pool.open == pool.limits.size

@@ -45,6 +45,7 @@ class Backend:
     bound: bytes = b""
     is_skipping: bool = False
     parsed: int = 0
+    outdated: set[bytes] = field(default_factory=set)
 
     def take(self, data: bytes) -> bytes:
         out = b""
@@ -70,6 +71,8 @@ class Backend:
                 (_, name), _ = m.read_strings(body, 2)
                 if name not in self.statements:
                     return self._fail(b"26000")
+                if name in self.outdated:
+                    return self._fail(b"0A000", b"RRevalidateCachedQuery\0")
                 self.bound = self.statements[name]
                 return m.message(m.BIND_COMPLETE)
             case m.DESCRIBE:
@@ -78,6 +81,7 @@ class Backend:
                 return m.message(m.PARAMETER_DESCRIPTION, b"\0\0") + m.message(m.NO_DATA)
             case m.CLOSE:
                 self.statements.pop(body[1:-1], None)
+                self.outdated.discard(body[1:-1])
                 return m.message(m.CLOSE_COMPLETE)
             case m.EXECUTE:
                 return self._execute()
@@ -120,24 +124,24 @@ class Backend:
         del self.statements[name]
         return m.message(m.COMMAND_COMPLETE, b"DEALLOCATE\0")
 
-    def _fail(self, sqlstate: bytes) -> bytes:
+    def _fail(self, sqlstate: bytes, more: bytes = b"") -> bytes:
         self.is_skipping = True
-        return m.message(m.ERROR, b"SERROR\0VERROR\0C" + sqlstate + b"\0Mfailed\0\0")
+        return m.message(m.ERROR, b"SERROR\0VERROR\0C" + sqlstate + b"\0Mfailed\0" + more + b"\0")
 
 
 class Client:
     """A client of a proxy that shares connections, and what it sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, outdated: sharing.Outdated | None = None) -> None:
         self.state = SessionState()
         self.requests = Requests()
-        self.names = SharedNames()
+        self.names = SharedNames(outdated)
         self.replies = Replies(self.requests, self.state, self.names)
 
     def attach(self, held: Held) -> None:
         self.replies.begin(m.IDLE, {}, held)
-        self.names.attached()
-        self.requests.lost()
+        self.names.attached(held)
+        self.requests.ended()
 
     def send(self, messages: list[bytes], held: Held) -> bytes:
         out = b""
@@ -285,3 +289,42 @@ def test_nobody_meets_the_unnamed_statement_of_another() -> None:
     owner.attach(held)
     heard = owner.hear(backend.take(owner.send([bind(b""), EXECUTE, m.SYNC_MESSAGE], held)))
     assert (m.DATA_ROW, b"\0\1\0\0\0\x08select 1") in kinds(heard)
+
+
+def test_who_makes_a_statement_makes_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "PREPARED_MAX", 3)
+    backend, held = Backend(), Held()
+    for number in range(9):
+        client = Client()
+        client.attach(held)
+        batch = [parse(b"s", b"select %d" % number), bind(b"s"), EXECUTE, m.SYNC_MESSAGE]
+        heard = kinds(client.hear(backend.take(client.send(batch, held))))
+        assert m.ERROR not in [kind for kind, _ in heard]
+        assert len(backend.statements) <= 3
+        assert set(held.prepared) == {name for name in backend.statements if name}
+
+
+def test_a_statement_whose_results_have_changed_is_refused_once_and_then_made_again() -> None:
+    outdated = sharing.Outdated()
+    clients = [Client(outdated) for _ in range(2)]
+    backends, held = [Backend(), Backend()], [Held(), Held()]
+    ask = [bind(b"s"), EXECUTE, m.SYNC_MESSAGE]
+
+    def asked(who: int, where: int) -> list[int]:
+        clients[who].attach(held[where])
+        return [kind for kind, _ in kinds(clients[who].hear(backends[where].take(clients[who].send(ask, held[where]))))]
+
+    for who, client in enumerate(clients):
+        client.attach(held[who])
+        client.hear(backends[who].take(client.send([parse(b"s", b"select * from t"), m.SYNC_MESSAGE], held[who])))
+        assert m.DATA_ROW in asked(who, 0)
+        assert m.DATA_ROW in asked(who, 1)
+    for backend in backends:
+        backend.outdated = set(backend.statements)  # somebody altered the table
+    assert asked(0, 0) == [m.ERROR, m.READY_FOR_QUERY]
+    for who, where in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert m.DATA_ROW in asked(who, where)
+    made = [backend.parsed for backend in backends]
+    for who, where in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert m.DATA_ROW in asked(who, where)
+    assert [backend.parsed for backend in backends] == made

@@ -102,3 +102,13 @@ def test_bytes_survive() -> None:
     state.completed(sql, 0, b"SET")
     state.ended(m.IDLE, False)
     assert state.replay(m.IDLE)[0].message == m.query(sql)
+
+
+def test_savepoints_of_one_name() -> None:
+    """RELEASE takes the inner one away, so that ROLLBACK TO means the outer one."""
+    state = SessionState()
+    run(state, "savepoint s", "set a = 1", "savepoint s", "set b = 1", status=m.IN_TRANSACTION)
+    run(state, "release savepoint s", "rollback to s", "set c = 1", "commit")
+    assert list(state.settings) == ["c"]
+    run(state, "savepoint s", "set d = 1", "savepoint t", "set e = 1", "release s", "commit")
+    assert list(state.settings) == ["c", "d", "e"]

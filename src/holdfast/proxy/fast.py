@@ -254,13 +254,14 @@ class FastPath:
         if flight.parse_end:
             self._requests.texts[flight.name] = flight.sql
             state.parsed(flight.name, data[: flight.parse_end])
-        if flight.bind_end:
-            self._requests.portals[flight.portal] = (flight.sql, ())
         flight.forget()
         ledger = self._replies.ledger
         was, ledger.status = ledger.status, flight.status
         if flight.status != m.IDLE:
+            if flight.bind_end:
+                self._requests.portals[flight.portal] = (flight.sql, ())
             return
+        self._requests.ended()
         if was != m.IDLE:
             state.ended(m.IDLE, failed=False)
         self.lane.admission.leave(self._permit)
@@ -275,7 +276,6 @@ class FastPath:
             self.settle()
             return
         self.current = None
-        self._requests.lost()
         server.status = m.IDLE
         share.give_back(self._state, server)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
+from holdfast.wire.sharing import Outdated
 
 LOOK_S = 1.0
 """Between two looks at how long connections have been there."""
@@ -127,17 +129,18 @@ class Waiter:
         try:
             return await self._future
         except asyncio.CancelledError:
-            self._pass_on(pool)
+            self._leave(pool)
             raise
 
     def forsake(self, pool: Pool) -> None:
         """The task has ended, maybe before it could begin to wait."""
         if not self._is_awaited and self._future is not None:
             self._future.cancel()
-            self._pass_on(pool)
+            self._leave(pool)
 
-    def _pass_on(self, pool: Pool) -> None:
+    def _leave(self, pool: Pool) -> None:
         if self._future is None or self._future.cancelled() or not self._future.done():
+            pool.left(self)
             return
         given = self._future.result()
         if given is None:
@@ -157,6 +160,7 @@ class Pool:
     """Seconds."""
     open: int = 0
     """Connections that are there or being made."""
+    outdated: Outdated = field(default_factory=Outdated)
     idle: deque[_Idle] = field(default_factory=deque)
     _waiting: deque[Waiter] = field(default_factory=deque)
     _alarm: asyncio.TimerHandle | None = None
@@ -225,6 +229,11 @@ class Pool:
             self._waiting.remove(waiter)
             session.waited_in_vain()
 
+    def left(self, waiter: Waiter) -> None:
+        """Nobody waits in this place any more."""
+        with contextlib.suppress(ValueError):  # it was its turn
+            self._waiting.remove(waiter)
+
     async def reserve(self, waiter: Waiter | None = None) -> ServerConnection | None:
         """A connection; or None: a place for one, to be made with `made` or given up with `failed`.
 
@@ -264,7 +273,8 @@ class Pool:
         if not server.is_open:
             return
         now_s = self.clock()
-        is_old = now_s - server.opened_s > self.limits.lifetime_s
+        # One too many is made for a session that lost its connection while it waited for leave to go on with it.
+        is_old = now_s - server.opened_s > self.limits.lifetime_s or self.open > self.limits.size
         is_fit = not is_old and self.rules.is_fit(server)
         if not is_fit and (is_old or self.rules.must_drop(server) or self.rules.has_better(server)):
             server.close()  # who waits is given its place

@@ -348,7 +348,7 @@ class Relay(Entry):
         # A COPY may fail in the middle of a message, or before it has read all that was sent.
         is_unfit = self._has_sent_half or self._ledger.may_answer_more or server.is_doubtful
         self.current, self._is_forwarding = None, False
-        self._requests.lost()
+        self._requests.ended()
         if is_unfit:
             server.drop()
             return
@@ -372,7 +372,7 @@ class Relay(Entry):
         if server is None or not self._is_unused or busy or self._replies.inside_frame or not server.is_settled:
             return
         self.current = None
-        self._requests.lost()
+        self._requests.ended()
         self._is_forwarding = False
         self.lane.counters.servers_let_go += 1
         server.close()
@@ -470,7 +470,7 @@ class Relay(Entry):
         ledger = self._ledger
         held_open = ledger.is_between_statements and ledger.status == m.IN_TRANSACTION
         loss = judge_loss(ledger, commit_unconfirmed=commit_unconfirmed)
-        self._requests.lost()
+        self._requests.ended()
         self._batch.clear()
         self._is_forwarding = False
         if loss.token is not None and self._attaching is None and not self._state.pins:

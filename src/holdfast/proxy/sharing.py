@@ -13,7 +13,7 @@ class Share:
 
     def __init__(self, pool: Pool, application_name: str) -> None:
         self.pool = pool
-        self.names = SharedNames()
+        self.names = SharedNames(pool.outdated)
         self._application_name = application_name
 
     def steps(self, state: SessionState, server: ServerConnection, status: int) -> list[ReplayStep]:
@@ -41,12 +41,12 @@ class Share:
 
     def has_at_once(self, server: ServerConnection) -> None:
         """The session has the connection; its state is there already."""
-        self.names.attached()
+        self.names.attached(server.held)
         server.on_hold = False
 
     def has(self, state: SessionState, server: ServerConnection) -> None:
         """The session has the connection, and its state is on it."""
-        self.names.attached()
+        self.names.attached(server.held)
         self._note(state, server)
 
     @staticmethod

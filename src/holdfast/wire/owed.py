@@ -145,7 +145,8 @@ class Owed:
     """One reply that is owed. ``sql`` is the statement's text (Query, Parse, Execute), ``name`` a statement's name.
 
     A reply that ``is_hidden`` is not the client's: it did not ask for it, and does not see it unless it is an error.
-    On a shared connection a completed one ``makes`` or ``drops`` a prepared statement, by its shared name.
+    On a shared connection a completed one ``makes`` or ``drops`` a prepared statement, by its shared name. One that
+    ``uses`` a statement there fails if that has become outdated.
 
     Of the guard of commits (`wire.guard`): one that ``is_guard`` makes, binds or executes its statement; the one whose
     answer tells the client of the commit has the ``token``. What completes one that ``is_kept`` is not for the client
@@ -167,6 +168,7 @@ class Owed:
         "reply",
         "sql",
         "token",
+        "uses",
         "values",
     )
 
@@ -193,6 +195,7 @@ class Owed:
         self.is_hidden = is_hidden
         self.makes = makes
         self.drops = drops
+        self.uses: bytes | None = None
         self.is_guard = is_guard
         self.is_plain = is_plain
         self.is_kept = False

@@ -110,6 +110,8 @@ class Replies:
                 self._guard_failed()
             if kind == m.ERROR and head is not None and head.sql is not None:
                 self._state.failed(head.sql)
+            if kind == m.ERROR and head is not None and head.uses is not None and names is not None:
+                names.failed(head.uses, m.read_report(buffer[start + 5 : end]), self._held)
             if step is Step.READY:
                 self.has_failed = failed = ledger.batch_failed
                 ledger.ready(buffer[start + 5])
@@ -117,6 +119,8 @@ class Replies:
                 if head is not None and head.is_simple:
                     self._state.closed(b"")  # a simple Query takes the unnamed statement away
                 self.is_over = ledger.is_idle
+                if self.is_over:
+                    self._requests.ended()
                 if head is not None and head.is_hidden:
                     out += buffer[begin:start]
                     begin = end

@@ -36,7 +36,7 @@ class Requests:
             sql = self.texts.get(name)
             has_values = sql is not None and b"set_config" in sql.lower()
             self.portals[portal] = (sql, m.read_bind(buffer[body:end]).values if has_values else ())
-            return None
+            return Owed(Reply.BIND)
         if kind == m.DESCRIBE:
             return Owed(Reply.DESCRIBE, body=buffer[body : body + 1])
         if kind == m.PARSE:
@@ -80,6 +80,6 @@ class Requests:
         elif kind == m.CLOSE_COMPLETE and head.name is not None:
             state.closed(head.name)
 
-    def lost(self) -> None:
-        """The server is gone, and its portals with it."""
+    def ended(self) -> None:
+        """The transaction has ended, or the server is gone, and the portals with it."""
         self.portals.clear()

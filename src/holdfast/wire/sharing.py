@@ -33,6 +33,9 @@ _ANYTHING: Final = b"SELECT 1\0\0\0"
 _MAY_NAME_A_STATEMENT: Final = frozenset((m.QUERY, m.PARSE, m.BIND, m.DESCRIBE, m.CLOSE))
 
 
+_OUTDATED: Final = ("0A000", "RevalidateCachedQuery")
+"""SQLSTATE and routine of *cached plan must not change result type*."""
+
 _Before = tuple[bytes, Owed]
 """A message, and the answer to it."""
 
@@ -46,21 +49,53 @@ class _Translation:
     """Messages that go first; their answers are not the client's."""
     makes: bytes | None = None
     drops: bytes | None = None
+    uses: bytes | None = None
     """Shared names, as in `Owed`."""
+
+
+class Outdated:
+    """The statements of a pool whose results have changed, by an ALTER TABLE, since connections were told of them.
+
+    PostgreSQL refuses them from then on. One session meets that; before any other uses a connection, they are taken
+    for unknown there, so that they are made again.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, int] = {}
+        self._count = 0
+
+    def found(self, shared: bytes) -> None:
+        """It was refused on one connection."""
+        self._count += 1
+        self._found.pop(shared, None)
+        self._found[shared] = self._count
+        if len(self._found) > PREPARED_MAX:
+            del self._found[next(iter(self._found))]
+
+    def leave_out(self, held: Held) -> None:
+        """Of a connection on which nothing is under way."""
+        if held.outdated_seen == self._count:
+            return
+        for shared, number in self._found.items():
+            if number > held.outdated_seen:
+                held.prepared.pop(shared, None)
+        held.outdated_seen = self._count
 
 
 class SharedNames:
     """One client's prepared statements, by its own names."""
 
-    def __init__(self) -> None:
+    def __init__(self, outdated: Outdated | None = None) -> None:
+        self._outdated = outdated or Outdated()
         self._made: dict[bytes, bytes] = {}  # its name → the rest of its Parse: text and types
         self._told: set[bytes] = set()  # names that were told to the server in this batch
         self._unnamed_is_there = False
         self._is_supposed = False  # what was sent since `settled` may have failed
         self._mark = b""
 
-    def attached(self) -> None:
+    def attached(self, held: Held) -> None:
         """The client has another server connection."""
+        self._outdated.leave_out(held)
         self._told.clear()
         self._unnamed_is_there = False
 
@@ -93,7 +128,7 @@ class SharedNames:
         for told, hidden in translation.before:
             ledger.sent(told[0], hidden)
         if owed is not None:
-            owed.makes, owed.drops = translation.makes, translation.drops
+            owed.makes, owed.drops, owed.uses = translation.makes, translation.drops, translation.uses
         return b"".join(told for told, _ in translation.before) + translation.message
 
     def translate_at_once(self, flight: Flight, held: Held, mark: bytes) -> bytes | None:
@@ -140,6 +175,12 @@ class SharedNames:
         if dropped.all:
             held.prepared.clear()
 
+    def failed(self, shared: bytes, report: m.Report, held: Held) -> None:
+        """What used a statement has failed."""
+        if (report.sqlstate, report.routine) == _OUTDATED:
+            held.prepared.pop(shared, None)
+            self._outdated.found(shared)
+
     def _translate(self, kind: int, message: bytes, held: Held) -> _Translation | None:
         if kind == m.BIND:
             (portal, name), rest = m.read_strings(message, 2, 5)
@@ -170,6 +211,7 @@ class SharedNames:
             return _Translation(_parse(name, tail), before) if own is not None else None
         shared = self._shared(tail)
         held.prepared.pop(shared, None)
+        before += self._room(held)
         self._told.add(shared)
         return _Translation(_parse(shared, tail), (*before, _close(shared)), makes=shared)
 
@@ -186,7 +228,7 @@ class SharedNames:
             return _unknown(kind, head, name, rest)
         if name != _UNNAMED:
             shared, before = self._ensure(tail, held)
-            return _Translation(m.message(kind, head + shared + b"\0" + rest), before)
+            return _Translation(m.message(kind, head + shared + b"\0" + rest), before, uses=shared)
         if self._unnamed_is_there:
             return None
         self._unnamed_is_there = True
@@ -203,14 +245,18 @@ class SharedNames:
         if shared in self._told:
             return shared, []
         self._told.add(shared)
-        before = [_close(shared)]
-        if len(held.prepared) >= PREPARED_MAX:
+        made = _parse(shared, tail), Owed(Reply.PARSE, is_hidden=True, makes=shared)
+        return shared, [_close(shared), *self._room(held), made]
+
+    def _room(self, held: Held) -> list[_Before]:
+        """What makes room on the server for one more: those that were used longest ago go."""
+        gone = []
+        while len(held.prepared) >= PREPARED_MAX:
             eldest = next(iter(held.prepared))
             del held.prepared[eldest]
             self._told.discard(eldest)
-            before.append(_close(eldest))
-        before.append((_parse(shared, tail), Owed(Reply.PARSE, is_hidden=True, makes=shared)))
-        return shared, before
+            gone.append(_close(eldest))
+        return gone
 
     def _closed(self, name: bytes, held: Held) -> _Translation | None:
         """The statement is closed for this client; for others it is made again when they need it."""

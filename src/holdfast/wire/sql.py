@@ -154,13 +154,14 @@ class Control(StrEnum):
     ROLLBACK = "rollback"
     SAVEPOINT = "savepoint"
     ROLLBACK_TO = "rollback to"
+    RELEASE = "release"
     HARMLESS = "harmless"
     """Changes nothing that a commit would keep."""
     OTHER = "other"
 
 
 _HARMLESS: Final = frozenset(
-    ("set", "show", "reset", "deallocate", "discard", "listen", "unlisten", "close", "declare", "fetch", "release")
+    ("set", "show", "reset", "deallocate", "discard", "listen", "unlisten", "close", "declare", "fetch")
 )
 
 
@@ -180,9 +181,11 @@ def control_of(statement: Statement) -> Control:
         return Control.ROLLBACK_TO if to == "to" else Control.ROLLBACK
     if first == "savepoint":
         return Control.SAVEPOINT
+    if first == "release":
+        return Control.RELEASE
     return Control.HARMLESS if first in _HARMLESS else Control.OTHER
 
 
 def savepoint_of(statement: Statement) -> str:
-    """The name in ``SAVEPOINT x`` or ``ROLLBACK TO [SAVEPOINT] x``: always the last token."""
+    """The name in ``SAVEPOINT x``, ``RELEASE [SAVEPOINT] x`` or ``ROLLBACK TO [SAVEPOINT] x``: the last token."""
     return statement.name(len(statement.tokens) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Effect, Pin, Verb, effects_of, may_have_effect
@@ -15,6 +16,9 @@ LOST_SAVEPOINT = "holdfast_transaction_lost_with_its_server"
 
 
 _taints = itertools.count(1)
+_ABOUT_TRANSACTIONS: Final = frozenset(
+    (Control.COMMIT, Control.ROLLBACK, Control.SAVEPOINT, Control.ROLLBACK_TO, Control.RELEASE)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Held:
     """As `SessionState.settings`."""
     prepared: dict[bytes, None] = field(default_factory=dict)
     """Shared names of statements that are there for certain, in the order of their last use."""
+    outdated_seen: int = 0
+    """How many findings of `sharing.Outdated` it was told."""
 
 
 @dataclass(slots=True)
@@ -79,7 +85,7 @@ class SessionState:
             return
         statement = statements[index]
         control = control_of(statement)
-        if control in (Control.COMMIT, Control.ROLLBACK, Control.SAVEPOINT, Control.ROLLBACK_TO):
+        if control in _ABOUT_TRANSACTIONS:
             self._controlled(control, statement, tag)
             return
         for effect in effects_of(statement, values):
@@ -95,10 +101,23 @@ class SessionState:
             name = savepoint_of(statement)
             while self._uncommitted and self._uncommitted[-1] != name:
                 self._uncommitted.pop()
+        elif control is Control.RELEASE:
+            self._release(savepoint_of(statement))
         elif tag.startswith(b"ROLLBACK"):  # also the answer to COMMIT in a failed transaction
             self._uncommitted.clear()
         else:
             self._commit()
+
+    def _release(self, name: str) -> None:
+        """A savepoint is gone, and those that were made after it; another one of that name may be before it."""
+        kept: list[Effect | str] = []
+        while self._uncommitted:
+            last = self._uncommitted.pop()
+            if isinstance(last, Effect):
+                kept.append(last)
+            elif last == name:
+                break
+        self._uncommitted += reversed(kept)
 
     def ended(self, status: int, failed: bool) -> None:
         """ReadyForQuery: ends an implicit transaction."""
