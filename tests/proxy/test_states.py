@@ -222,3 +222,14 @@ async def test_a_pool_that_has_one_too_many_gets_over_it() -> None:
         assert not pool.idle
         server.connection_lost(None)
         assert pool.open == pool.limits.size
+
+
+async def test_what_was_sent_together_with_a_refused_statement_still_runs() -> None:
+    """As if it had come a moment earlier; its answer is not waited for."""
+    async with world_of("session") as world:
+        world.suspect(SUSPECT, Standing.REFUSED)
+        insert = m.query("insert into t values (1)")
+        world.send(insert + ASKED, 0)
+        assert told(world, insert) == 1
+        assert bytes(world.backends[0].sink.written).endswith(insert + m.TERMINATE_MESSAGE)
+        assert b"C53400" in world.sink.written

@@ -23,10 +23,7 @@ class Entry(GuardedPath):
 
     _attaching: asyncio.Task[None] | None
     _refusal: m.Report | None
-
-    @abstractmethod
-    def end(self, report: m.Report) -> None:
-        """Close both sides, telling the client why."""
+    _last_word: m.Report | None
 
     @abstractmethod
     def _fail(self, kind: int, report: m.Report) -> Fate:
@@ -64,8 +61,8 @@ class Entry(GuardedPath):
         """
         if self._ledger.is_between_statements and self._ledger.status != m.IN_TRANSACTION:
             return self._fail(kind, report)
-        self.end(m.fatal(report.sqlstate, report.text, detail=report.detail, hint=report.hint))
-        return Fate.DROP
+        self._last_word = m.fatal(report.sqlstate, report.text, detail=report.detail, hint=report.hint)
+        return Fate.END
 
     def _pass_quarantine(self, kind: int, buffer: bytes, start: int, end: int) -> Fate:
         """A suspect waits for its turn; whoever has something open that others may wait for does not wait himself."""

@@ -23,3 +23,5 @@ class Fate(Enum):
     """For a server."""
     QUEUE = auto()
     """To be let in."""
+    END = auto()
+    """The session ends before it; what was sent ahead of it still runs."""

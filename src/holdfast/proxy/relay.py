@@ -50,6 +50,7 @@ class Relay(Entry):
         self._translation = b""  # what goes to the server in place of the message at hand
         self._withheld = b""  # said by a server that may not be the primary any more
         self._lost_transaction: str | None = None  # why it was lost; its owner does not know yet
+        self._last_word: m.Report | None = None  # why the session ends; None: the client said goodbye
 
     def _is_in_order(self) -> bool:
         is_waiting = self._attaching is not None or self._refusal is not None or self._is_discarding
@@ -106,8 +107,8 @@ class Relay(Entry):
         if server is not None:
             server.close()
 
-    def end(self, report: m.Report) -> None:
-        """Close both sides, telling the client why."""
+    def end(self, report: m.Report | None) -> None:
+        """Close both sides, telling the client why, if there is a reason."""
         self.client_lost()
         self._client.close(report)
 
@@ -144,9 +145,6 @@ class Relay(Entry):
         buffer, frames = self._client_cutter.feed(data)
         begin = end = 0
         for kind, start, end in frames:
-            if kind == m.TERMINATE and begin < start:  # what was sent before still runs
-                self._to_server(buffer[begin:start])
-                begin = start
             fate = self._fate_of(kind, buffer, start, end)
             if fate is Fate.FORWARD:
                 if self._translation:
@@ -156,6 +154,9 @@ class Relay(Entry):
             if begin < start:
                 self._to_server(buffer[begin:start])
             begin = end
+            if fate is Fate.END:
+                self.end(self._last_word)
+                return
             if fate is Fate.WAIT or fate is Fate.QUEUE:
                 self._client_cutter.push_back(buffer[start : frames[-1][2]])
                 if fate is Fate.WAIT:
@@ -177,9 +178,7 @@ class Relay(Entry):
         if self._is_over:
             return Fate.DROP
         if kind == m.TERMINATE:
-            self.client_lost()
-            self._client.close()
-            return Fate.DROP
+            return Fate.END
         if self._is_discarding:
             return self._discard(kind, buffer, start, end)
         if self._refusal is not None and kind in BEGINS_WORK:
