@@ -42,7 +42,7 @@ def check_retrospective(result: dict[str, Any], scratch: Path) -> None:
     if (browser := find_browser()) is not None:
         document = shown(browser, page, scratch)
         assert headline in document
-        assert "Nothing acknowledged was lost" in document
+        assert "Nothing that was acknowledged is lost: that is proved." in document
         assert picture(browser, page, scratch).stat().st_size > 20_000
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 import psycopg
 import pytest
 
+from holdfast.core.observation import Observation
 from holdfast.model.register import NO_QUORUM
 from holdfast.model.server import ServerStatus
+from holdfast.model.settings import NodeSettings, parse_settings
+from holdfast.model.timeouts import Timeouts
+from holdfast.node.clock import monotonic_ms
+from holdfast.node.isolation import Isolation
 from holdfast.postgres.config import REPLICATION_ROLE
+from holdfast.store.journal import Journal
+from holdfast.store.memory import MemoryStore
+from tests.core.test_isolation import BACK, seen_by_n1
+from tests.node.firewall_trial import CONFIG
 from tests.postgres.lab import PASSWORD, Lab
 
 pytestmark = pytest.mark.live
@@ -74,3 +88,34 @@ async def test_a_start_counts_at_once_and_what_is_told_meanwhile_is_not_undone(l
     server.isolate(None)
     await server.set_quorum(NO_QUORUM)  # any change of settings brings it along
     await come_in(lab, "a", "postgres")
+
+
+async def test_what_could_not_be_done_is_settled_when_it_is_not_wanted_any_more(lab: Lab, tmp_path: Path) -> None:
+    """A server that is just starting accepts no session, not even its agent's; later the node may be back."""
+    server = await lab.primary("a")
+    store = MemoryStore("some-cluster", owner="n1")
+    settings = parse_settings(CONFIG.format(directory=tmp_path), NodeSettings, "here")
+    done = asyncio.Event()
+    isolation = Isolation(settings, server, store, Journal(store, "n1", Timeouts()), done.set)
+
+    async def look_until(seen: Callable[[], Observation], told: Callable[[str | None], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not told(isolation.told):
+                done.clear()
+                isolation.look(seen())
+                await asyncio.wait([asyncio.create_task(done.wait())], timeout=0.2)
+
+    isolation.look(seen_by_n1(now_ms=monotonic_ms(), **BACK))
+    await done.wait()
+    assert server.pid is not None
+    postmaster = psutil.Process(server.pid)
+    postmaster.suspend()
+    try:
+        lost = lambda: seen_by_n1(now_ms=monotonic_ms())  # noqa: E731
+        await look_until(lost, lambda told: told is not None and "pg_hba failed" in told)
+    finally:
+        postmaster.resume()
+    await look_until(lambda: seen_by_n1(now_ms=monotonic_ms(), **BACK), lambda told: told is None)
+    assert not isolation.shut
+    await come_in(lab, "a", "postgres")
+    await isolation.close()

@@ -241,6 +241,7 @@ class Isolation:
         try:
             await (held.measure.begin() if begins else held.measure.lift())
         except (EnvironmentFault, PostgresError, OSError) as error:
+            held.in_force = None  # it may have been done in part: it is settled again, whichever way is wanted by then
             # A server on its way down or up refuses its agent for a moment: the first failure is not told yet.
             if self._pause_ms and held.failed != str(error):
                 held.failed = str(error)
