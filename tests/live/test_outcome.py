@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.orders import read_headers
 from holdfast.local.outcome import find_outcome
 from holdfast.model.errors import ConfigurationError
 from holdfast.model.outcome import Outcome
@@ -129,7 +130,9 @@ async def test_the_command_and_the_endpoint(ordered: LocalCluster) -> None:
     assert_refused(holdfast("outcome", xid, "--epoch", "999", "--dir", root), "epoch 999 has not begun")
 
     async def status(node: str, query: str) -> int:
-        async with ordered.http().get(f"{ordered.api_url(node)}/outcome{query}") as answer:
+        async with ordered.http().get(
+            f"{ordered.api_url(node)}/outcome{query}", headers=read_headers(ordered)
+        ) as answer:
             return answer.status
 
     standby = next(node for node in ordered.nodes if node != leader)

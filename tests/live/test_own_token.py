@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
-from holdfast.local.orders import order
+from holdfast.local.orders import order, read_headers
 from holdfast.local.outcome import find_own_token
 from holdfast.model.lsn import Lsn
 from holdfast.model.outcome import Outcome, OutcomeAnswer, OwnQuestion
@@ -238,6 +238,21 @@ async def test_the_command_and_the_endpoint(ordered: LocalCluster) -> None:
     assert_refused(holdfast("outcome", "a", "--lsn", "1", "--dir", root), "LSN '1'", "pg_logical_emit_message")
     assert_refused(holdfast("outcome", "a", "--epoch", "999", "--dir", root), "epoch 999 has not begun")
     assert holdfast("outcome", "4711", "--lsn", "0/1", "--dir", root).returncode == 2
+    url, right = ordered.api_url(leader), read_headers(ordered)
     for query in ("?xid=5&token=a", "?token=", "?token=a&lsn=x", "?xid=5&lsn=0/1"):
-        async with ordered.http().get(f"{ordered.api_url(leader)}/outcome{query}") as answer:
+        async with ordered.http().get(f"{url}/outcome{query}", headers=right) as answer:
             assert (answer.status, "message" in await answer.json()) == (400, True), query
+
+
+async def test_what_tells_of_clients_needs_a_token_and_that_of_readers_gives_no_orders(
+    ordered: LocalCluster,
+) -> None:
+    url = ordered.api_url(await the_leader(ordered))
+    application = {"Authorization": f"Bearer {ordered.layout.read_secret('read-token')}"}
+    for path in ("/outcome?token=nobodys", "/lost", "/captures", "/events"):
+        for headers, status in ((None, 401), ({"Authorization": "Bearer "}, 401), (application, 200)):
+            async with ordered.http().get(url + path, headers=headers) as answer:
+                assert answer.status == status, (path, headers)
+                assert status == 200 or "Authorization: Bearer TOKEN" in (await answer.json())["message"]
+    async with ordered.http().post(f"{url}/policy", json={"paused": True}, headers=application) as answer:
+        assert answer.status == 401

@@ -29,8 +29,15 @@ def test_it_is_explained_and_holds_no_secret(place: Path) -> None:
     write_configs(layout, file)
     text = layout.node_config("n1").read_text()
     assert "# port to listen on\n" in text
-    for name in ("superuser", "replication", "api-token", "app"):
+    for name in ("superuser", "replication", "api-token", "read-token", "app"):
         assert layout.read_secret(name) not in text
+
+
+def test_a_cluster_of_before_there_was_a_token_for_readers_has_none(place: Path) -> None:
+    layout, file = made(place / "c")
+    assert node_settings(layout, file, "n1").api.read_token_file == layout.secret_file("read-token")
+    layout.secret_file("read-token").unlink()
+    assert node_settings(layout, file, "n1").api.read_token_file is None
 
 
 @given(st.dictionaries(st.text(), st.text(st.characters(exclude_categories=["Cs"]))))

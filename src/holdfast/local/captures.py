@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.orders import read_headers
 from holdfast.model.capture import Capture
 from holdfast.model.errors import ConfigurationError
 
@@ -19,7 +20,7 @@ async def read_all(cluster: LocalCluster) -> tuple[list[Capture], list[str]]:
     silent: list[str] = []
     for name in cluster.nodes:
         try:
-            async with cluster.http().get(f"{cluster.api_url(name)}/captures") as answer:
+            async with cluster.http().get(f"{cluster.api_url(name)}/captures", headers=read_headers(cluster)) as answer:
                 captures += _CAPTURES.validate_json(await answer.read())
         except (ClientError, TimeoutError, OSError, ValidationError):
             silent.append(name)

@@ -56,7 +56,7 @@ def node_settings(layout: Layout, file: ClusterFile, name: str) -> NodeSettings:
             **host,
             **hba,
         ),
-        api=ApiSettings(port=ports.api, token_file=layout.secret_file("api-token"), **host),
+        api=_api_settings(layout, ports.api, **host),
         store=store_settings(file, nearest=name),
     )
 
@@ -66,9 +66,16 @@ def witness_settings(layout: Layout, file: ClusterFile, name: str, api_port: int
     return WitnessSettings(
         cluster=_cluster_settings(file),
         witness=WitnessIdentity(name=name, replication_password_file=layout.secret_file("replication")),
-        api=ApiSettings(port=api_port, token_file=layout.secret_file("api-token")),
+        api=_api_settings(layout, api_port),
         store=store_settings(file),
     )
+
+
+def _api_settings(layout: Layout, port: int, **host: Any) -> ApiSettings:
+    """A cluster that was made by an earlier version has no token for readers."""
+    read_token = layout.secret_file("read-token")
+    tokens = {"read_token_file": read_token} if read_token.exists() else {}
+    return ApiSettings(port=port, token_file=layout.secret_file("api-token"), **tokens, **host)
 
 
 def _cluster_settings(file: ClusterFile) -> ClusterSettings:

@@ -44,7 +44,7 @@ _SOCKET_NAME_BYTES = len("/.s.PGSQL.65535")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Port = Annotated[int, Field(ge=1, le=65_535)]
 
-SECRETS = ("superuser", "replication", "api-token", "app")
+SECRETS = ("superuser", "replication", "api-token", "read-token", "app")
 APP_USER = "app"
 APP_DATABASE = "app"
 PROXY = "proxy"

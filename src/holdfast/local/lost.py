@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from holdfast.core.losses import Proof, covered, is_unacknowledged, opened_under, proof
 from holdfast.core.whose import Whose, whose
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.orders import read_headers
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, StoreUnavailable
 from holdfast.model.lost import SCRIPT, LostLog
 
@@ -34,7 +35,7 @@ async def read_lost(cluster: LocalCluster) -> tuple[list[LostLog], list[str]]:
     silent: list[str] = []
     for name in cluster.nodes:
         try:
-            async with cluster.http().get(f"{cluster.api_url(name)}/lost") as answer:
+            async with cluster.http().get(f"{cluster.api_url(name)}/lost", headers=read_headers(cluster)) as answer:
                 accounts += _ACCOUNTS.validate_json(await answer.read())
         except (ClientError, TimeoutError, OSError, ValidationError):
             silent.append(name)

@@ -20,12 +20,16 @@ from holdfast.model.event import Event
 log = structlog.get_logger(__name__)
 
 
+def read_headers(cluster: LocalCluster) -> dict[str, str]:
+    """What a question carries whose answer tells of clients."""
+    return {"Authorization": f"Bearer {cluster.layout.read_secret('api-token')}"}
+
+
 def order_headers(cluster: LocalCluster) -> dict[str, str]:
     """What an order carries: the right to give it, and who gives it."""
-    token = cluster.layout.read_secret("api-token")
     origin = asks_from()
     where = {} if origin is None else {ORIGIN_HEADER: origin}
-    return {"Authorization": f"Bearer {token}", USER_HEADER: who_asks(), **where}
+    return {**read_headers(cluster), USER_HEADER: who_asks(), **where}
 
 
 def who_acts() -> Asker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.orders import read_headers
 from holdfast.model.errors import ConfigurationError, HoldfastError
 from holdfast.model.outcome import OutcomeAnswer, OwnQuestion
 
@@ -36,7 +37,8 @@ async def _ask(cluster: LocalCluster, query: dict[str, str]) -> OutcomeAnswer:
     leader = register.leader.node
     timeout = ClientTimeout(cluster.timeouts.local_outcome_ms / 1000)
     try:
-        async with cluster.http().get(f"{cluster.api_url(leader)}/outcome", params=query, timeout=timeout) as answer:
+        url, headers = f"{cluster.api_url(leader)}/outcome", read_headers(cluster)
+        async with cluster.http().get(url, params=query, headers=headers, timeout=timeout) as answer:
             status, body = answer.status, await answer.read()
     except (ClientError, TimeoutError, OSError) as error:
         raise HoldfastError(

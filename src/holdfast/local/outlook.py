@@ -8,6 +8,7 @@ from holdfast.core.causality import in_order
 from holdfast.core.forecast import Estimate, Forecast, Standing, forecast
 from holdfast.core.story import Story, tell
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.orders import read_headers
 from holdfast.model.errors import HoldfastError, RegisterError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.timeouts import Timeouts
@@ -46,7 +47,7 @@ async def _events_of(cluster: LocalCluster, name: str) -> list[Event]:
     from aiohttp import ClientError
 
     try:
-        async with cluster.http().get(f"{cluster.api_url(name)}/events") as answer:
+        async with cluster.http().get(f"{cluster.api_url(name)}/events", headers=read_headers(cluster)) as answer:
             return [Event.from_json(line) for line in (await answer.read()).splitlines()]
     except (ClientError, TimeoutError, RegisterError, OSError):
         return []

@@ -85,7 +85,14 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", description="address to listen on and to be reached at")
     port: Port = Field(ge=1, le=65535, description="port to listen on")
-    token_file: Path = Field(description="file that holds the cluster's shared token; control requests must carry it")
+    token_file: Path = Field(
+        description="file that holds the cluster's shared token; orders carry it, and questions about clients"
+    )
+    read_token_file: Path | None = Field(
+        None,
+        description="file that holds another token, for applications: it opens what tells of clients (GET /outcome), "
+        "and no orders",
+    )
 
 
 class NodeIdentity(_Section):

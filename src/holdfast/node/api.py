@@ -91,7 +91,7 @@ class Finder(Protocol):
 
 
 class Api:
-    """``/primary``, ``/replica`` and ``/health`` answer 200 or 503; ``/node`` tells all; control needs the token."""
+    """``/primary``, ``/replica`` and ``/health`` answer 200 or 503; orders, and what tells of clients, need a token."""
 
     def __init__(
         self,
@@ -102,14 +102,17 @@ class Api:
         finder: Finder | None = None,
         captures: Callable[[], list[Capture]] = list,
         moment: Callable[[], Stamp] | None = None,
+        read_token: str | None = None,
     ) -> None:
         """``accounts`` reads what was lost with divergent logs of this node; called in a thread.
 
         ``finder`` says what became of transactions; None: there is no PostgreSQL here.
         ``captures`` reads what was taken of this node; called in a thread. ``moment`` is the clock that answers carry.
+        ``token`` is the cluster's; with ``read_token`` one may read what tells of clients, too, and give no orders.
         """
         self._settings = settings
         self._token = token
+        self._readers = (token,) if read_token is None else (token, read_token)
         self._subject = subject
         self._accounts = accounts
         self._finder = finder
@@ -127,12 +130,12 @@ class Api:
                 web.get("/replica", self._status(self._subject.serves_reads)),
                 web.get("/health", self._status(self._subject.is_healthy)),
                 web.get("/node", self._node),
-                web.get("/events", self._events),
+                web.get("/events", self._for_readers(self._events)),
                 web.get("/policy", self._policy),
                 web.get("/fresh", self._fresh),
-                web.get("/lost", self._lost),
-                web.get("/captures", self._list_captures),
-                web.get("/outcome", self._outcome),
+                web.get("/lost", self._for_readers(self._lost)),
+                web.get("/captures", self._for_readers(self._list_captures)),
+                web.get("/outcome", self._for_readers(self._outcome)),
                 web.post("/outcomes", self._token_outcomes),
                 web.post("/switchover", self._control(self._switchover)),
                 web.post("/policy", self._control(self._subject.control.set_policy)),
@@ -237,14 +240,20 @@ class Api:
     async def _policy(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self._subject.control.policy().to_json(), content_type="application/json")
 
+    def _for_readers(self, handler: Handler) -> Handler:
+        """Only with one of the tokens: it tells of clients, or makes the server work."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            return await handler(request) if _carries(request, self._readers) else _without_token()
+
+        return guarded
+
     def _control(self, order: Order) -> Handler:
         """Only with the token; 409 if the order is refused, 400 if it cannot be understood."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-                message = "the cluster's token is missing or wrong: send it as `Authorization: Bearer TOKEN`"
-                return web.json_response({"ok": False, "message": message}, status=401)
+            if not _carries(request, (self._token,)):
+                return _without_token()
             try:
                 wanted = json.loads(await request.text() or "{}")
             except json.JSONDecodeError:
@@ -288,6 +297,16 @@ class Api:
             raise ConfigurationError('the body must be JSON such as {"leader": "n1_0123abcd", "epoch": 3}')
         given = self._subject.pledge(leader, epoch)
         return given, "promised" if given else "this node knows of another leader or epoch"
+
+
+def _carries(request: web.Request, tokens: Sequence[str]) -> bool:
+    given = request.headers.get("Authorization", "").encode()
+    return any(hmac.compare_digest(given, f"Bearer {token}".encode()) for token in tokens)
+
+
+def _without_token() -> web.Response:
+    message = "the cluster's token is missing or wrong: send it as `Authorization: Bearer TOKEN`"
+    return web.json_response({"ok": False, "message": message}, status=401)
 
 
 def _not_told(error: HoldfastError) -> web.Response:

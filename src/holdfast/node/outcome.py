@@ -70,14 +70,16 @@ class Outcomes:
         keys: Keys,
         timeouts: Timeouts,
         accounts: Callable[[], list[LostLog]],
+        token: str,
     ) -> None:
-        """``accounts`` reads the lists of this node; called in a thread."""
+        """``accounts`` reads the lists of this node; called in a thread. ``token`` opens those of the others."""
         self._node = node
         self._server = server
         self._store = store
         self._keys = keys
         self._timeouts = timeouts
         self._accounts = accounts
+        self._headers = {"Authorization": f"Bearer {token}"}
         self._one_at_a_time = asyncio.Lock()
         self._confirming: asyncio.Task[None] | None = None
 
@@ -205,7 +207,7 @@ class Outcomes:
         others = [NodeRecord.from_json(entry.value) for entry in snapshot.entries]
         timeout = aiohttp.ClientTimeout(total=self._timeouts.store_request_ms / 1000)
         silent = []
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session:
             for other in (o for o in others if o.member.node != self._node):
                 try:
                     async with session.get(f"{other.api_url}/lost") as answer:

@@ -11,7 +11,7 @@ import structlog
 
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, HoldfastError
 from holdfast.model.keys import Keys
-from holdfast.model.settings import NodeSettings, WitnessSettings
+from holdfast.model.settings import ApiSettings, NodeSettings, WitnessSettings
 from holdfast.node.agent import Agent
 from holdfast.node.api import Api
 from holdfast.node.outcome import Outcomes
@@ -60,10 +60,10 @@ async def run_node(settings: NodeSettings, store: Store, *, bootstrap: bool) -> 
     accounts = partial(read_accounts, settings.node.state_dir)
     keys = Keys(settings.cluster.name)
     captures = partial(read_captures, server.captures_dir, name)
-    outcomes = Outcomes(settings.node.name, server, store, keys, settings.timeouts, accounts)
+    outcomes = Outcomes(settings.node.name, server, store, keys, settings.timeouts, accounts, token)
     try:
         told = accounts, outcomes, captures, store.clock.stamp
-        await _live(agent, Api(settings.api, token, agent, *told))
+        await _live(agent, Api(settings.api, token, agent, *told, _read_other_token(settings.api)))
     finally:
         await outcomes.close()
 
@@ -76,7 +76,9 @@ async def run_witness(settings: WitnessSettings, store: Store) -> None:
     sessions = SqlReach(settings.witness.replication_password_file)
     witness = Witness(settings, store, reach, sessions, journal)
     log.info("witness.started", name=settings.witness.name)
-    await _live(witness, Api(settings.api, token, witness, moment=store.clock.stamp))
+    await _live(
+        witness, Api(settings.api, token, witness, moment=store.clock.stamp, read_token=_read_other_token(settings.api))
+    )
 
 
 async def _live(voter: Agent | Witness, api: Api) -> None:
@@ -104,11 +106,15 @@ def _told(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:
     return None
 
 
-def _read_token(path: Path) -> str:
+def _read_other_token(api: ApiSettings) -> str | None:
+    return None if api.read_token_file is None else _read_token(api.read_token_file, "read_token_file")
+
+
+def _read_token(path: Path, setting: str = "token_file") -> str:
     try:
         token = path.read_text().strip()
     except OSError as error:
-        raise ConfigurationError(f"api.token_file: cannot read {path} ({error.strerror})") from error
+        raise ConfigurationError(f"api.{setting}: cannot read {path} ({error.strerror})") from error
     if not token:
-        raise EnvironmentFault(f"api.token_file: {path} is empty: put the cluster's token there")
+        raise EnvironmentFault(f"api.{setting}: {path} is empty: put a token there")
     return token
