@@ -266,10 +266,13 @@ def test_what_happened_so_far_is_told_as_incidents(running: Running, tmp_path: P
     assert (crash["nothing_lost"], crash["old"]) == (True, planned["new"])
     told = answer("incident", "show", crash["number"], "--rto", "30s", "--dir", running.root)
     assert told["causes"][0]["what"].startswith("its PostgreSQL ended")
-    assert told["impact"]["held"] > 0
+    assert sum(each["held"] for each in told["impact"]["classes"]) == told["impact"]["held"] > 0
     assert sum(part["ms"] for part in told["parts"]) == pytest.approx(told["story"]["serving_ms"], abs=2)
     assert any("holdfast drill run primary-crash" in g["command"] for g in told["guardrails"])
     assert "kept." in told["against_objectives"][0]
+    assert answer("policy", "set", "objective_rpo_ms=0", "--dir", running.root)["ok"]
+    told_again = holdfast("incident", "show", crash["number"], "--dir", running.root).stdout
+    assert re.search(r"lost, against nothing: kept\.(?s:.*)by class\n  class +held .*\n  normal +\d", told_again)
     assert crash["summary"][0] in holdfast("incident", "show", "--dir", running.root).stdout
     steps = {s["step"]["letter"]: s for s in told["steps"]}
     assert {steps[letter]["state"] for letter in "FAIV"} == {"done"}

@@ -7,8 +7,9 @@ import dataclasses
 from pydantic import JsonValue
 
 from holdfast.core.causes import _REASONS
+from holdfast.core.cost import Objectives
 from holdfast.core.detection import verdict_rules
-from holdfast.core.incident import Incident, Objectives, against, incidents
+from holdfast.core.incident import Incident, against, incidents
 from holdfast.core.phases import PHASES
 from holdfast.drill.catalogue import CATALOGUE
 from holdfast.model.event import Event

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from holdfast.core.incident import Incident, Objectives, incidents
+from holdfast.core.cost import Objectives
+from holdfast.core.incident import Incident, incidents
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog, LostTransaction, Tuples
@@ -53,6 +54,18 @@ def test_the_page_says_what_the_incident_says() -> None:
     ):
         assert words in page, words
     assert "shop" in page
+
+
+def test_each_class_is_in_the_page_and_in_the_markdown_with_what_it_took() -> None:
+    figures: JsonValue = {"held": 12, "refused": 1, "unknown": 2, "undone": 3, "longest_ms": 870}
+    told = event(230, "p1", "clients.held", 2, None, held=12, longest_ms=870, classes={"critical": figures})
+    objectives = Objectives(500, 99.95, 0)
+    page = incident_page(an_incident(told), "shop", objectives=objectives)
+    assert "<tr><td>critical</td><td>12</td><td>1</td><td>5</td><td>870 ms (missed)</td><td>0.1 %</td></tr>" in page
+    assert "Nothing that was acknowledged is lost, against nothing: kept." in page
+    markdown = incident_markdown(an_incident(told), "shop", (), objectives)
+    assert "| critical | 12 | 1 | 5 | 870 ms (missed) | 0.1 % |" in markdown
+    assert "by class" not in incident_markdown(an_incident(HELD), "shop", (), objectives)
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:

@@ -353,7 +353,7 @@ class World:
             relay.waited_in_vain()
         elif relay._attaching is not None:
             self._cancel_wait(relay._attaching)
-            relay._refusal = self.lane.waited_in_vain(relay.pool)
+            relay._refusal = self.lane.waited_in_vain(relay.pool, relay.traffic_class)
             relay._go_on(None)
 
     def cancel(self) -> None:

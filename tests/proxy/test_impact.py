@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from holdfast.model.event import Event
+from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.proxy.lane import Purpose
-from tests.proxy.cluster import Cluster, Pair, fetch
+from tests.proxy.cluster import KEYS, Cluster, Pair, fetch, until
 from tests.proxy.servers import Server
 
 pytestmark = pytest.mark.live
@@ -38,7 +39,8 @@ async def test_statements_that_waited_for_a_failover_are_told_with_the_longest_w
     waited_ms = (loop.time() - began_s) * 1000
     event = await told(pair.cluster)
     longest_ms = event.detail.pop("longest_ms")
-    assert event.detail == {"held": 5, "refused": 0, "unknown": 0, "undone": 0}
+    figures = {"held": 5, "refused": 0, "unknown": 0, "undone": 0}
+    assert event.detail == {**figures, "classes": {"normal": {**figures, "longest_ms": longest_ms}}}
     assert isinstance(longest_ms, int)
     assert 200 <= longest_ms <= waited_ms + 1
     assert event.epoch == pair.proxy.routing.epoch
@@ -57,6 +59,36 @@ async def test_statements_that_waited_in_vain_are_told_as_refused(cluster: Clust
         assert proxy.lanes[Purpose.WRITE].counters.holds_ended == 1
     event = await told(cluster)
     assert (event.detail["held"], event.detail["refused"]) == (1, 1)
+
+
+async def test_each_class_is_told_of_by_itself(cluster: Cluster, lasting: Server) -> None:
+    """One session of the critical class waits and is refused; one of another has its transaction undone."""
+    await cluster.serve(lasting, 1)
+    classes = {"critical": {"application_names": ["shop"]}, "background": {"application_names": ["report"]}}
+    policy = DEFAULT_POLICY.changed({"classes": classes})
+    await cluster.store.put(KEYS.policy, policy.to_json())
+    proxy = await cluster.start(hold_max_ms=2000)
+    await until(lambda: proxy.routing.policy == policy)
+    shop = await cluster.connect(application_name="shop")
+    report = await cluster.connect(application_name="report")
+    await report.execute("begin")
+    await report.execute("select 1")
+    await cluster.open_epoch()
+    for connection in (shop, report):
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("select 1")
+        await connection.close()
+    assert proxy.lanes[Purpose.WRITE].counters.status()["classes"] == {
+        "critical": {"held": 1, "refused": 1, "unknown": 0, "undone": 0},
+        "background": {"held": 0, "refused": 0, "unknown": 0, "undone": 1},
+    }
+    event = await told(cluster)
+    found = event.detail["classes"]
+    assert isinstance(found, dict)
+    assert found["background"] == {"held": 0, "refused": 0, "unknown": 0, "undone": 1, "longest_ms": 0}
+    assert isinstance(found["critical"], dict)
+    assert found["critical"]["longest_ms"] == event.detail["longest_ms"]
+    assert (event.detail["held"], event.detail["refused"], event.detail["undone"]) == (1, 1, 1)
 
 
 async def test_a_proxy_that_stops_tells_what_it_has_not_told_yet(pair: Pair) -> None:

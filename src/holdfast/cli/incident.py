@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from holdfast.cli.output import as_typed, directory_option, json_option, print_j
 
 if TYPE_CHECKING:
     from holdfast.core.chain import Chain
-    from holdfast.core.incident import Incident, Objectives
+    from holdfast.core.cost import Objectives
+    from holdfast.core.incident import Incident
     from holdfast.local.cluster import LocalCluster
     from holdfast.local.incidents import Record
 
@@ -37,14 +39,22 @@ def _time_ms(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     return round(float(found[1]) * _UNITS_MS[found[2]])
 
 
-rto_option = click.option(
+_rto_option = click.option(
     "--rto", "rto_ms", metavar="TIME", callback=_time_ms, help="The longest stall that was promised, such as 2s."
 )
-availability_option = click.option(
+_rpo_option = click.option(
+    "--rpo", "rpo_ms", metavar="TIME", callback=_time_ms, help="How far back what is lost may reach, such as 0s."
+)
+_availability_option = click.option(
     "--availability",
     type=click.FloatRange(0, 100, max_open=True),
     help="The availability that was promised, in percent of 30 days, such as 99.95.",
 )
+
+
+def objectives_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What was promised; what is left out is as the policy says."""
+    return _rto_option(_rpo_option(_availability_option(command)))
 
 
 @click.group()
@@ -74,13 +84,18 @@ def list_incidents(directory: Path, as_json: bool) -> None:
 
 @incident.command("show")
 @number_argument
-@rto_option
-@availability_option
+@objectives_options
 @click.option("--follow", is_flag=True, help="Draw only the steps, again with each change, until they are over.")
 @directory_option
 @json_option
 def show(
-    number: int | None, rto_ms: int | None, availability: float | None, follow: bool, directory: Path, as_json: bool
+    number: int | None,
+    rto_ms: int | None,
+    rpo_ms: int | None,
+    availability: float | None,
+    follow: bool,
+    directory: Path,
+    as_json: bool,
 ) -> None:
     """Tell one incident: five lines, its steps, where the time went, why, what to change, and what happened.
 
@@ -94,7 +109,7 @@ def show(
         with_cluster(directory, lambda cluster: _follow(cluster, number))
         return
     record = _read(directory)
-    one, objectives = record.one(number), _objectives(rto_ms, availability)
+    one, objectives = record.one(number), _objectives(record, rto_ms, rpo_ms, availability)
     if as_json:
         print_json(_whole(one, objectives))
         return
@@ -106,8 +121,7 @@ def show(
 @number_argument
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write it as Markdown there.")
-@rto_option
-@availability_option
+@objectives_options
 @directory_option
 @json_option
 def report(
@@ -115,6 +129,7 @@ def report(
     html: Path | None,
     markdown: Path | None,
     rto_ms: int | None,
+    rpo_ms: int | None,
     availability: float | None,
     directory: Path,
     as_json: bool,
@@ -127,7 +142,7 @@ def report(
     from holdfast.pages.page import write_whole
 
     record = _read(directory)
-    one, objectives = record.one(number), _objectives(rto_ms, availability)
+    one, objectives = record.one(number), _objectives(record, rto_ms, rpo_ms, availability)
     accounts = record.accounts_of(one)
     if html is None and markdown is None:
         html = Path(f"incident-{one.number}.html")
@@ -242,10 +257,16 @@ def _read(directory: Path) -> Record:
     return with_cluster(directory, read_record)
 
 
-def _objectives(rto_ms: int | None, availability_percent: float | None) -> Objectives:
-    from holdfast.core.incident import Objectives
-
-    return Objectives(rto_ms, availability_percent)
+def _objectives(
+    record: Record, rto_ms: int | None, rpo_ms: int | None, availability_percent: float | None
+) -> Objectives:
+    promised = record.promised
+    return replace(
+        promised,
+        rto_ms=promised.rto_ms if rto_ms is None else rto_ms,
+        rpo_ms=promised.rpo_ms if rpo_ms is None else rpo_ms,
+        availability_percent=promised.availability_percent if availability_percent is None else availability_percent,
+    )
 
 
 def _say_who_told(record: Record) -> None:
@@ -275,9 +296,10 @@ def _short(one: Incident) -> dict[str, object]:
 
 
 def _whole(one: Incident, objectives: Objectives) -> dict[str, object]:
-    from holdfast.core.incident import against
+    from holdfast.core.incident import against, cost_of
 
-    return {**_short(one), **asdict(one), "against_objectives": against(objectives, one)}
+    cost = asdict(cost_of(objectives, one))
+    return {**_short(one), **asdict(one), "against_objectives": against(objectives, one), "cost": cost}
 
 
 def _print(one: Incident, objectives: Objectives) -> None:
@@ -293,6 +315,7 @@ def _print(one: Incident, objectives: Objectives) -> None:
     click.echo("\nWhere the time went")
     for part in one.parts:
         click.echo(f"  {part.name:8}  {duration(part.ms):>9}  {part.meaning}")
+    _print_classes(one, objectives)
     click.echo("\nWhy it may have happened")
     for cause in one.causes:
         click.echo(f"  {cause.what}")
@@ -319,3 +342,18 @@ def _print(one: Incident, objectives: Objectives) -> None:
             click.echo(f"  {guardrail.what}" + as_typed(f": `{guardrail.command}`" if guardrail.command else ""))
     click.echo("\nWhat happened")
     print_lines(one.story.lines)
+
+
+def _print_classes(one: Incident, objectives: Objectives) -> None:
+    from holdfast.core.cost import CLASS_HEAD, class_rows
+    from holdfast.core.incident import cost_of
+
+    told = () if one.impact is None else one.impact.classes
+    if not told:
+        return
+    rows = [CLASS_HEAD, *class_rows(told, cost_of(objectives, one))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    click.echo("\nWhat clients met, by class")
+    for first, *rest in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        click.echo(f"  {first:{widths[0]}}  {'  '.join(cells)}")

@@ -31,10 +31,10 @@ def show(directory: Path, as_json: bool) -> None:
         return
     for name, field in Policy.model_fields.items():
         if name not in ("nodes", "classes", "format"):
-            click.echo(f"{name:18} {_text(getattr(now, name)):14} {field.description}")
+            click.echo(f"{name:30} {_text(getattr(now, name)):14} {field.description}")
     for node, tags in sorted(now.nodes.items()):
         for name, field in type(tags).model_fields.items():
-            click.echo(f"{node + '.' + name:18} {_text(getattr(tags, name)):14} {field.description}")
+            click.echo(f"{node + '.' + name:30} {_text(getattr(tags, name)):14} {field.description}")
     for name, traffic_class in now.traffic_classes().items():
         values = traffic_class.model_dump(mode="json")
         said = "  ".join(f"{key}={json.dumps(value)}" for key, value in values.items() if value != [])

@@ -10,6 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from holdfast.core.causes import Candidate, Guardrail, causes_of, guardrails_for
+from holdfast.core.cost import (
+    ClassImpact,
+    Cost,
+    Losses,
+    Objectives,
+    cost,
+    impact_by_class,
+    in_words,
+    reach_back_ms,
+)
 from holdfast.core.losses import proof
 from holdfast.core.phases import PHASE_MEANING, PHASES, phase_durations
 from holdfast.core.playbook import Scene, Standing, playbook
@@ -19,8 +29,6 @@ from holdfast.core.words import amount, duration, plural
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog
 
-MONTH_MS = 30 * 24 * 3600 * 1000
-"""What an availability objective is counted over."""
 _EVIDENCE = ("capture.done", "capture.partial", "capture.failed", "snapshot.done")
 
 
@@ -43,26 +51,8 @@ class Impact:
     refused: int
     unknown: int
     undone: int
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """``proved``: nothing that was acknowledged is lost; else ``doubts`` say why that is not proved.
-
-    ``transactions``: how many the lists name, whose clients may have been told of them.
-    """
-
-    proved: bool
-    transactions: int
-    doubts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Objectives:
-    """What was promised: no stall longer than this, and this share of each 30 days without one."""
-
-    rto_ms: int | None = None
-    availability_percent: float | None = None
+    classes: tuple[ClassImpact, ...] = ()
+    """By the class of the sessions; empty if the proxies did not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +121,7 @@ def _incident(
     durations = phase_durations(own, began_at_ms=story.began_at_ms, epoch_before=before)
     parts = tuple(Part(name, durations[name], PHASE_MEANING[name]) for name in PHASES if name != "reroute")
     impact = _impact(own, before)
-    losses = _losses(events, accounts, silent, {e.epoch for e in own if e.kind == "epoch.opened"})
+    losses = _losses(story, events, accounts, silent, {e.epoch for e in own if e.kind == "epoch.opened"})
     causes = causes_of(story, own, [e for e in events if e.time_ms < story.began_at_ms])
     return Incident(
         number=story.epoch,
@@ -162,13 +152,18 @@ def _impact(own: Sequence[Event], before: int) -> Impact | None:
         refused=sum(figures("refused")),
         unknown=sum(figures("unknown")),
         undone=sum(figures("undone")),
+        classes=impact_by_class(e.detail.get("classes") for e in told),
     )
 
 
-def _losses(events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], opened: set[int]) -> Losses:
+def _losses(
+    story: Story, events: Sequence[Event], accounts: Sequence[LostLog], silent: Sequence[str], opened: set[int]
+) -> Losses:
     found = proof(events, accounts, silent, max(opened), only=opened)
     replaced = [a for a in accounts if not opened.isdisjoint(a.replaced_by)]
-    return Losses(found.nothing_lost, sum(len(a.of_clients) for a in replaced), found.doubts)
+    lost = [t for a in replaced for t in a.of_clients]
+    reach_ms = 0 if found.nothing_lost else reach_back_ms([t.committed_at for t in lost], story.began_at_ms)
+    return Losses(found.nothing_lost, len(lost), found.doubts, reach_ms)
 
 
 # ---- the five lines -----------------------------------------------------------------------------------------------
@@ -229,19 +224,11 @@ def _whole(story: Story) -> str:
 
 
 def against(objectives: Objectives, incident: Incident) -> tuple[str, ...]:
-    """What the stall is worth, held against what was promised."""
-    stall_ms = incident.stall_ms
-    if stall_ms is None:
-        return ()
-    said = []
-    if objectives.rto_ms is not None:
-        kept = "kept" if stall_ms <= objectives.rto_ms else "missed"
-        said.append(f"A stall of {duration(stall_ms)} against at most {duration(objectives.rto_ms)}: {kept}.")
-    if objectives.availability_percent is not None:
-        budget_ms = MONTH_MS * (100 - objectives.availability_percent) / 100
-        share = f"{100 * stall_ms / budget_ms:.1f} %" if budget_ms else "all"
-        said.append(
-            f"{objectives.availability_percent:g} % of 30 days leave {duration(budget_ms)} a month; "
-            f"this took {share} of it."
-        )
-    return tuple(said)
+    """What stall and loss are worth, held against what was promised."""
+    return in_words(objectives, cost_of(objectives, incident))
+
+
+def cost_of(objectives: Objectives, incident: Incident) -> Cost:
+    """What the incident took of what was promised."""
+    classes = () if incident.impact is None else incident.impact.classes
+    return cost(objectives, incident.stall_ms, incident.losses, classes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.core.chain import without_gaps
+from holdfast.core.cost import Objectives
 from holdfast.core.incident import Incident, incidents
 from holdfast.core.story import chapters
 from holdfast.local.cluster import LocalCluster
@@ -15,6 +16,7 @@ from holdfast.local.outlook import read_events
 from holdfast.model.errors import ConfigurationError, StoreUnavailable
 from holdfast.model.event import Event
 from holdfast.model.lost import LostLog
+from holdfast.model.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Record:
     events: tuple[Event, ...]
     accounts: tuple[LostLog, ...]
     from_store: bool
+    promised: Objectives = field(default_factory=Objectives)
+    """By the policy; nothing while the store does not answer."""
 
     def one(self, number: int | None) -> Incident:
         """An incident by its number, or the last one; raises ConfigurationError with what there is."""
@@ -61,4 +65,10 @@ async def read_record(cluster: LocalCluster) -> Record:
     except StoreUnavailable:
         accounts, silent = [], list(cluster.nodes)
     found = incidents(events, accounts, silent, time.time() * 1000)
-    return Record(cluster.name, found, events, tuple(accounts), from_store)
+    promised = objectives_of(await cluster.policy()) if from_store else Objectives()
+    return Record(cluster.name, found, events, tuple(accounts), from_store, promised)
+
+
+def objectives_of(policy: Policy) -> Objectives:
+    """What the policy promises."""
+    return Objectives(policy.objective_rto_ms, policy.objective_availability_percent, policy.objective_rpo_ms)

@@ -120,6 +120,17 @@ class Policy(BaseModel):
         description="whether proxies put a token into each writing transaction, so that a client whose commit lost its "
         "server is told what became of it",
     )
+    objective_rto_ms: int | None = Field(
+        None, ge=0, le=86_400_000,
+        description="the longest stall that was promised; reports of incidents say whether it was kept",
+    )  # fmt: skip
+    objective_rpo_ms: int | None = Field(
+        None, ge=0, le=86_400_000,
+        description="how far back what is lost may reach; 0: nothing that was acknowledged may be lost",
+    )  # fmt: skip
+    objective_availability_percent: float | None = Field(
+        None, ge=0, lt=100, description="the availability that was promised, in percent of 30 days: the error budget"
+    )
     classes: dict[ClassName, TrafficClass] = Field(
         {}, max_length=32, description="classes of sessions: shares, bounds, who is in them"
     )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from holdfast import __version__
-from holdfast.core.incident import Incident, Objectives, against
+from holdfast.core.cost import CLASS_HEAD, Objectives, class_rows
+from holdfast.core.incident import Incident, against, cost_of
 from holdfast.core.phases import ENDS
 from holdfast.core.playbook import State
 from holdfast.core.whose import Whose
@@ -79,6 +80,8 @@ def incident_page(
         began=moment(incident.story.began_at_ms),
         promised=against(objectives or Objectives(), incident),
         tiles=_tiles(incident),
+        class_head=CLASS_HEAD,
+        classes=_classes(incident, objectives),
         parts=parts,
         steps=_steps(incident),
         total_ms=sum(p.ms for p in parts),
@@ -115,6 +118,7 @@ def incident_markdown(
         "",
         *_table(("part", "took", "what it is"), [(p.name, duration(p.ms), p.meaning) for p in incident.parts]),
         "",
+        *_classes_table(incident, objectives),
         "## Why it may have happened",
         "",
         *_causes(incident),
@@ -157,6 +161,16 @@ def _steps(incident: Incident) -> list[_Step]:
         mark = state.value.replace(" ", "-")
         rows.append(_Step(s.step.letter, s.step.name, s.step.does, state.value, mark, left, width, took, says))
     return rows
+
+
+def _classes(incident: Incident, objectives: Objectives | None) -> list[tuple[str, ...]]:
+    told = () if incident.impact is None else incident.impact.classes
+    return [*class_rows(told, cost_of(objectives or Objectives(), incident))]
+
+
+def _classes_table(incident: Incident, objectives: Objectives | None) -> list[str]:
+    rows = _classes(incident, objectives)
+    return ["## What clients met, by class", "", *_table(CLASS_HEAD, rows), ""] if rows else []
 
 
 def _evidence(incident: Incident) -> list[str]:

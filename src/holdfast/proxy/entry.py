@@ -74,7 +74,7 @@ class Entry(GuardedPath):
         if asked is None:
             return Fate.FORWARD
         if isinstance(asked, m.Report):
-            self.lane.counters.statements_shed += 1
+            self.lane.counters.shed(self._permit.traffic_class)
             return self._turn_away(kind, asked)
         self.settle()
         self._wait(self._go_in(asked))
@@ -90,14 +90,15 @@ class Entry(GuardedPath):
         self.settle()  # nobody keeps a shared server while he waits to be let in
         waiting = admission.queue(self._permit)
         if isinstance(waiting, m.Report):
-            self.lane.counters.statements_shed += 1
+            self.lane.counters.shed(self._permit.traffic_class)
             return self._fail(kind, waiting)
         self._wait(self._go_in(waiting))
         return Fate.QUEUE
 
     async def _go_in(self, waiting: Waiting) -> None:
         self._refusal = await waiting
-        self.lane.counters.statements_shed += self._refusal is not None
+        if self._refusal is not None:
+            self.lane.counters.shed(self._permit.traffic_class)
         if self.current is None and self._share is None:
             self.lane.admission.give_back(self._permit)
         self._go_on(None)

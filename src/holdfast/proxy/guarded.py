@@ -192,7 +192,8 @@ class GuardedPath(FastPath):
             return
         if outcome is not Outcome.COMMITTED:
             told = replace(loss, unknown=False) if outcome is Outcome.ABORTED else loss
-            self.lane.lost(self._client.owner(self._login), server.target, told, held_open=False)
+            owner, traffic_class = self._client.owner(self._login), self._permit.traffic_class
+            self.lane.lost(owner, traffic_class, server.target, told, held_open=False)
         self._is_discarding = loss.awaits_sync
         self._client.write(answers_to(loss, reason, outcome))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from pydantic import JsonValue
 
 from holdfast.proxy.lane import Lane
 
@@ -22,25 +24,30 @@ class Toll:
     refused: int = 0
     unknown: int = 0
     undone: int = 0
+    classes: Mapping[str, Toll] = field(default_factory=dict)
+    """The same by the class of the session, without further classes."""
 
     @classmethod
     def of(cls, lanes: Collection[Lane]) -> Toll:
         """Everything since the start."""
-        counters = [lane.counters for lane in lanes]
-        return cls(
-            held=sum(c.statements_held for c in counters),
-            refused=sum(c.holds_ended + c.statements_shed for c in counters),
-            unknown=sum(c.outcomes_unknown for c in counters),
-            undone=sum(c.transactions_lost for c in counters),
-        )
+        classes: dict[str, Toll] = {}
+        for name, counted in ((name, c) for lane in lanes for name, c in lane.counters.classes.items()):
+            more = cls(counted.held, counted.refused, counted.unknown, counted.undone)
+            classes[name] = classes.get(name, cls())._changed(more, 1)
+        return replace(_sum(classes.values()), classes=classes)
 
     def since(self, before: Toll) -> Toll:
         """What came on top."""
+        classes = {name: toll.since(before.classes.get(name, Toll())) for name, toll in self.classes.items()}
+        met = {name: toll for name, toll in classes.items() if toll != Toll()}
+        return replace(self._changed(before, -1), classes=met)
+
+    def _changed(self, by: Toll, sign: int) -> Toll:
         return Toll(
-            self.held - before.held,
-            self.refused - before.refused,
-            self.unknown - before.unknown,
-            self.undone - before.undone,
+            self.held + sign * by.held,
+            self.refused + sign * by.refused,
+            self.unknown + sign * by.unknown,
+            self.undone + sign * by.undone,
         )
 
     @property
@@ -48,9 +55,27 @@ class Toll:
         """Whether something failed."""
         return bool(self.refused or self.unknown or self.undone)
 
+    def told(self, longest_ms: Mapping[str, int]) -> dict[str, JsonValue]:
+        """What the journal says; ``longest_ms`` is the longest wait of one statement of each class."""
+        classes: dict[str, JsonValue] = {
+            name: {**_figures(toll), "longest_ms": longest_ms.get(name, 0)} for name, toll in self.classes.items()
+        }
+        return {"longest_ms": max(longest_ms.values(), default=0), **_figures(self), "classes": classes}
 
-Tell = Callable[[Toll, int], None]
-"""Told the toll, and the longest wait of one statement in milliseconds."""
+
+def _figures(toll: Toll) -> dict[str, JsonValue]:
+    return {"held": toll.held, "refused": toll.refused, "unknown": toll.unknown, "undone": toll.undone}
+
+
+def _sum(tolls: Iterable[Toll]) -> Toll:
+    total = Toll()
+    for toll in tolls:
+        total = total._changed(toll, 1)
+    return total
+
+
+Tell = Callable[[Toll, Mapping[str, int]], None]
+"""Told the toll, and the longest wait of one statement of each class in milliseconds."""
 
 
 class Impact:
@@ -80,6 +105,8 @@ class Impact:
         if self._seen == self._told:
             return
         toll, self._told = self._seen.since(self._told), self._seen
-        longest_ms = max(lane.take_longest_hold_ms() for lane in self._lanes)
-        if toll.did_harm or longest_ms >= WORTH_MS:
+        longest_ms: dict[str, int] = {}
+        for name, waited_ms in ((n, ms) for lane in self._lanes for n, ms in lane.counters.take_longest_ms().items()):
+            longest_ms[name] = max(waited_ms, longest_ms.get(name, 0))
+        if toll.did_harm or max(longest_ms.values(), default=0) >= WORTH_MS:
             self._tell(toll, longest_ms)

@@ -13,13 +13,14 @@ import structlog
 
 from holdfast.core.admission.gate import Permit
 from holdfast.model.errors import ProtocolViolation
-from holdfast.model.owner import Owner, Unanswered
+from holdfast.model.owner import Owner
 from holdfast.model.report import ProxyOutcome
 from holdfast.model.settings import ProxySettings
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.admission import Admission
 from holdfast.proxy.answers import none_reached, pool_is_busy, too_many_wait
 from holdfast.proxy.breakers import Breakers
+from holdfast.proxy.counters import Counters
 from holdfast.proxy.early import Early, drop_unused
 from holdfast.proxy.guard import CommitGuard
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
@@ -73,36 +74,15 @@ class Wanted(Protocol):
     def pool(self) -> Pool | None:
         """Where its servers come from, if it shares them."""
 
+    @property
+    def traffic_class(self) -> str:
+        """The class that the policy gives it."""
+
     def steps(self, server: ServerConnection) -> list[ReplayStep]:
         """What to tell a server."""
 
     def forget(self, names: set[bytes]) -> None:
         """These prepared statements could not be made again."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened on a port since the start."""
-
-    statements_held: int = 0
-    holds_ended: int = 0
-    statements_shed: int = 0
-    servers_opened: int = 0
-    servers_refused: int = 0
-    servers_lost: int = 0
-    servers_let_go: int = 0
-    outcomes_unknown: int = 0
-    transactions_lost: int = 0
-    cancels: int = 0
-
-    def lost(self, loss: Loss, held_open: bool) -> Unanswered | None:
-        """Count it; ``held_open``: between two statements of a transaction. Returns what the client is told."""
-        if not (held_open or any(answer.needs_error for answer in loss.answers)):
-            return None
-        is_unknown = loss.unknown and not held_open
-        self.outcomes_unknown += is_unknown
-        self.transactions_lost += not is_unknown
-        return Unanswered.UNKNOWN if is_unknown else Unanswered.UNDONE
 
 
 @dataclass(slots=True)
@@ -128,7 +108,6 @@ class Lane:
     orphans: Orphans = field(init=False)
     pools: Pools = field(init=False)
     held: int = 0
-    _longest_hold_s: float = 0.0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
     _turn: int = 0
     _failing: bool = False
@@ -227,9 +206,9 @@ class Lane:
         last = [target for target in in_turn if target not in well]
         return well + ([primary] if primary is not None else []) + last
 
-    def lost(self, owner: Owner, target: Target, loss: Loss, *, held_open: bool) -> None:
+    def lost(self, owner: Owner, traffic_class: str, target: Target, loss: Loss, *, held_open: bool) -> None:
         """A session lost its server; ``held_open``: between two statements of a transaction."""
-        told = self.counters.lost(loss, held_open)
+        told = self.counters.lost(traffic_class, loss, held_open)
         if told is not None:
             self.owners.lost(owner, target, told)
 
@@ -237,11 +216,6 @@ class Lane:
         """A session loses its server; what it has in flight is not forgotten yet."""
         if self.purpose is Purpose.WRITE and server.target.is_primary and not self.routing.is_handing_over():
             self.quarantine.lost(permit)
-
-    def take_longest_hold_ms(self) -> int:
-        """The longest wait of a statement that has ended since this was last asked."""
-        longest_s, self._longest_hold_s = self._longest_hold_s, 0.0
-        return round(longest_s * 1000)
 
     # waiting
 
@@ -252,7 +226,7 @@ class Lane:
         ServerRefused; with ``once`` ServerUnavailable instead of waiting.
         """
         hold_max_ms = self.settings.timeouts.hold_max_ms
-        hold = _Hold(self)
+        hold = _Hold(self, wanted.traffic_class)
         waited_s = 0.0 if waiter is None else asyncio.get_running_loop().time() - waiter.since_s
         try:
             async with asyncio.timeout(max(0.0, hold_max_ms / 1000 - waited_s)):
@@ -267,12 +241,12 @@ class Lane:
                         wanted.pool.made(server, in_place_of_another=True)
                     return server
         except TimeoutError:
-            raise HoldEnded(self.waited_in_vain(wanted.pool)) from None
+            raise HoldEnded(self.waited_in_vain(wanted.pool, wanted.traffic_class)) from None
 
-    def waited_in_vain(self, pool: Pool | None) -> m.Report:
+    def waited_in_vain(self, pool: Pool | None, traffic_class: str) -> m.Report:
         """A statement has waited as long as it may for a connection (of ``pool``); what its client is told."""
         hold_max_ms = self.settings.timeouts.hold_max_ms
-        self.counters.holds_ended += 1
+        self.counters.held_in_vain(traffic_class)
         if pool is not None and self.can_serve():
             return pool_is_busy(pool.limits.size, hold_max_ms)
         return none_reached("primary" if self.purpose is Purpose.WRITE else "server", hold_max_ms)
@@ -462,8 +436,9 @@ def _outcome_of(cause: BaseException | None) -> ProxyOutcome:
 class _Hold:
     """Whether one statement counts as held."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, traffic_class: str) -> None:
         self._lane = lane
+        self._class = traffic_class
         self._is_counted = False
         self._began_s = 0.0
 
@@ -473,11 +448,12 @@ class _Hold:
             return
         limit = self._lane.settings.proxy.hold_max_clients
         if self._lane.held >= limit:
+            self._lane.counters.held_in_vain(self._class)
             raise HoldEnded(too_many_wait(limit))
         self._is_counted = True
         self._began_s = asyncio.get_running_loop().time()
         self._lane.held += 1
-        self._lane.counters.statements_held += 1
+        self._lane.counters.hold_begun(self._class)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -488,4 +464,4 @@ class _Hold:
             if self._is_counted:
                 waited_s = asyncio.get_running_loop().time() - self._began_s
                 self._lane.held -= 1
-                self._lane._longest_hold_s = max(self._lane._longest_hold_s, waited_s)
+                self._lane.counters.held_for(self._class, waited_s)

@@ -66,6 +66,11 @@ class Relay(Entry):
         """Where its servers come from, if it shares them."""
         return self._share.pool if self._share is not None else None
 
+    @property
+    def traffic_class(self) -> str:
+        """The class that the policy gave it when it last asked to be let in."""
+        return self._permit.traffic_class
+
     def steps(self, server: ServerConnection) -> list[ReplayStep]:
         """What a server must be told."""
         if self._share is not None:
@@ -288,7 +293,7 @@ class Relay(Entry):
             self._attaching.add_done_callback(lambda task: waiter.forsake(pool))
 
     def _refuse_fully(self, data: bytes) -> None:
-        self._refusal = self.lane.waited_in_vain(self.pool)
+        self._refusal = self.lane.waited_in_vain(self.pool, self.traffic_class)
         self._from_client_fully(data)
 
     async def _attach(self, waiter: Waiter | None = None) -> None:
@@ -477,7 +482,7 @@ class Relay(Entry):
             return
         self._replies.ledger = Ledger(loss.status)
         self._state.lost()
-        self.lane.lost(self._client.owner(self._login), server.target, loss, held_open=held_open)
+        self.lane.lost(self._client.owner(self._login), self.traffic_class, server.target, loss, held_open=held_open)
         if self._state.pins:
             self.end(cannot_move(loss, reason, sorted(self._state.pins)))
             return

@@ -11,8 +11,7 @@ import socket
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import Hashable
-from dataclasses import asdict
+from collections.abc import Hashable, Mapping
 
 import structlog
 from aiohttp import web
@@ -287,8 +286,8 @@ class Proxy:
                 relay.let_go()
             await asyncio.sleep(times.let_go_step_ms / 1000)
 
-    def _tell_impact(self, toll: Toll, longest_ms: int) -> None:
-        self._journal.record("clients.held", self.routing.epoch, longest_ms=longest_ms, **asdict(toll))
+    def _tell_impact(self, toll: Toll, longest_ms: Mapping[str, int]) -> None:
+        self._journal.record("clients.held", self.routing.epoch, None, stamp=None, **toll.told(longest_ms))
         owners = self.lanes[Purpose.WRITE].owners.take()
         if owners is not None:
             self._journal.record("outcomes.unknown", self.routing.epoch, None, stamp=None, **owners)
@@ -383,7 +382,7 @@ class Proxy:
             "clients": len(self._clients),
             "held": {purpose.value: lane.held for purpose, lane in self.lanes.items()},
             "servers": dict(servers),
-            "counters": {purpose.value: asdict(lane.counters) for purpose, lane in self.lanes.items()},
+            "counters": {purpose.value: lane.counters.status() for purpose, lane in self.lanes.items()},
             "pools": {purpose.value: lane.pools.status() for purpose, lane in self.lanes.items()},
             "breakers": self.breakers.status(),
             "quarantine": self.quarantine.status(),
