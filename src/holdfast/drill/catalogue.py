@@ -37,6 +37,7 @@ from holdfast.drill.faults.planned import (
     SwitchOver,
     WaitUntilServing,
 )
+from holdfast.drill.faults.reads import CatchUp, FallBehind, JudgeReads, WriteAndRead
 from holdfast.drill.faults.sessions import (
     CancelStorm,
     ConfirmAgain,
@@ -390,6 +391,16 @@ SESSIONS = (
         expect=Expectation(failover=True, stall_ms=1500, worst_stall_ms=5000),
         # The read-only port shows what was replayed: nothing new.
         scenarios=("A3",),
+    ),
+    Drill(
+        "replica-lag",
+        "A standby falls behind while clients read what they have just written",
+        "nobody is shown less than what he has written, and the other standby goes on answering",
+        prepare=(Step(WriteAndRead()),),
+        steps=(Step(FallBehind(Role.STANDBY), 5.0),),
+        heal=(Step(CatchUp(Role.STANDBY), 12.0), Step(JudgeReads(), 5.0)),
+        expect=NO_FAILOVER,
+        scenarios=("B4",),
     ),
     Drill(
         "reader-on-candidate",

@@ -176,7 +176,16 @@ async def _held_back(cluster: LocalCluster) -> tuple[str, ...]:
         f"{s['statement']}"
         for s in said["quarantine"]
     )
-    return *probed, *suspected
+    behind = (
+        f"nobody reads from {s['node']} through the proxy: it is {_so_far(s['lag_ms'])} behind"
+        for s in said["reads"]["standbys"]
+        if s["replayed"] is not None and not s["read_from"] and s["left"]
+    )
+    return *probed, *suspected, *behind
+
+
+def _so_far(lag_ms: int | None) -> str:
+    return "too far" if lag_ms is None else f"{lag_ms / 1000:.1f} s"
 
 
 def _waiting(standing: Standing | None, reports: dict[str, NodeReport | None], *, store: bool) -> str | None:

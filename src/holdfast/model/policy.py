@@ -44,6 +44,14 @@ class Quarantining(StrEnum):
     OFF = "off"
 
 
+class Route(StrEnum):
+    """Where a session's reads on the writable port go."""
+
+    PRIMARY = "primary"
+    AUTO = "auto"
+    """What surely only reads goes to a standby that shows all that the session has written; the rest to the primary."""
+
+
 class NodeTags(BaseModel):
     """What is special about one node."""
 
@@ -131,6 +139,25 @@ class Policy(BaseModel):
     objective_availability_percent: float | None = Field(
         None, ge=0, lt=100, description="the availability that was promised, in percent of 30 days: the error budget"
     )
+    route: Route = Field(
+        Route.PRIMARY,
+        description="where reads on the writable port go: primary, or auto (to standbys, what surely only reads)",
+    )
+    route_by: dict[str, Route] = Field(
+        {}, max_length=1000,
+        description="other than `route`, by `user`, `@database` or `user@database` (the narrowest counts); "
+        "for sessions that begin then",
+    )  # fmt: skip
+    read_lag_max_ms: int = Field(
+        10_000, ge=10, le=600_000,
+        description="a standby that is further behind is not read from, until it has been within half of it for "
+        "`read_back_ms`",
+    )  # fmt: skip
+    read_back_ms: int = Field(2000, ge=0, le=600_000, description="see `read_lag_max_ms`")
+    read_wait_ms: int = Field(
+        500, ge=0, le=60_000,
+        description="how long a read waits for a standby that shows what `holdfast.wait_for` names; then the primary",
+    )  # fmt: skip
     classes: dict[ClassName, TrafficClass] = Field(
         {}, max_length=32, description="classes of sessions: shares, bounds, who is in them"
     )
@@ -147,6 +174,13 @@ class Policy(BaseModel):
     def readable(self, node: str) -> bool:
         """Whether the read-only port leads there."""
         return self.tags(node).readable
+
+    def route_of(self, user: str, database: str) -> Route:
+        """Where the reads of a user's sessions in a database go, if they say nothing themselves."""
+        for name in (f"{user}@{database}", user, f"@{database}"):
+            if name in self.route_by:
+                return self.route_by[name]
+        return self.route
 
     def traffic_classes(self) -> dict[str, TrafficClass]:
         """All classes by name: the built-in ones, as far as they are not changed, and own ones."""

@@ -354,3 +354,21 @@ class ProxyTimeouts(BaseModel):
 
     retry_hint_ms: int = Field(1000, ge=100, le=600_000)
     """What a refused client is told to wait before it tries again."""
+
+    sample_ms: int = Field(250, ge=10, le=10_000)
+    """Between two questions to a server how far its log is, while nobody needs to know at once."""
+
+    sample_max_ms: int = Field(1000, ge=50, le=60_000)
+    """For one answer to that; a standby that takes longer is not read from."""
+
+    sample_pause_ms: int = Field(2, ge=0, le=1000)
+    """At least between two of them, however much is written."""
+
+    chase_ms: int = Field(200, ge=0, le=10_000)
+    """For so long after something was written a standby that lacks it is asked more often,"""
+
+    chase_step_ms: int = Field(5, ge=1, le=1000)
+    """which is then."""
+
+    readers_at_once: int = Field(4, ge=1, le=100)
+    """Connections to one standby that are opened at the same time for reads of the writable port."""

@@ -19,6 +19,7 @@ from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.lane import HoldEnded, Lane
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
 from holdfast.proxy.relay import Relay
+from holdfast.proxy.routed import heed, session_of
 from holdfast.proxy.server import ServerRefused, ServerUnavailable
 from holdfast.proxy.streams import Output, Stream
 from holdfast.proxy.users import Users
@@ -157,6 +158,10 @@ class Client(asyncio.Protocol):
     def owner(self, login: Login) -> Owner:
         """Who the client is, for those who must know whose a transaction was."""
         return Owner(login.user, login.database, login.parameters.get(_APPLICATION_NAME, ""), self._address)
+
+    def heed(self, relay: Relay) -> None:
+        """The session has settings for the proxy."""
+        heed(relay)
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
@@ -308,7 +313,7 @@ class Client(asyncio.Protocol):
         """Find a server, or remember what one last said; then let the client go on."""
         endpoint = self._endpoint
         secret = secrets.token_bytes(32 if login.minor >= 2 else 4)
-        relay = Relay(self, self._lane, login, endpoint.next_process_id(), secret)
+        relay = session_of(self, self._lane, login, endpoint.next_process_id(), secret)
         alike = {name: value for name, value in login.parameters.items() if name != _APPLICATION_NAME}
         key = (self._lane.purpose, tuple(sorted(alike.items())))
         remembered = endpoint.remembered(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from holdfast.proxy.owners import Owners
 from holdfast.proxy.pool import Pool, PoolLimits, Pools, Waiter, key_of
 from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
+from holdfast.proxy.replicas import Replicas
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
 from holdfast.proxy.sharing import Share
@@ -102,6 +103,8 @@ class Lane:
     breakers: Breakers = field(default_factory=Breakers)
     """Of all servers, for all ports."""
     quarantine: Quarantine = field(default_factory=Quarantine)
+    standbys: InitVar[Replicas | None] = None
+    replicas: Replicas = field(init=False)
     counters: Counters = field(default_factory=Counters)
     owners: Owners = field(default_factory=Owners)
     guard: CommitGuard = field(init=False)
@@ -118,7 +121,8 @@ class Lane:
     _known_version: int = -1
     _has_known_target: bool = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, standbys: Replicas | None) -> None:
+        self.replicas = standbys or Replicas(self.reactor, self.routing, self.users)
         self.guard = CommitGuard(self.routing)
         self.orphans = Orphans(self.admission, self.note_in_flight)
         proxy = self.settings.proxy
@@ -160,7 +164,7 @@ class Lane:
         return self.purpose is Purpose.WRITE and not self.is_fresh()
 
     def is_fit(self, server: ServerConnection) -> bool:
-        """Whether nothing speaks against a server: it need not be dropped nor held, and there is no better one."""
+        """Whether nothing speaks against a server: no must_drop, no must_hold, no has_better."""
         version = self.routing.version
         if server.fit_version != version:
             if self.must_drop(server) is not None or self.has_better(server) or self.must_hold(server):
@@ -174,9 +178,15 @@ class Lane:
         return self.purpose is Purpose.READ
 
     def has_better(self, server: ServerConnection) -> bool:
-        """Whether a read-only session sits on the primary while a standby could serve it."""
-        may_move = self.purpose is Purpose.READ and server.target.is_primary
-        return may_move and any(map(self.breakers.is_closed, self.routing.standbys()))
+        """Whether a read-only session sits on the primary while a standby could serve it, or on one too far behind."""
+        target = server.target
+        if self.purpose is Purpose.WRITE or not (target.is_primary or self.replicas.is_behind(target)):
+            return False
+        may_leave = not target.is_primary and self.routing.primary() is not None
+        return may_leave or any(map(self._is_well, self.routing.standbys()))
+
+    def _is_well(self, target: Target) -> bool:
+        return self.breakers.is_closed(target) and not self.replicas.is_behind(target)
 
     def has_target(self) -> bool:
         """Whether the register and the nodes' records name a server for this port."""
@@ -194,15 +204,13 @@ class Lane:
         return self._has_known_target and not self._failing and not self.is_doubtful()
 
     def _targets(self) -> list[Target]:
-        """Where to go now, the best first; standbys take turns, and those with an open breaker come last."""
+        """Where to go now, the best first; standbys that are too far behind or have an open breaker come last."""
         primary = self.routing.primary()
         if self.purpose is Purpose.WRITE:
             open_to_all = not self.routing.is_handing_over() and self.is_fresh()
             return [primary] if primary is not None and open_to_all else []
-        standbys = self.routing.standbys()
-        turn = self._turn % len(standbys) if standbys else 0
-        in_turn = standbys[turn:] + standbys[:turn]
-        well = [target for target in in_turn if self.breakers.is_closed(target)]
+        in_turn = self.replicas.spread(self.routing.standbys(), self._turn)
+        well = [target for target in in_turn if self._is_well(target)]
         last = [target for target in in_turn if target not in well]
         return well + ([primary] if primary is not None else []) + last
 
@@ -348,6 +356,7 @@ class Lane:
         self._last_refusal = ""
         self.saw(target, ProxyOutcome.ANSWERS)
         self.counters.servers_opened += 1
+        self.replicas.opened(server)
         return server
 
     async def _try(self, target: Target, wanted: Wanted, early: Early) -> ServerConnection | None:
@@ -374,6 +383,8 @@ class Lane:
 
     async def _log_in(self, target: Target, parameters: dict[str, str]) -> ServerConnection:
         self._parameters = parameters
+        if self.purpose is Purpose.READ:
+            self.replicas.log_in_as(parameters["user"], parameters.get("database") or parameters["user"])
         connect_ms = self.settings.timeouts.server_connect_ms
         return await log_in(self.reactor, target, parameters, self.users, connect_ms)
 

@@ -26,6 +26,7 @@ from holdfast.wire import messages as m
 from holdfast.wire.frames import CONTINUED
 from holdfast.wire.loss import judge_loss
 from holdfast.wire.owed import Ledger
+from holdfast.wire.own import with_own
 from holdfast.wire.sql import Control, control_of, split_statements
 from holdfast.wire.startup import Login
 from holdfast.wire.state import ReplayStep
@@ -147,7 +148,7 @@ class Relay(Entry):
             self.end(m.fatal("08P01", str(violation)))
 
     def _pump(self, data: bytes) -> None:
-        buffer, frames = self._client_cutter.feed(data)
+        buffer, frames = with_own(*self._client_cutter.feed(data))
         begin = end = 0
         for kind, start, end in frames:
             fate = self._fate_of(kind, buffer, start, end)
@@ -446,6 +447,8 @@ class Relay(Entry):
         if self._share is not None and self._ledger.is_idle:
             self._share.names.settled(self._state.prepared)
             self.settle()
+        if self._state.own:
+            self._client.heed(self)
 
     # loss
 

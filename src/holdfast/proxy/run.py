@@ -30,9 +30,11 @@ from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX, WRITE_BUFFER_BYTES
 from holdfast.proxy.obedience import Obedience
+from holdfast.proxy.pool import PoolLimits
 from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.relay import Relay
+from holdfast.proxy.replicas import Replicas
 from holdfast.proxy.routing import Routing
 from holdfast.proxy.server import send_cancel
 from holdfast.proxy.status import start_status_endpoint
@@ -74,12 +76,15 @@ class Proxy:
         shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.is_fresh
         connect_ms = settings.timeouts.server_connect_ms
         self.breakers = Breakers(connect_ms, self._tell_breaker, self._look_again)
+        proxy, times = settings.proxy, settings.timeouts
+        limits = PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s, 0)
+        self.replicas = Replicas(self._reactor, self.routing, users, times.server_connect_ms, limits, self._look_again)
         self._suspects = SuspectRecords(store, keys, settings.timeouts)
         admissions = {purpose: Admission(self._tell_ramp) for purpose in Purpose}
         self.quarantine = Quarantine(admissions[Purpose.WRITE], self._suspects.update, self._tell_suspect)
         quarantines = {Purpose.WRITE: self.quarantine, Purpose.READ: Quarantine()}
         self.lanes = {
-            purpose: Lane(purpose, *shared, admissions[purpose], self.breakers, quarantines[purpose])
+            purpose: Lane(purpose, *shared, admissions[purpose], self.breakers, quarantines[purpose], self.replicas)
             for purpose in Purpose
         }
         self._impact = Impact(self.lanes.values(), self._tell_impact)
@@ -118,7 +123,8 @@ class Proxy:
         self._watch = asyncio.get_running_loop().create_task(self._follow_store())
         self._telling = asyncio.get_running_loop().create_task(self._record.run())
         self._obeying = asyncio.get_running_loop().create_task(self._obedience.run())
-        runs = self._journal.run(), self._impact.run(), self._suspects.run(), self.quarantine.run()
+        runs = [self._journal.run(), self._impact.run(), self._suspects.run(), self.quarantine.run()]
+        runs.append(self.replicas.run())
         self._accounting = list(map(asyncio.create_task, runs))
         for lane in self.lanes.values():
             lane_runs = lane.admission.run(), lane.pools.run(), lane.probe_standbys()
@@ -135,6 +141,7 @@ class Proxy:
                 client.relay.end(goodbye)
             else:
                 client.close(goodbye)
+        self.replicas.close()
         for lane in self.lanes.values():
             lane.orphans.close()
             lane.pools.close()
@@ -304,6 +311,7 @@ class Proxy:
         self._reroute()
 
     def _reroute(self) -> None:
+        self.replicas.reroute()
         for relay in list(self._relays.values()):
             relay.reroute()
         for lane in self.lanes.values():
@@ -387,6 +395,7 @@ class Proxy:
             "breakers": self.breakers.status(),
             "quarantine": self.quarantine.status(),
             "breakers_opened": self.breakers.opened,
+            "reads": self.replicas.status(),
             "commit_guard": self.lanes[Purpose.WRITE].guard.status(),
             "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }

@@ -337,6 +337,13 @@ class ServerConnection(asyncio.Protocol):
             forgotten.add(step.name)
         return forgotten
 
+    async def ask(self, sql: str) -> list[list[bytes | None]]:
+        """Ask a question of the proxy's own; returns the rows. Raises ServerUnavailable, also for an error."""
+        rows, report = await self._ask(m.query(sql))
+        if report is not None:
+            raise ServerNotReady(report.text)
+        return rows
+
     async def _ask(self, message: bytes) -> tuple[list[list[bytes | None]], m.Report | None]:
         """Send something that ends in one ReadyForQuery; returns the rows, and the error if there was one."""
         self.write(message)

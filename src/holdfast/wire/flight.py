@@ -17,6 +17,7 @@ from holdfast.wire import heads
 from holdfast.wire import messages as m
 from holdfast.wire.effects import PLAIN_TAGS
 from holdfast.wire.frames import FRAME_BYTES_MAX, HEADER_BYTES, WHOLE_BYTES_MAX
+from holdfast.wire.own import MARK
 
 BATCH_BYTES_MAX: Final = 16 * 1024
 """A batch that is larger costs so much elsewhere that the full way is not felt."""
@@ -63,10 +64,11 @@ _PORTAL: Final = ord("P")
 def is_plain(text: bytes) -> bool:
     """Whether a statement that ends with a plain tag surely leaves nothing behind (`effects.may_have_effect`).
 
-    And it needs no translation on a shared connection (`sharing`).
+    And it needs no translation on a shared connection (`sharing`), and is not meant for the proxy (`own`).
     """
     lowered = text.lower()
-    return not (b"temp" in lowered or b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered)
+    is_special = b"temp" in lowered or b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered
+    return not (is_special or MARK in lowered)
 
 
 _is_plain_again = lru_cache(maxsize=512)(is_plain)

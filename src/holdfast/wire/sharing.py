@@ -165,6 +165,14 @@ class SharedNames:
         elif flight.is_simple:
             self._made.pop(_UNNAMED, None)
 
+    def answered_elsewhere(self, flight: Flight) -> None:
+        """A server that has nothing to do with these names answered a common batch."""
+        if flight.parse_end:
+            self._made[flight.name] = _tail_of(flight.name, flight.data[: flight.parse_end])
+        elif flight.is_simple:
+            self._made.pop(_UNNAMED, None)
+        self._unnamed_is_there = False
+
     def dropped(self, dropped: Dropped, held: Held) -> None:
         """A DEALLOCATE or a DISCARD ALL is complete."""
         for name, parse in dropped.parses.items():

@@ -9,6 +9,7 @@ from typing import Final
 
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Effect, Pin, Verb, effects_of, may_have_effect
+from holdfast.wire.own import PREFIX
 from holdfast.wire.sql import Control, Statement, control_of, savepoint_of, split_statements
 
 LOST_SAVEPOINT = "holdfast_transaction_lost_with_its_server"
@@ -64,6 +65,8 @@ class SessionState:
         self.settings: dict[str, str] = {}
         self.prepared: dict[bytes, bytes] = {}
         """Name of a prepared statement → the message that makes it (Parse, or Query with PREPARE)."""
+        self.own: dict[str, str] = {}
+        """As ``settings``, those that are meant for the proxy (`wire.own`): no other server needs to be told."""
         self.pins: set[Pin] = set()
         self.prepared_by_sql: set[bytes] = set()
         """Those of ``prepared`` that a PREPARE made."""
@@ -185,14 +188,16 @@ class SessionState:
         match effect.verb:
             case Verb.SET:
                 self._unset(effect.key)
-                self.settings[effect.key] = effect.sql
+                kept = self.own if effect.key.startswith(PREFIX) else self.settings
+                kept[effect.key] = effect.sql
             case Verb.RESET:
                 self._unset(effect.key)
                 self.has_reset_name |= effect.key == "application_name"
             case Verb.RESET_ALL:
                 self.has_reset_name = True
-                kept = ("session authorization", "role")
-                self.settings = {key: sql for key, sql in self.settings.items() if key in kept}
+                whose = ("session authorization", "role")
+                self.settings = {key: sql for key, sql in self.settings.items() if key in whose}
+                self.own.clear()
             case Verb.PIN if effect.pin is not None:
                 self.pins.add(effect.pin)
             case Verb.UNPIN if effect.pin is not None:
@@ -209,12 +214,14 @@ class SessionState:
             case Verb.DISCARD_ALL:
                 self.has_reset_name = True
                 self.settings.clear()
+                self.own.clear()
                 self.pins.clear()
                 self._drop_prepared(list(self.prepared))
                 self._dropped.all = True
 
     def _unset(self, key: str) -> None:
         self.settings.pop(key, None)
+        self.own.pop(key, None)
         if key == "session authorization":  # it takes the role with it
             self.settings.pop("role", None)
 
@@ -237,6 +244,11 @@ class SessionState:
 
         ``application_name`` is this client's own. Prepared statements of the protocol are made when they are used.
         """
+        settings = self.settings_shared(held, application_name)
+        return [*settings, *self._prepared_steps(self.prepared_by_sql), *_transaction_steps(status)]
+
+    def settings_shared(self, held: Held, application_name: str) -> list[ReplayStep]:
+        """Of `replay_shared`, what has to do with settings."""
         steps: list[ReplayStep] = []
         named = "application_name" in self.settings
         if list(held.settings.items()) != list(self.settings.items()) or not (
@@ -248,7 +260,7 @@ class SessionState:
                 quoted = application_name.replace("'", "''")
                 steps.append(ReplayStep(m.query(f"SET application_name = '{quoted}'")))
             steps += self._settings_steps()
-        return [*steps, *self._prepared_steps(self.prepared_by_sql), *_transaction_steps(status)]
+        return steps
 
     def _settings_steps(self) -> list[ReplayStep]:
         return [ReplayStep(m.query(sql.encode("latin-1"))) for sql in self.settings.values()]

@@ -1,0 +1,496 @@
+"""The standbys as a proxy sees them: how far each has replayed, whether it is read from, and connections to read on.
+
+One connection to each server asks for its position: now and then, and at once when somebody needs to know. What a
+standby said holds for as long as it runs: one that was restarted may show less than before. So what was heard on one
+connection is used for another only if both surely belong to one run of the server: the other one was opened after the
+first, and the first has answered something that was asked after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+from weakref import WeakKeyDictionary, WeakSet
+
+import structlog
+
+from holdfast.core.freshness import Bounds, Choice, Mark, Primary, Reached, Standing, in_order, judge
+from holdfast.model.lsn import Lsn
+from holdfast.model.policy import Policy
+from holdfast.model.timeouts import ProxyTimeouts
+from holdfast.proxy.pool import Pool, PoolKey, PoolLimits
+from holdfast.proxy.reactor import Reactor
+from holdfast.proxy.routing import Routing, Target
+from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
+from holdfast.proxy.users import Users
+from holdfast.wire.readback import Readback
+
+log = structlog.get_logger(__name__)
+
+_WRITTEN_SQL: Final = "select pg_catalog.pg_current_wal_insert_lsn()"
+"""What is not flushed yet is in it, too: a session may not wait for that (synchronous_commit)."""
+_REPLAYED_SQL: Final = "select pg_catalog.pg_last_wal_replay_lsn()"
+_APPLICATION_NAME: Final = "holdfast reads"
+_GONE: Final = "it is not read from any more"
+_REFUSED_MAX: Final = 512
+"""Statements that standbys could not answer are remembered, so many,"""
+_REFUSED_S: Final = 10.0
+"""and for so long: a table may come that is not there yet."""
+_READ_ONLY: Final = "25006"
+"""read_only_sql_transaction: what only seemed to read wants to write."""
+_PASSING: Final = frozenset(("40001", "40P01", "57014", "57P01", "57P02", "57P03", "53300", ""))
+"""Errors that say nothing of the statement: a conflict with what is replayed, a server that ends."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What became of reads that a standby could have answered, since the start."""
+
+    on_standbys: int = 0
+    on_primary_written: int = 0
+    """No standby was known to show what the session had written, or what it waits for."""
+    on_primary_none: int = 0
+    """No standby is near enough."""
+    on_primary_busy: int = 0
+    """No connection to a standby was ready."""
+    redone: int = 0
+    """A standby could not answer it, or was lost; so the primary was asked."""
+    waited: int = 0
+    """Waited for a position that a token named,"""
+    waited_in_vain: int = 0
+    """and went to the primary."""
+    samples: int = 0
+    """Questions for a position, to all servers."""
+
+
+class _Sampler:
+    """One server, asked for its position on one connection after the other."""
+
+    def __init__(self, replicas: Replicas, target: Target) -> None:
+        self.target = target
+        self.replicas = replicas
+        self.born = 0
+        """When the connection of now was there."""
+        self.proved = 0
+        """When the question was asked that it answered last."""
+        self.reached: Reached | None = None
+        """A standby has replayed so far; None: it is not known of the run of now."""
+        self.is_wanted = False
+        """Somebody needed to know what was asked last."""
+        self.failures = 0
+        """In a row."""
+        self._wanted = asyncio.Event()
+        self._chase_until_s = 0.0
+        self.task = asyncio.create_task(self._run(), name=f"sample-{target.node}")
+
+    def want(self) -> None:
+        """Somebody needs to know at once."""
+        self._wanted.set()
+
+    def chase(self) -> None:
+        """And again for a moment, until the standby shows what the primary has."""
+        self._chase_until_s = time.monotonic() + ProxyTimeouts().chase_ms / 1000
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        replicas, times = self.replicas, ProxyTimeouts()
+        while True:
+            connection: ServerConnection | None = None
+            try:
+                connection = await self._connect()
+                self.born = next(replicas.moments)
+                while True:
+                    async with asyncio.timeout(times.sample_max_ms / 1000):
+                        await self._ask(connection)
+                    await asyncio.sleep(times.sample_pause_ms / 1000)
+                    await self._wait()
+            except (ServerUnavailable, ServerRefused, TimeoutError, ValueError, IndexError) as error:
+                log.debug("sample.failed", node=self.target.node, reason=str(error) or "no answer in time")
+            finally:
+                if connection is not None:
+                    connection.drop()
+                self.reached, self.born = None, 0
+            self.failures += 1
+            replicas.heard_nothing(self)
+            await asyncio.sleep(times.sample_ms / 1000)
+
+    async def _connect(self) -> ServerConnection:
+        replicas = self.replicas
+        parameters = await replicas.parameters()
+        connection = await log_in(replicas.reactor, self.target, parameters, replicas.users, replicas.connect_ms)
+        return await checked(connection, replicas.connect_ms)
+
+    async def _ask(self, connection: ServerConnection) -> None:
+        replicas, target = self.replicas, self.target
+        self.is_wanted = self._wanted.is_set()
+        self._wanted.clear()
+        asked, sent_ms = next(replicas.moments), _now_ms()
+        number = replicas.primary.begin() if target.is_primary else 0
+        replicas.counters.samples += 1
+        rows = await connection.ask(_WRITTEN_SQL if target.is_primary else _REPLAYED_SQL)
+        said = rows[0][0]
+        reached = Reached(target.epoch, Lsn.parse(said.decode() if said is not None else ""))
+        if target.is_primary:
+            replicas.primary.answer(number, sent_ms, reached, _now_ms())
+        else:
+            self.proved, self.reached = asked, reached
+        self.failures = 0
+        replicas.heard(self)
+
+    async def _wait(self) -> None:
+        """Until it is time to ask again."""
+        newest, times = self.replicas.primary.newest, ProxyTimeouts()
+        is_behind = newest is not None and self.reached is not None and self.reached < newest
+        is_chasing = is_behind and time.monotonic() < self._chase_until_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout((times.chase_step_ms if is_chasing else times.sample_ms) / 1000):
+                await self._wanted.wait()
+
+
+class Replica:
+    """A standby, its standing, and connections to it that sessions share, one for a statement."""
+
+    def __init__(self, replicas: Replicas, target: Target) -> None:
+        self.target = target
+        self.standing = Standing()
+        self.sampler = _Sampler(replicas, target)
+        self.reading: dict[ServerConnection, Readback | None] = {}
+        """Connections that answer a statement now, and the answers."""
+        self.served = 0
+        self._replicas = replicas
+        self._pools: dict[PoolKey, Pool] = {}
+        self._opened: WeakKeyDictionary[ServerConnection, tuple[int, int]] = WeakKeyDictionary()
+        self._opening: set[asyncio.Task[None]] = set()
+
+    # what a pool asks (`pool.Rules`)
+
+    takes_turns = False
+
+    def must_drop(self, server: ServerConnection) -> str | None:
+        """Why it must be closed now."""
+        return None if self._replicas.has(self) else _GONE
+
+    def must_hold(self, server: ServerConnection) -> bool:
+        """Nobody waits for these."""
+        return False
+
+    def has_better(self, server: ServerConnection) -> bool:
+        """Whether it belongs to a run of the server of which nothing is known."""
+        return self._opened.get(server, (0, 0))[0] < self.sampler.born
+
+    def is_fit(self, server: ServerConnection) -> bool:
+        """Whether nothing speaks against it."""
+        return self.must_drop(server) is None and not self.has_better(server)
+
+    # connections
+
+    def borrow(self, key: PoolKey, application_name: str) -> ServerConnection | None:
+        """A connection on which what the standby is known to show is shown; None: there is none, for now.
+
+        Whoever has it attaches to it before anything is awaited, and gives it back.
+        """
+        pool = self._pool(key)
+        server = pool.peek()
+        if server is None:
+            if pool.open < pool.limits.size and len(self._opening) < ProxyTimeouts().readers_at_once:
+                pool.open += 1
+                task = asyncio.create_task(self._open(pool, key, application_name))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            return None
+        if not self.sampler.born or self._opened[server][1] >= self.sampler.proved:
+            self.sampler.want()
+            return None
+        pool.take_shown()
+        self.reading[server] = None
+        return server
+
+    def give_back(self, key: PoolKey, server: ServerConnection, *, is_fit: bool) -> None:
+        """The statement is over."""
+        self.reading.pop(server, None)
+        if not is_fit:
+            server.detach()
+            server.close()
+        else:
+            self._pool(key).give(server)
+
+    def _pool(self, key: PoolKey) -> Pool:
+        pool = self._pools.get(key)
+        if pool is None:
+            clock = asyncio.get_running_loop().time
+            pool = self._pools[key] = Pool(key, self._replicas.limits, self, clock)
+        return pool
+
+    async def _open(self, pool: Pool, key: PoolKey, application_name: str) -> None:
+        replicas = self._replicas
+        parameters = {**dict(key.parameters), "application_name": application_name}
+        begun = next(replicas.moments)
+        try:
+            server = await log_in(replicas.reactor, self.target, parameters, replicas.users, replicas.connect_ms)
+            await checked(server, replicas.connect_ms)
+        except (ServerUnavailable, ServerRefused) as error:
+            pool.failed()
+            log.debug("reader.refused", node=self.target.node, reason=str(error))
+            return
+        except BaseException:
+            pool.failed()
+            raise
+        self._opened[server] = begun, next(replicas.moments)
+        pool.made(server)
+        pool.give(server)
+        self.sampler.want()
+
+    def expire(self) -> None:
+        """Close what was unused for too long."""
+        for pool in self._pools.values():
+            pool.expire()
+
+    def silent(self) -> None:
+        """It does not answer: whoever has not got any of an answer asks elsewhere."""
+        for server, readback in list(self.reading.items()):
+            if readback is None or not readback.is_given:
+                server.abort("the standby does not answer")
+
+    def close(self) -> None:
+        """Nobody reads here any more; what is being answered is answered elsewhere, if nothing was shown of it yet."""
+        self.sampler.close()
+        for task in self._opening:
+            task.cancel()
+        for pool in self._pools.values():
+            pool.close_idle(lambda server: True)
+        for server in list(self.reading):
+            server.abort(_GONE)
+
+
+@dataclass(eq=False)
+class Replicas:
+    """All standbys that may be read from, and the primary's position. Nobody is asked before the first `log_in_as`."""
+
+    reactor: Reactor
+    routing: Routing
+    users: Users
+    connect_ms: int = 1000
+    limits: PoolLimits = field(default_factory=lambda: PoolLimits(20, 600, 3600, 0))
+    changed: Callable[[], None] = lambda: None
+    """Called when a standby has left those that are read from, or has come back."""
+    primary: Primary = field(default_factory=Primary)
+    counters: Counters = field(default_factory=Counters)
+    moments: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """What happens here, in order."""
+    _members: list[Replica] = field(default_factory=list)
+    _leader: _Sampler | None = None
+    _login: dict[str, str] = field(default_factory=dict)
+    _has_login: asyncio.Event = field(default_factory=asyncio.Event)
+    _used: dict[str, WeakSet[ServerConnection]] = field(default_factory=dict)
+    _refused: dict[bytes, float] = field(default_factory=dict)
+    _waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    _turn: int = 0
+
+    @property
+    def policy(self) -> Policy:
+        """The one in force."""
+        return self.routing.policy
+
+    @property
+    def bounds(self) -> Bounds:
+        """By the policy."""
+        return Bounds(self.policy.read_lag_max_ms, self.policy.read_back_ms)
+
+    def log_in_as(self, user: str, database: str) -> None:
+        """A user who may log in: the servers are asked in his name."""
+        self._login = {"user": user, "database": database, "application_name": _APPLICATION_NAME}
+        if not self._has_login.is_set():
+            self._has_login.set()
+            self.reroute()
+
+    async def parameters(self) -> dict[str, str]:
+        """What to log in with to ask for positions."""
+        await self._has_login.wait()
+        return self._login
+
+    def reroute(self) -> None:
+        """The routing has changed: other servers are asked, and read from."""
+        if not self._has_login.is_set():
+            return
+        primary, standbys = self.routing.primary(), self.routing.standbys()
+        if self._leader is not None and (primary is None or not primary.is_same(self._leader.target)):
+            self._leader.close()
+            self._leader = None
+        if self._leader is None and primary is not None:
+            self._leader = _Sampler(self, primary)
+        gone = [r for r in self._members if not any(t.is_same(r.target) for t in standbys)]
+        self._members = [r for r in self._members if r not in gone]
+        for replica in gone:
+            replica.close()
+        known = [r.target for r in self._members]
+        self._members += [Replica(self, t) for t in standbys if not any(t.is_same(k) for k in known)]
+
+    def has(self, replica: Replica) -> bool:
+        """Whether it may be read from."""
+        return replica in self._members
+
+    def close(self) -> None:
+        """Ask nobody any more, and read nowhere."""
+        self._has_login.clear()
+        leader, self._leader = self._leader, None
+        if leader is not None:
+            leader.close()
+        members, self._members = self._members, []
+        for replica in members:
+            replica.close()
+
+    async def run(self) -> None:
+        """Look at the clock, for ever."""
+        while True:
+            await asyncio.sleep(1.0)
+            for replica in self._members:
+                replica.expire()
+
+    # what the samplers heard
+
+    def heard(self, sampler: _Sampler) -> None:
+        """A server has told its position."""
+        if sampler.target.is_primary:
+            if sampler.is_wanted:
+                for replica in self._members:
+                    replica.sampler.chase()
+            self._wake()
+            return
+        newest = self.primary.newest
+        if newest is not None and newest.epoch == sampler.target.epoch:
+            lag_ms = self.primary.lag_ms(sampler.reached) if sampler.reached is not None else None
+            self._judge(sampler, lag_ms)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def heard_nothing(self, sampler: _Sampler) -> None:
+        """A server has not told its position in time, or is lost."""
+        if sampler.target.is_primary:
+            return
+        self._judge(sampler, None)
+        for replica in self._members:
+            if replica.sampler is sampler and sampler.failures > 1:  # nor is a new connection answered
+                replica.silent()
+
+    def _judge(self, sampler: _Sampler, lag_ms: float | None) -> None:
+        for replica in self._members:
+            if replica.sampler is not sampler:
+                continue
+            before, replica.standing = replica.standing, judge(replica.standing, lag_ms, self.bounds, _now_ms())
+            if before.is_in != replica.standing.is_in and before.is_known:
+                told = "back" if replica.standing.is_in else "left"
+                log.info(f"replica.{told}", node=replica.target.node, lag_ms=None if lag_ms is None else round(lag_ms))
+                self.changed()
+
+    # for sessions
+
+    def mark(self) -> Mark:
+        """The moment in which an answer of the primary has come; it is asked for its position now."""
+        if self._leader is not None:
+            self._leader.want()
+        return Mark(self.routing.epoch, self.primary.sent)
+
+    def near(self) -> list[Replica]:
+        """Those that are near enough to be read from, the best first."""
+        self._turn += 1
+        members = [r for r in self._members if r.standing.is_in and r.sampler.reached is not None]
+        choices = [Choice(len(r.reading), r.standing.lag_ms or 0.0) for r in members]
+        return [members[index] for index in in_order(choices, self.bounds, self._turn)]
+
+    def shows(self, replica: Replica, needed: Iterable[Reached]) -> bool:
+        """Whether a standby is known to show all that; if not, it is asked how far it is."""
+        reached = replica.sampler.reached
+        if reached is not None and all(self.primary.is_seen(one, reached) for one in needed):
+            return True
+        replica.sampler.chase()
+        return False
+
+    def is_refused(self, sql: bytes) -> bool:
+        """Whether standbys could not answer a statement a moment ago, or it writes."""
+        until_s = self._refused.get(sql)
+        return until_s is not None and time.monotonic() < until_s
+
+    def writes(self, sql: bytes) -> bool:
+        """Whether it wanted to write."""
+        return self._refused.get(sql) == math.inf
+
+    def refused(self, sql: bytes, sqlstate: str) -> None:
+        """A standby could not answer a statement."""
+        self.counters.redone += 1
+        if sqlstate in _PASSING:
+            return
+        self._refused.pop(sql, None)
+        if len(self._refused) >= _REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._refused[sql] = math.inf if sqlstate == _READ_ONLY else time.monotonic() + _REFUSED_S
+
+    async def wait_heard(self) -> None:
+        """Until a standby has told how far it is."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+    # for the read-only port
+
+    def spread(self, targets: list[Target], turn: int) -> list[Target]:
+        """Standbys in the order in which a new session tries them: by sessions there and by lag, equals in turn."""
+        lags = {r.target.node: r.standing.lag_ms or 0.0 for r in self._members}
+        choices = [Choice(self._load(t), lags.get(t.node, 0.0)) for t in targets]
+        return [targets[index] for index in in_order(choices, self.bounds, turn)]
+
+    def is_behind(self, target: Target) -> bool:
+        """Whether a standby is known to be further behind than it may be."""
+        for replica in self._members:
+            if replica.target.node == target.node:
+                standing = replica.standing
+                return standing.is_known and not standing.is_in and replica.sampler.reached is not None
+        return False
+
+    def opened(self, server: ServerConnection) -> None:
+        """A session has this server, which counts if it is a standby's."""
+        self._used.setdefault(server.target.node, WeakSet()).add(server)
+
+    def _load(self, target: Target) -> int:
+        return sum(not server.has_ended for server in self._used.get(target.node, ()))
+
+    # for people
+
+    def status(self) -> dict[str, Any]:
+        """For ``/status``."""
+        return {
+            **{name: getattr(self.counters, name) for name in Counters.__slots__},
+            "standbys": [
+                {
+                    "node": r.target.node,
+                    "read_from": r.standing.is_in,
+                    "lag_ms": None if r.standing.lag_ms is None else round(r.standing.lag_ms),
+                    "replayed": None if r.sampler.reached is None else str(r.sampler.reached),
+                    "left": r.standing.left,
+                    "served": r.served,
+                    "sessions": self._load(r.target),
+                }
+                for r in self._members
+            ],
+        }
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000
