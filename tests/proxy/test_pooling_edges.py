@@ -272,3 +272,19 @@ async def test_what_was_sent_together_with_a_goodbye_still_runs(pooled: Pooled, 
     count = f"select count(*) = 1 from last_words_{pooling}"
     await until(lambda: pooled.server.query(count, "app") == [(True,)])
     raw.writer.close()
+
+
+async def test_who_is_refused_a_new_connection_takes_one_that_is_given_back(pooled: Pooled) -> None:
+    await pooled.start(2)
+    first, second = await pooled.connect(), await pooled.connect()
+    pooled.server.query(f"alter role {USER} connection limit 1")
+    try:
+        async with first.transaction():
+            pid = await pooled.backend(first)
+            waiting = asyncio.create_task(pooled.backend(second))
+            await until(lambda: pooled.held() == 1)
+        async with asyncio.timeout(10):  # half of what a statement is held for
+            assert await waiting == pid
+    finally:
+        pooled.server.query(f"alter role {USER} connection limit -1")
+    assert [(p["open"], p["idle"], p["waiting"]) for p in pooled.pools()] == [(1, 1, 0)]

@@ -269,6 +269,9 @@ class Lane:
                 try:
                     async with self._slots:
                         server = await self._acquire(wanted, hold, once)
+                except _GivenBack:
+                    pool.failed()
+                    continue
                 except BaseException:
                     pool.failed()
                     raise
@@ -300,6 +303,8 @@ class Lane:
                 return server
             if once:
                 raise ServerUnavailable(self._last_refusal)
+            if wanted.pool is not None and wanted.current is None and wanted.pool.peek() is not None:
+                raise _GivenBack
             hold.begin()
             if self.routing.version != version:
                 continue
@@ -442,6 +447,10 @@ def _outcome_of(cause: BaseException | None) -> ProxyOutcome:
     if isinstance(cause, TimeoutError):
         return ProxyOutcome.SILENT
     return ProxyOutcome.RESET if isinstance(cause, ConnectionResetError) else ProxyOutcome.REFUSED
+
+
+class _GivenBack(Exception):
+    """Another session does not need its connection any more: no new one has to be made."""
 
 
 class _Hold:
