@@ -112,3 +112,40 @@ def test_savepoints_of_one_name() -> None:
     assert list(state.settings) == ["c"]
     run(state, "savepoint s", "set d = 1", "savepoint t", "set e = 1", "release s", "commit")
     assert list(state.settings) == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("prepared", "pins"),
+    [
+        ("prepare p as select pg_advisory_lock(1)", {Pin.ADVISORY_LOCK}),
+        ("prepare p (int) as select pg_try_advisory_lock($1)", {Pin.ADVISORY_LOCK}),
+        ("prepare p (text) as select set_config('a.b', $1, false)", {Pin.SETTING}),
+        ("prepare p as select 1", set()),
+        ("prepare p as select pg_advisory_xact_lock(1)", set()),
+    ],
+)
+def test_what_a_prepared_statement_does_counts_when_it_is_executed(prepared: str, pins: set[Pin]) -> None:
+    state = SessionState()
+    run(state, prepared)
+    assert state.pins == set()
+    state.completed(b"execute p (1)", 0, b"SELECT 1")
+    state.ended(m.IDLE, False)
+    run(state, "deallocate p")
+    assert state.pins == pins
+
+
+def test_a_statement_of_the_protocol_executed_by_sql() -> None:
+    state = SessionState()
+    state.parsed(b"p", m.message(m.PARSE, b"p\0select pg_advisory_lock(1)\0\0\0"))
+    state.completed(b"/* again */ EXECUTE p", 0, b"SELECT 1")
+    assert state.pins == {Pin.ADVISORY_LOCK}
+
+
+def test_a_prepared_statement_that_failed_may_have_taken_its_lock_before() -> None:
+    state = SessionState()
+    run(state, "prepare p as select pg_advisory_lock(1), 1 / 0")
+    state.failed(b"execute p")
+    assert state.pins == {Pin.ADVISORY_LOCK}
+    state.pins.clear()
+    state.failed(b"execute q")
+    assert state.pins == set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -173,6 +173,14 @@ def _prepare(statement: Statement) -> list[Effect]:
     return [Effect(Verb.PREPARE, statement.name(1), statement.text)]
 
 
+def body_of(statement: Statement) -> Statement:
+    """What a PREPARE prepares; any other statement is itself."""
+    if statement.word(0) != "prepare":
+        return statement
+    begin = next((i for i, token in enumerate(statement.tokens) if token == (Kind.WORD, "as")), len(statement.tokens))
+    return replace(statement, tokens=statement.tokens[begin + 1 :])
+
+
 def _deallocate(statement: Statement) -> list[Effect]:
     index = 2 if statement.word(1) == "prepare" else 1
     if statement.word(index) == "all":
@@ -212,7 +220,7 @@ def may_have_effect(tag: bytes, sql: bytes) -> bool:
     if not tag.startswith(PLAIN_TAGS):
         return True
     lowered = sql.lower()
-    return b"set_config" in lowered or b"advisory" in lowered or b"temp" in lowered
+    return b"set_config" in lowered or b"advisory" in lowered or b"temp" in lowered or b"execute" in lowered
 
 
 def effects_of(statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:

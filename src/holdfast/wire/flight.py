@@ -68,7 +68,7 @@ def is_plain(text: bytes) -> bool:
     """
     lowered = text.lower()
     is_special = b"temp" in lowered or b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered
-    return not (is_special or MARK in lowered)
+    return not (is_special or b"execute" in lowered or MARK in lowered)
 
 
 _is_plain_again = lru_cache(maxsize=512)(is_plain)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.wire import messages as m
-from holdfast.wire.effects import Effect, Pin, Verb, effects_of, may_have_effect
+from holdfast.wire.effects import Effect, Pin, Verb, body_of, effects_of, may_have_effect
+from holdfast.wire.frames import HEADER_BYTES
 from holdfast.wire.own import PREFIX
 from holdfast.wire.sql import Control, Statement, control_of, savepoint_of, split_statements
 
@@ -91,11 +92,26 @@ class SessionState:
         if control in _ABOUT_TRANSACTIONS:
             self._controlled(control, statement, tag)
             return
-        for effect in effects_of(statement, values):
+        for effect in self._effects_of(statement, values):
             if effect.is_transactional:
                 self._uncommitted.append(effect)
             else:
                 self._apply(effect)
+
+    def _effects_of(self, statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:
+        if statement.word(0) != "execute":
+            return effects_of(statement, values)
+        prepared = self._text_of(statement.name(1).encode("latin-1"))
+        # The values are expressions here: a setting made of them is not known.
+        return [effect for each in split_statements(prepared) for effect in effects_of(body_of(each))]
+
+    def _text_of(self, name: bytes) -> bytes:
+        """The text that made a prepared statement; empty if there is none of that name."""
+        message = self.prepared.get(name)
+        if message is None:
+            return b""
+        body = message[HEADER_BYTES:]
+        return body.split(b"\0")[0 if message[0] == m.QUERY else 1]
 
     def _controlled(self, control: Control, statement: Statement, tag: bytes) -> None:
         if control is Control.SAVEPOINT:
@@ -135,8 +151,13 @@ class SessionState:
 
     def failed(self, sql: bytes) -> None:
         """A statement failed. A session-level advisory lock that it took before is kept nevertheless."""
-        if b"advisory" in sql.lower():
+        lowered = sql.lower()
+        if b"advisory" in lowered or (b"execute" in lowered and self._executes_advisory(sql)):
             self.pins.add(Pin.ADVISORY_LOCK)
+
+    def _executes_advisory(self, sql: bytes) -> bool:
+        executed = (each.name(1).encode("latin-1") for each in split_statements(sql) if each.word(0) == "execute")
+        return any(b"advisory" in self._text_of(name).lower() for name in executed)
 
     @property
     def has_uncommitted(self) -> bool:
