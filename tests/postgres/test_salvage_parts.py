@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from holdfast.model.lsn import Lsn
 from holdfast.model.rows import Column, RowChange, Table
 from holdfast.postgres.rowwrites import ANYWHERE, Place, RowWrite, tuples_of
 from holdfast.postgres.salvage import script
-from holdfast.postgres.salvage.steps import Change, Changes, net_changes, steps_of
+from holdfast.postgres.salvage.steps import STEP_CHANGES_MAX, Change, Changes, net_changes, steps_of
 
 REL = "1663/5/20000"
 AT = f"blkref #0: rel {REL} blk 3"
@@ -93,6 +94,22 @@ def test_what_changes_the_catalog_is_read_alone() -> None:
     all_three = [changes(7, 100, None, place(1)), ddl, changes(9, 300, None, place(2))]
     steps = steps_of(all_three, {}, Lsn(50), Lsn(400))
     assert [[c.transaction.xid for c in s.transactions] for s in steps] == [[7], [8], [9]]
+
+
+def test_no_more_transactions_are_taken_than_a_step_needs() -> None:
+    alike = Change(7, None, place(1))
+    taken = 0
+
+    def many() -> Iterator[Changes]:
+        nonlocal taken
+        for number in range(100):
+            taken += 1
+            yield Changes(lost(7 + number, 100 + number), (alike,) * (STEP_CHANGES_MAX // 4))
+
+    steps = steps_of(many(), {}, Lsn(50), Lsn(400))
+    assert [len(next(steps).transactions) for _ in range(3)] == [4, 4, 4]
+    assert taken == 13
+    assert sum(len(step.transactions) for step in steps) == 88
 
 
 COLUMNS = (Column("id", "integer"), Column("note", "text"), Column("doc", "json", is_comparable=False))

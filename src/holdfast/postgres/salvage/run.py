@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -103,27 +103,32 @@ class _Salvage:
         early = [t.xid for t in clients if t.is_partial]
         if early:
             self.notes.append(f"transactions {early} may have written more, before what was read of the log")
-        changes = [net_changes(t, self.log.writes_of(t)) for t in clients]
-        committed = [c for c in changes if c.transaction.prepared_as is None]
-        prepared = [c for c in changes if c.transaction.prepared_as is not None]
+        committed = [t for t in clients if t.prepared_as is None]
+        prepared = [t for t in clients if t.prepared_as is not None]
         first = self._first_stop(committed)
         await asyncio.to_thread(self._begin_files)
         self.progress("copying the data directory to read lost rows", None)
         await self.copy.make(self.control.redo, first)
         await self.copy.start()
-        steps = steps_of(committed, self.log.next_record, first, self.lost.end_lsn)
-        for number, step in enumerate(steps):
-            self.progress("reading lost rows", number / len(steps))
+        done = 0
+        for step in steps_of(self._changes_of(committed), self.log.next_record, first, self.lost.end_lsn):
+            self.progress("reading lost rows", done / len(committed))
             await self._take(step)
+            done += len(step.transactions)
         if prepared:
-            await self._take_prepared(prepared)
+            await self._take_prepared(list(self._changes_of(prepared)))
 
-    def _first_stop(self, committed: Sequence[Changes]) -> Lsn:
+    def _changes_of(self, transactions: Iterable[LostTransaction]) -> Iterator[Changes]:
+        """One by one: those of all of them need ten times the memory of what they are made from."""
+        for each in transactions:
+            yield net_changes(each, self.log.writes_of(each))
+
+    def _first_stop(self, committed: Sequence[LostTransaction]) -> Lsn:
         """The earliest position at which the copy is consistent: the fork, unless a checkpoint came later."""
         needed = max(self.control.checkpoint, self.control.minimum_end)
         if self.lost.fork_lsn > needed:
             return self.lost.fork_lsn
-        ends = [self.log.next_record.get(c.transaction.lsn, self.lost.end_lsn) for c in committed]
+        ends = [self.log.next_record.get(each.lsn, self.lost.end_lsn) for each in committed]
         return min((end for end in ends if end > needed), default=self.lost.end_lsn)
 
     async def _take(self, step: Step) -> None:

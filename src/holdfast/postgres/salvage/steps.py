@@ -6,7 +6,7 @@ what they wrote is. Transactions share a step unless a later one replaced what a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.model.lost import LostTransaction
@@ -81,12 +81,12 @@ def net_changes(transaction: LostTransaction, writes: Iterable[RowWrite]) -> Cha
     return Changes(transaction, tuple(c for c in changes if c.before is not None or c.after is not None))
 
 
-def steps_of(lost: Sequence[Changes], next_record: Mapping[Lsn, Lsn], first: Lsn, end: Lsn) -> list[Step]:
-    """Steps for committed transactions, given in the order of their commits.
+def steps_of(lost: Iterable[Changes], next_record: Mapping[Lsn, Lsn], first: Lsn, end: Lsn) -> Iterator[Step]:
+    """Steps for committed transactions, given in the order of their commits; no more of them are taken than one needs.
 
     The copy can be stopped at ``first`` at the earliest; the log ends at ``end``.
     """
-    steps: list[Step] = []
+    step: Step | None = None
     made: set[Place] = set()
     count, is_alone = 0, False
     for each in lost:
@@ -96,12 +96,15 @@ def steps_of(lost: Sequence[Changes], next_record: Mapping[Lsn, Lsn], first: Lsn
         clashes = any(old in made or old._replace(offset=ANYWHERE) in made for old in olds)
         full = count + len(each.changes) > STEP_CHANGES_MAX
         parts = has_before and (clashes or is_alone or each.writes_catalog)
-        if not steps or full or parts or steps[-1].has_before is not has_before:
-            steps.append(Step(limit, has_before=has_before))
+        if step is None or full or parts or step.has_before is not has_before:
+            if step is not None:
+                yield step
+            step = Step(limit, has_before=has_before)
             made, count = set(), 0
-        steps[-1].transactions.append(each)
-        steps[-1].limit = max(limit, first)
+        step.transactions.append(each)
+        step.limit = max(limit, first)
         made.update(c.after for c in each.changes if c.after is not None)
         count += len(each.changes)
         is_alone = each.writes_catalog
-    return steps
+    if step is not None:
+        yield step
