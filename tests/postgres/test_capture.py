@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import psycopg
 import pyrage
 import pytest
 
+from holdfast.core.symptoms import symptoms_of
 from holdfast.model.capture import Capture, CaptureOrder, Kind, Occasion, Reason, State
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.lsn import Lsn
@@ -40,7 +42,7 @@ from holdfast.postgres.capture.work import Task, Work, identity_of
 from holdfast.postgres.layout import Layout
 from holdfast.postgres.server import Server
 from holdfast.postgres.timelines import segment_name
-from tests.postgres.lab import Lab, nothing
+from tests.postgres.lab import PASSWORD, Lab, nothing
 from tests.postgres.test_rejoin import diverged_pair
 
 pytestmark = pytest.mark.live
@@ -179,6 +181,42 @@ async def test_a_server_that_hangs_does_not_hold_a_moment_up(lab: Lab) -> None:
     found = json.loads(moment.read_bytes())
     assert "no answer" in found["server"]["activity"]
     assert found["processes"]
+
+
+async def test_a_moment_shows_the_queue_of_locks_and_the_table_that_is_read_whole(lab: Lab) -> None:
+    server = await lab.primary("a")
+    await lab.execute("a", "create database shop")
+    await lab.execute("a", "alter database shop set search_path = evil, pg_catalog")  # its owner may
+    holder = await lab.connect("a", application_name="till")
+    async with await psycopg.AsyncConnection.connect(holder.info.dsn, dbname="shop", password=PASSWORD) as session:
+        await session.execute("create schema evil")
+        await session.execute("create view evil.pg_stat_user_tables as select 1 / 0 as seq_tup_read")
+        await session.execute("create table public.orders as select generate_series(1, 150000) as id")
+        await session.commit()
+        await session.execute("select count(*) from public.orders where id < 0")
+    await holder.execute("create table accounts as select 1 as id, 'secret' as name")
+    await holder.set_autocommit(False)
+    await holder.execute("update accounts set name = 'secret' where id = 1")
+    others = [await lab.connect("a") for _ in range(2)]
+    scanning = await psycopg.AsyncConnection.connect(holder.info.dsn, dbname="shop", password=PASSWORD)
+    tasks = [asyncio.create_task(other.execute("delete from accounts")) for other in others]
+    tasks.append(asyncio.create_task(scanning.execute("select pg_sleep(60) from public.orders limit 1")))
+    try:
+        await lab.until_rows("a", "select from pg_stat_activity where wait_event_type = 'Lock' offset 1")
+        await lab.until_rows("a", "select from pg_stat_activity where wait_event = 'PgSleep'")
+        async with asyncio.timeout(60):  # statistics come late
+            while len(found := symptoms_of(await captures(server).note_moment("it"))) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    finally:
+        await holder.rollback()
+        scanning.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await scanning.close()
+    queue, scan = found
+    head = f"2 sessions waited behind session {holder.info.backend_pid} of postgres (till) in postgres, idle in "
+    assert queue.says.startswith(f"{head}transaction, in a transaction of ")
+    assert queue.says.endswith("; its last statement was: update accounts set name = ? where id = ?")
+    assert scan.says.startswith("shop.public.orders (150,000 rows) was read from end to end ")
 
 
 # -- a directory without a server ----------------------------------------------------------------

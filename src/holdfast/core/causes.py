@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from holdfast.core.story import Story, changes_in_words
+from holdfast.core.symptoms import Sign, signs_of
 from holdfast.core.words import duration
 from holdfast.model.event import Event
 from holdfast.model.register import Quorum
@@ -22,6 +23,7 @@ RECENT_MS = 15 * 60 * 1000
 CPU_WAITS_PERCENT, IO_WAITS_PERCENT, MEMORY_WAITS_PERCENT = 60.0, 50.0, 10.0
 """Of ten seconds, in which something waited (/proc/pressure, "some"): from here on it is worth a look."""
 SESSIONS_PERCENT = 90.0
+_EVIDENCE_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def causes_of(story: Story, own: Sequence[Event], before: Sequence[Event]) -> tu
     return (
         *_asked_for(story, own),
         *_by_verdict(story, against),
+        *_by_symptoms(story, (*before, *own)),
         *_by_load(against),
         *_slow_before(story, (*before, *own), against),
         *_changed_before(story, before),
@@ -119,6 +122,52 @@ def _by_verdict(story: Story, against: Sequence[Event]) -> Iterator[Candidate]:
         reason = _REASONS[rule]
         evidence = tuple(f"{e.source}: {e.detail.get('evidence')}" for e in events)
         yield Candidate(reason.what, evidence, reason.look_at.format(old=story.old))
+
+
+_SIGNS: dict[str, tuple[str, str]] = {
+    Sign.LOCKS.value: (
+        "sessions waited for each other's locks",
+        "what that session does between its statements; idle_in_transaction_session_timeout and lock_timeout",
+    ),
+    Sign.LONG.value: ("statements ran for long", "`EXPLAIN` of them on {new}, and pg_stat_statements"),
+    Sign.ALIKE.value: (
+        "most of what was under way was one statement",
+        "`EXPLAIN` of it on {new}; who sends it, and whether all of them at once",
+    ),
+    Sign.WHOLE_SCAN.value: (
+        "a large table was read from end to end: an index may be missing",
+        "`EXPLAIN` on {new} of the statements that name it",
+    ),
+    Sign.CHECKPOINT.value: (
+        "a checkpoint kept the disk busy",
+        "the lines of log_checkpoints in its log; max_wal_size and checkpoint_completion_target",
+    ),
+    Sign.MEMORY.value: ("memory ran out", "`free`, work_mem times sessions, swap, the limit of its cgroup"),
+    Sign.RESTART.value: (
+        "settings wait for a restart: they are in force since, if it came back",
+        "pg_settings where pending_restart, and who changed them",
+    ),
+}
+"""What a sign of `core.symptoms` may mean, and where to look."""
+
+
+def _by_symptoms(story: Story, events: Sequence[Event]) -> Iterator[Candidate]:
+    """What the old primary noted of itself when its trouble began."""
+    since_ms, until_ms = story.began_at_ms - RECENT_MS, story.began_at_ms + (story.serving_ms or RECENT_MS)
+    said: dict[str, dict[str, None]] = {}
+    for event in events:
+        if event.kind != "primary.troubled" or event.source != story.old or not since_ms <= event.time_ms <= until_ms:
+            continue
+        ago = _before(story.began_at_ms - event.time_ms)
+        for sign, says in signs_of(event.detail.get("symptoms")):
+            said.setdefault(sign, {})[f"{event.source}, {ago}: {says}"] = None
+    for sign, (what, look_at) in _SIGNS.items():
+        if sign in said:
+            yield Candidate(what, tuple(said[sign])[:_EVIDENCE_MAX], look_at.format(new=story.new or "a standby"))
+
+
+def _before(ms: float) -> str:
+    return f"{duration(ms)} before" if ms > 0 else f"{duration(-ms)} after the first sign"
 
 
 _PRESSURES = (

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from holdfast.core.causality import in_order
 from holdfast.core.explain import comment_of
+from holdfast.core.symptoms import signs_of
 from holdfast.model.event import Event
 from holdfast.model.report import VerdictKind
 
@@ -150,7 +151,8 @@ def _story(told: Sequence[Event], led: Event | None) -> Story:
 
 
 def _line(event: Event, began_at_ms: float) -> Line:
-    evidence = event.detail.get("readings")
+    readings = event.detail.get("readings")
+    evidence = map(_reading, readings) if isinstance(readings, list) else ()
     return Line(
         at_ms=event.time_ms,
         offset_ms=round(event.time_ms - began_at_ms),
@@ -159,7 +161,7 @@ def _line(event: Event, began_at_ms: float) -> Line:
         says=sentence_of(event),
         rule=event.rule,
         why=comment_of(event.rule) if event.rule is not None else None,
-        evidence=tuple(map(_reading, evidence)) if isinstance(evidence, list) else (),
+        evidence=(*evidence, *(says for _, says in signs_of(event.detail.get("symptoms")))),
     )
 
 
@@ -168,7 +170,7 @@ def sentence_of(event: Event) -> str:
     words = _Words(event)
     if event.kind in _WORDS:
         return _WORDS[event.kind].format_map(words)
-    left_out = ("by", "address", "origin", "readings")
+    left_out = ("by", "address", "origin", "readings", "symptoms")
     said = ", ".join(f"{name} {value}" for name, value in event.detail.items() if name not in left_out)
     return f"{said}{words['by_whom']}".strip()
 
@@ -209,6 +211,7 @@ class _Words(dict[str, str]):
 
 _WORDS = {
     "verdict.changed": "holds {about} for {verdict}: {evidence}",
+    "primary.troubled": "noted what its PostgreSQL did, because {why}",
     "handover.begun": "was asked to hand over to {target}{by_whom}",
     "policy.changed": "was given another policy{by_whom}: {changed}",
     "handover.cancelled": "gave the hand-over up",

@@ -13,6 +13,7 @@ from holdfast.model.event import Event
 
 _SENTENCES = {
     "verdict.changed": "holds {about} for {verdict}: {evidence}",
+    "primary.troubled": "noted what its PostgreSQL did, because {why}",
     "epoch.opened": "opened epoch {epoch}: {reason}",
     "recruit.joined": "{node} stopped listening to the old primary",
     "candidate.chosen": "chose {candidate}: {reason}",
@@ -51,7 +52,7 @@ def sentence(event: Event) -> str:
     rest = ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in event.detail.items()
-        if key not in used and key not in ("node", "readings")
+        if key not in used and key not in ("node", "readings", "symptoms")
     )
     said = template.format(**known)
     return f"{said} ({rest})" if rest else said

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
+from pydantic import JsonValue
 
 from holdfast.core.capture import is_awaited, trouble_of
 from holdfast.core.observation import Observation
+from holdfast.core.symptoms import symptoms_of
 from holdfast.model.capture import Capture, CaptureOrder, Occasion, Snapshot
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, PostgresError
 from holdfast.model.settings import NodeSettings
@@ -208,8 +210,11 @@ class Capturing:
 
     async def _note(self, why: str, epoch: int) -> None:
         try:
-            await self._server.note_moment(why)
+            moment = await self._server.note_moment(why)
         except (EnvironmentFault, PostgresError, OSError) as error:
             log.warning("moment.lost", node=self._node, error=str(error))
             return
         log.info("moment.noted", node=self._node, why=why, epoch=epoch)
+        if symptoms := symptoms_of(moment):
+            seen: list[JsonValue] = [symptom.to_detail() for symptom in symptoms]
+            self._journal.record("primary.troubled", epoch, None, why=why, symptoms=seen)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from pydantic import JsonValue
+
 from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.lost import LostLog, Unaccounted
 from holdfast.model.lsn import History, Lsn, Position
@@ -92,7 +94,7 @@ class LocalServer(Protocol):
 
     async def end_walsender(self, node: str, sender: WalSender) -> None: ...  # noqa: D102
 
-    async def note_moment(self, why: str) -> None: ...  # noqa: D102
+    async def note_moment(self, why: str) -> Mapping[str, JsonValue]: ...  # noqa: D102
 
     async def has_failed(self) -> bool: ...  # noqa: D102
 

@@ -252,11 +252,18 @@ class Instance:
             self._sessions[purpose] = self.new_session(synchronous_commit)
         return self._sessions[purpose]
 
-    def new_session(self, synchronous_commit: Literal["local", "on"] = "local") -> Session:
+    def new_session(
+        self, synchronous_commit: Literal["local", "on"] = "local", *, database: str = "postgres"
+    ) -> Session:
         """A session of its own; the caller closes it."""
         password = read_secret(self.settings.superuser_password_file, "postgres.superuser_password_file")
         return Session(
-            self.layout.socket_dir, self.settings.port, password, self.timeouts.statement_ms, synchronous_commit
+            self.layout.socket_dir,
+            self.settings.port,
+            password,
+            self.timeouts.statement_ms,
+            synchronous_commit,
+            database,
         )
 
     async def prune_logs_sometimes(self) -> None:

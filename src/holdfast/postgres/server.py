@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import structlog
+from pydantic import JsonValue
 
 from holdfast.core.own_token import OwnFound
 from holdfast.core.token import Found, Stretch
@@ -361,12 +362,12 @@ class Server:
         """Where captures of this server go."""
         return self._captures.base
 
-    async def note_moment(self, why: str) -> None:
-        """Write down what sessions, locks, processes and kernel say now, for the next capture.
+    async def note_moment(self, why: str) -> Mapping[str, JsonValue]:
+        """Write down what sessions, locks, processes and kernel say now, for the next capture; returns it.
 
         Takes up to ``moment_ms``, whether or not the server answers. Raises EnvironmentFault.
         """
-        await self._captures.note_moment(why)
+        return await self._captures.note_moment(why)
 
     async def has_failed(self) -> bool:
         """Whether the stopped directory is that of a primary that was not shut down."""

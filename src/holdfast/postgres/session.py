@@ -46,6 +46,7 @@ class Session:
         password: str,
         deadline_ms: int,
         synchronous_commit: Literal["local", "on"] = "local",
+        database: str = "postgres",
     ) -> None:
         self._conninfo = make_conninfo(
             "",
@@ -53,9 +54,11 @@ class Session:
             port=port,
             user="postgres",
             password=password,
-            dbname="postgres",
+            dbname=database,
             application_name=APPLICATION_NAME,
-            options=f"-c synchronous_commit={synchronous_commit} -c lock_timeout=0 -c statement_timeout=0",
+            # The search path: another database's owner may have set one in which other things have the same names.
+            options=f"-c synchronous_commit={synchronous_commit} -c lock_timeout=0 -c statement_timeout=0 "
+            "-c search_path=pg_catalog",
             gssencmode="disable",
         )
         self._deadline_ms = deadline_ms

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
+from pydantic import JsonValue
+
 from holdfast.model.capture import Capture, CaptureOrder
 from holdfast.model.errors import PostgresError
 from holdfast.model.lsn import History, Lsn, Position, is_on_history
@@ -331,8 +333,9 @@ class SimulatedServer:
 
     # ---- evidence ---------------------------------------------------------------------------------------------
 
-    async def note_moment(self, why: str) -> None:
-        """See `Server.note_moment`."""
+    async def note_moment(self, why: str) -> Mapping[str, JsonValue]:
+        """See `Server.note_moment`: there is nothing to be seen."""
+        return {}
 
     async def has_failed(self) -> bool:
         """See `Server.has_failed`: nothing is captured here before a start."""

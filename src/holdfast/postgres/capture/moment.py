@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,7 +33,8 @@ _CGROUP_FILES = (
     "pids.current", "pids.max", "cpu.max", "cpu.stat", "io.stat", "cpu.pressure", "io.pressure", "memory.pressure",
 )  # fmt: skip
 _VIEWS: Mapping[str, str] = {
-    "activity": "SELECT * FROM pg_stat_activity",
+    "activity": "SELECT *, extract(epoch FROM clock_timestamp() - query_start) AS query_s, "
+    "extract(epoch FROM clock_timestamp() - xact_start) AS xact_s FROM pg_stat_activity",
     "locks": "SELECT *, CASE WHEN NOT granted THEN pg_blocking_pids(pid) END AS blocked_by FROM pg_locks "
     "ORDER BY granted",
     "replication": "SELECT * FROM pg_stat_replication",
@@ -46,11 +48,17 @@ _VIEWS: Mapping[str, str] = {
     "settings": "SELECT name, setting, source, pending_restart FROM pg_settings WHERE source NOT IN ('default', "
     "'override') AND name NOT IN ('primary_conninfo', 'ssl_passphrase_command')",
 }
+_TABLES = (
+    "SELECT schemaname, relname, seq_scan, seq_tup_read, idx_scan, n_live_tup, n_dead_tup, last_analyze, "
+    "last_autoanalyze FROM pg_stat_user_tables WHERE seq_tup_read > 0 ORDER BY seq_tup_read DESC LIMIT 50"
+)
+_DATABASES_MAX = 3
+"""Those with the most statements under way are asked for their tables."""
 _AS_JSON = "SELECT coalesce(json_agg(t), '[]')::text FROM (SELECT * FROM ({query}) v LIMIT {rows}) t"
 
 
-async def take_moment(instance: Instance, why: str, *, kernel_log: bool, secrets: bool) -> bytes:
-    """Note everything that changes from one moment to the next, as JSON; takes up to ``moment_ms``, never raises."""
+async def take_moment(instance: Instance, why: str, *, kernel_log: bool, secrets: bool) -> Mapping[str, JsonValue]:
+    """Note everything that changes from one moment to the next; takes up to ``moment_ms``, never raises."""
     began_s = time.monotonic()
     deadline_s = instance.timeouts.moment_ms / 1000
     at_ms = round(time.time() * 1000)
@@ -62,7 +70,12 @@ async def take_moment(instance: Instance, why: str, *, kernel_log: bool, secrets
         found["server"] = {"not asked": "it does not run"}
     found |= await looked
     found["took_ms"] = round((time.monotonic() - began_s) * 1000)
-    return json.dumps(found, indent=1).encode()
+    return found
+
+
+def as_file(moment: Mapping[str, JsonValue]) -> bytes:
+    """As it is kept."""
+    return json.dumps(moment, indent=1).encode()
 
 
 async def _of_server(instance: Instance, deadline_s: float, *, secrets: bool) -> dict[str, JsonValue]:
@@ -79,6 +92,25 @@ async def _of_server(instance: Instance, deadline_s: float, *, secrets: bool) ->
             found[name] = await _view(session, query, left_ms, secrets=secrets)
     finally:
         await session.close()
+    found["tables"] = await _tables(instance, found["activity"], ends_s)
+    return found
+
+
+async def _tables(instance: Instance, activity: JsonValue, ends_s: float) -> dict[str, JsonValue]:
+    """How tables are read, in the databases where most is under way."""
+    rows = [row for row in activity if isinstance(row, dict)] if isinstance(activity, list) else []
+    busy = Counter(str(row["datname"]) for row in rows if row.get("state") == "active" and row.get("datname"))
+    found: dict[str, JsonValue] = {}
+    for database, _ in busy.most_common(_DATABASES_MAX):
+        left_ms = (ends_s - time.monotonic()) * 1000
+        if left_ms <= 0:
+            found[database] = {"not asked": "no time was left"}
+            continue
+        session = instance.new_session(database=database)
+        try:
+            found[database] = await _view(session, _TABLES, left_ms, secrets=True)
+        finally:
+            await session.close()
     return found
 
 

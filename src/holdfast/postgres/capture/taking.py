@@ -9,9 +9,11 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import structlog
+from pydantic import JsonValue
 
 from holdfast import __version__
 from holdfast.model.capture import Capture, CaptureOrder, Occasion
@@ -22,7 +24,7 @@ from holdfast.postgres.accounting import fork_of
 from holdfast.postgres.capture.collect import LogRange
 from holdfast.postgres.capture.copying import GivenUp, TargetFailed
 from holdfast.postgres.capture.keep import base_of, moments_place
-from holdfast.postgres.capture.moment import take_moment
+from holdfast.postgres.capture.moment import as_file, take_moment
 from holdfast.postgres.capture.sealing import SUFFIX, Sealer
 from holdfast.postgres.capture.work import Progress, Task, Work, identity_of
 from holdfast.postgres.control import ControlFile, read_control
@@ -53,14 +55,18 @@ class Captures:
                 f"capture.directory = {str(self.base)!r} is inside postgres.data_dir: name another directory"
             )
 
-    async def note_moment(self, why: str) -> None:
-        """Write down what changes from one moment to the next, for the next capture. Raises EnvironmentFault."""
-        instance, content = self._instance, await self._moment(why)
+    async def note_moment(self, why: str) -> Mapping[str, JsonValue]:
+        """Write down what changes from one moment to the next, for the next capture; returns it.
+
+        Raises EnvironmentFault.
+        """
+        instance, moment = self._instance, await self._moment(why)
         try:
-            write = partial(self._write_moment, content)
+            write = partial(self._write_moment, as_file(moment))
             await instance.disk.call("moment", write, instance.timeouts.statement_ms)
         except (OSError, PostgresError) as error:
             raise EnvironmentFault(f"capture.directory {self.base} takes nothing: {error}") from error
+        return moment
 
     async def has_failed(self) -> bool:
         """Whether the stopped directory is a primary's that was not shut down, and no copy that has never run."""
@@ -85,7 +91,8 @@ class Captures:
         if order.occasion is Occasion.START and not await self.has_failed():
             return None
         incarnation = layout.incarnation() or "00000000"
-        moment = b"" if order.essentials else await self._moment(f"the node is captured before a {order.occasion}")
+        why = f"the node is captured before a {order.occasion}"
+        moment = b"" if order.essentials else as_file(await self._moment(why))
         task = Task(
             node=instance.node,
             incarnation=incarnation,
@@ -128,7 +135,7 @@ class Captures:
         finally:
             given_up.set()  # cancelled, nobody waits for the thread: what it takes from now on does not count
 
-    async def _moment(self, why: str) -> bytes:
+    async def _moment(self, why: str) -> Mapping[str, JsonValue]:
         settings = self._settings
         return await take_moment(self._instance, why, kernel_log=settings.kernel_log, secrets=settings.secrets)
 
