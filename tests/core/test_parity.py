@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.parity import Difference, Look, Looks, Version, compare, look_of, precedes
+from holdfast.core.parity import Difference, Look, Looks, Version, compare, look_of, precedes, range_of
 
 OLDEST_RUNNING = 100
 ROW = Version(block=0, offset=1, xmin=50, xmax=0, digest=7)
@@ -53,6 +54,29 @@ def test_what_only_the_standby_shows_is_extra_if_it_is_old() -> None:
 def test_other_values_in_the_same_version() -> None:
     forged = look_of([ROW, replace(OTHER, digest=9)])
     assert compare(BOTH, OLDEST_RUNNING, forged, BOTH).different
+
+
+@pytest.mark.parametrize(
+    ("keys", "first", "last"),
+    [
+        (["(10)", "(9)", "(-3)", "(700)"], "(-3)", "(700)"),
+        (["(b,2)", "(a,10)", "(a,9)"], "(a,9)", "(b,2)"),
+        (["(2,x)", "(10,a)"], "(2,x)", "(10,a)"),
+        (["(2026-11-30)", "(2026-2-1)"], "(2026-11-30)", "(2026-2-1)"),
+        (["(0f-10)", "(0a-9)"], "(0a-9)", "(0f-10)"),
+        (["(1)"], "(1)", "(1)"),
+        (["(1)", ""], "", ""),
+        ([], "", ""),
+    ],
+)
+def test_the_range_of_keys(keys: list[str], first: str, last: str) -> None:
+    assert range_of(keys) == (first, last)
+
+
+@given(st.lists(st.text(alphabet='(),-. a1290"', max_size=12)))
+def test_any_keys_have_an_order(keys: list[str]) -> None:
+    first, last = range_of(keys)
+    assert {first, last} <= {"", *keys}
 
 
 def test_what_is_found_once_may_not_be_found_again() -> None:

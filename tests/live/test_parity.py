@@ -125,6 +125,7 @@ async def test_a_forged_loss_is_found_and_nobody_reads_there(cluster: LocalClust
     assert mismatch["table"] == f"{database_of(cluster)}.public.paid"
     assert (mismatch["missing"], mismatch["extra"], mismatch["different"]) == (1, 0, 0)
     assert (mismatch["keys"], mismatch["first_block"]) == (["(777)"], block)
+    assert (mismatch["first_key"], mismatch["last_key"]) == ("(777)", "(777)")
     assert [node["mismatches"] for node in found.values()] == [[]]
 
     assert (await read_status(cluster)).unread == (victim,)

@@ -145,5 +145,7 @@ def _in_words(m: Mismatch) -> str:
     found = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     blocks = f"block {m.first_block}" if m.first_block == m.last_block else f"blocks {m.first_block} to {m.last_block}"
     more = m.missing + m.extra + m.different - len(m.keys)
+    if m.first_key != m.last_key:
+        blocks += f", keys {m.first_key} to {m.last_key}"
     keys = ", ".join(m.keys) + (f" and {more} more" if more > 0 else "")
     return f"{m.table}: {found}, in {blocks}: {keys}"

@@ -8,9 +8,12 @@ standby shows and is older than the first look must have been in it. Everything 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+_NUMBERS = re.compile(r"((?<![\w.\-])-?[0-9]{1,40}(?![\w.\-]))")
+"""Whole numbers that stand alone; what is in a UUID or a date is text."""
 _FIRST_NORMAL_XID = 3
 _HALF = 1 << 31
 
@@ -85,6 +88,18 @@ class Difference:
         """Every version that differs, in the order of their places."""
         found = {**self.missing, **self.extra, **self.different}
         return [found[identity] for identity in sorted(found)]
+
+
+def range_of(keys: Iterable[str]) -> tuple[str, str]:
+    """The first and the last of some primary keys, numbers in them by value; empty if any row has none."""
+    known = sorted(keys, key=_order_of)
+    return (known[0], known[-1]) if known and all(known) else ("", "")
+
+
+def _order_of(key: str) -> list[tuple[int, int, str]]:
+    """Numbers come before texts, as they do in no key that has both in one place."""
+    parts = ((part, part.strip()) for part in _NUMBERS.split(key) if part)
+    return [(0, int(plain), "") if _NUMBERS.fullmatch(plain) else (1, 0, part) for part, plain in parts]
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 
-from holdfast.core.parity import Difference, Looks, compare, look_of
+from holdfast.core.parity import Difference, Looks, compare, look_of, range_of
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
 from holdfast.model.errors import ConfigurationError, HoldfastError, PostgresError
@@ -226,6 +226,7 @@ def _grouped(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
 
 def _mismatch(table: ComparedTable, found: Difference) -> Mismatch:
     versions = found.all()
+    first_key, last_key = range_of(version.key for version in versions)
     return Mismatch(
         table=str(table),
         missing=len(found.missing),
@@ -233,5 +234,7 @@ def _mismatch(table: ComparedTable, found: Difference) -> Mismatch:
         different=len(found.different),
         first_block=versions[0].block,
         last_block=versions[-1].block,
+        first_key=first_key,
+        last_key=last_key,
         keys=tuple(map(str, versions[:_KEYS_SHOWN])),
     )

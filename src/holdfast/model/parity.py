@@ -11,7 +11,8 @@ class Mismatch:
 
     ``table`` is ``database.schema.table``. ``missing``: the standby does not show them; ``extra``: only the standby
     shows them; ``different``: the same row version with other values. ``keys`` are some of them: the primary key as
-    text, or where the row lies if the table has none; ``first_block`` and ``last_block`` is where all of them lie.
+    text, or where the row lies if the table has none. All of them lie in ``first_block`` to ``last_block``, and from
+    ``first_key`` to ``last_key`` in the order of their numbers and texts (empty without a primary key).
     """
 
     table: str
@@ -20,6 +21,8 @@ class Mismatch:
     different: int
     first_block: int
     last_block: int
+    first_key: str
+    last_key: str
     keys: tuple[str, ...]
 
 
