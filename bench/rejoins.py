@@ -28,7 +28,8 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from holdfast.drill.checker import Verdict, check
+from holdfast.drill.checker import Verdict
+from holdfast.drill.judge import verdict_of
 from holdfast.drill.workload import Workload
 from holdfast.local.bringup import temporary_cluster
 from holdfast.local.cluster import LocalCluster
@@ -114,16 +115,7 @@ class Rejoins:
             if not await self._round(number, spoil=spoil, plain=plain):
                 break
         await self.workload.stop()
-        leader = (await self._register()).committed.leader.node
-        rows = await self.workload.rows(await self._cluster.direct_dsn(leader))
-        return check(
-            self.workload.history,
-            rows,
-            fault_at_ms=began_ms,
-            stopped_at_ms=self.workload.stopped_at_ms or self.workload.now_ms(),
-            payload_of=self.workload.payload_of,
-            lowered_from=800,
-        )
+        return await verdict_of(self._cluster, self.workload, began_ms)
 
     async def _register(self) -> Register:
         register = await self._cluster.register()

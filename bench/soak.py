@@ -30,8 +30,9 @@ from typing import Any
 
 from holdfast.drill import hosts
 from holdfast.drill.catalogue import CATALOGUE
-from holdfast.drill.checker import Verdict, check
+from holdfast.drill.checker import Verdict
 from holdfast.drill.hosted import HostedCluster, hosted_cluster
+from holdfast.drill.judge import verdict_of
 from holdfast.drill.scenario import Drill, NotInjected, Scene
 from holdfast.drill.workload import Workload
 from holdfast.model.errors import HoldfastError, StoreUnavailable
@@ -265,18 +266,7 @@ class Soak:
     # -- the end --------------------------------------------------------------------------------------------------
 
     async def _judge(self, began_ms: float) -> Verdict:
-        register = await self._cluster.register()
-        if register is None:
-            raise HoldfastError("the store holds no register")
-        rows = await self.workload.rows(await self._cluster.direct_dsn(register.committed.leader.node))
-        verdict = check(
-            self.workload.history,
-            rows,
-            fault_at_ms=began_ms,
-            stopped_at_ms=self.workload.stopped_at_ms or self.workload.now_ms(),
-            payload_of=self.workload.payload_of,
-            lowered_from=800,
-        )
+        verdict = await verdict_of(self._cluster, self.workload, began_ms)
         problems = self.found.problems
         for what in ("lost", "duplicated", "altered", "wrong_errors", "strangers", "stale_reads", "two_leaders"):
             if count := len(getattr(verdict, what)):

@@ -51,6 +51,24 @@ LOST_TAIL_MS = 1000.0
 """An asynchronous standby on the same switch is never that far behind."""
 
 
+async def verdict_of(cluster: ClusterUnderTest, workload: Workload, began_ms: float) -> Verdict:
+    """Judge a load that has ended by the rows of the node that leads, whatever happened since ``began_ms``.
+
+    Raises HoldfastError, StoreUnavailable and psycopg.Error.
+    """
+    register = await cluster.register()
+    if register is None:
+        raise HoldfastError("the store holds no register")
+    return check(
+        workload.history,
+        await workload.rows(await cluster.direct_dsn(register.committed.leader.node)),
+        fault_at_ms=began_ms,
+        stopped_at_ms=workload.now_ms() if workload.stopped_at_ms is None else workload.stopped_at_ms,
+        payload_of=workload.payload_of,
+        lowered_from=LOWERED_WRITER,
+    )
+
+
 class Judge:
     """Collects the evidence of one run, and says what it amounts to."""
 
