@@ -68,6 +68,36 @@ def test_each_class_is_in_the_page_and_in_the_markdown_with_what_it_took() -> No
     assert "by class" not in incident_markdown(an_incident(HELD), "shop", (), objectives)
 
 
+def counts(*values: int) -> list[JsonValue]:
+    return [*values]
+
+
+COURSE: JsonValue = {
+    "since_ms": round(HELD.at_ms) - 2230,
+    "step_ms": 100,
+    "done": counts(*[40] * 20, *[0] * 9, 25, 180, 90, *[41] * 8),
+    "held": counts(*[0] * 20, 4, 8, 12, 16, 20, 24, 28, 32, 36, 12, *[0] * 10),
+    "failed": counts(*[0] * 29, 1, *[0] * 10),
+}
+
+
+def with_course(course: JsonValue) -> Incident:
+    told = event(230, "p1", "clients.held", 2, None, held=36, longest_ms=870, course=course)
+    return an_incident(told)
+
+
+def test_how_it_went_for_clients_is_drawn_and_told_to_who_cannot_see_it() -> None:
+    page = incident_page(with_course(COURSE), "shop")
+    assert 'aria-label="statements and transactions done: at most 1,800 a second; none in 9 of 40 steps"' in page
+    assert 'aria-label="statements that waited: at most 36 at once; none in 30 of 40 steps"' in page
+    assert "at most 1 in 100 ms; 1 statement in all" in page
+    assert "from 2.00 s before to 2.00 s after the first sign" in page
+    assert page.count("<polygon") == 3
+    assert page.count('class="moment"') == 3 * 4
+    assert "How it went" not in incident_page(an_incident(HELD), "shop")
+    assert "How it went" not in incident_page(with_course({"since_ms": 0, "step_ms": 1}), "shop")
+
+
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
     page = incident_page(an_incident(event(300, "n2", "alarm", 2, None, reason=HOSTILE)), HOSTILE)
     assert "<script" not in page
@@ -131,7 +161,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 def test_a_browser_shows_it_whole(tmp_path: Path) -> None:
     browser = the_browser()
     page = tmp_path / "incident.html"
-    page.write_text(incident_page(an_incident(HELD), "shop", objectives=Objectives(500, 99.95)))
+    page.write_text(incident_page(with_course(COURSE), "shop", objectives=Objectives(500, 99.95)))
     assert "n1 was lost, and n2 took over." in shown(browser, page, tmp_path)
     assert picture(browser, page, tmp_path).stat().st_size > 20_000
 

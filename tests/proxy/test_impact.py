@@ -7,6 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
+from holdfast.core.course import Course
 from holdfast.model.event import Event
 from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.proxy.lane import Purpose
@@ -39,6 +40,10 @@ async def test_statements_that_waited_for_a_failover_are_told_with_the_longest_w
     waited_ms = (loop.time() - began_s) * 1000
     event = await told(pair.cluster)
     longest_ms = event.detail.pop("longest_ms")
+    course = Course.from_detail(event.detail.pop("course"))
+    assert course is not None
+    assert (max(course.held), sum(course.done), sum(course.failed)) == (5, 5, 0)
+    assert course.held[-1] == 0, "it ends when all was quiet"
     figures = {"held": 5, "refused": 0, "unknown": 0, "undone": 0}
     assert event.detail == {**figures, "classes": {"normal": {**figures, "longest_ms": longest_ms}}}
     assert isinstance(longest_ms, int)

@@ -20,6 +20,7 @@ from holdfast.core.cost import (
     in_words,
     reach_back_ms,
 )
+from holdfast.core.course import Course, together
 from holdfast.core.losses import proof
 from holdfast.core.phases import PHASE_MEANING, PHASES, phase_durations
 from holdfast.core.playbook import Scene, Standing, playbook
@@ -53,6 +54,8 @@ class Impact:
     undone: int
     classes: tuple[ClassImpact, ...] = ()
     """By the class of the sessions; empty if the proxies did not tell."""
+    course: Course | None = None
+    """How it went, of all proxies that told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,7 @@ def _impact(own: Sequence[Event], before: int) -> Impact | None:
         unknown=sum(figures("unknown")),
         undone=sum(figures("undone")),
         classes=impact_by_class(e.detail.get("classes") for e in told),
+        course=together(c for e in told if (c := Course.from_detail(e.detail.get("course"))) is not None),
     )
 
 

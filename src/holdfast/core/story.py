@@ -170,7 +170,7 @@ def sentence_of(event: Event) -> str:
     words = _Words(event)
     if event.kind in _WORDS:
         return _WORDS[event.kind].format_map(words)
-    left_out = ("by", "address", "origin", "readings", "symptoms")
+    left_out = ("by", "address", "origin", "readings", "symptoms", "course")
     said = ", ".join(f"{name} {value}" for name, value in event.detail.items() if name not in left_out)
     return f"{said}{words['by_whom']}".strip()
 

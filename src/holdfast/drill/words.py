@@ -52,7 +52,7 @@ def sentence(event: Event) -> str:
     rest = ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in event.detail.items()
-        if key not in used and key not in ("node", "readings", "symptoms")
+        if key not in used and key not in ("node", "readings", "symptoms", "course")
     )
     said = template.format(**known)
     return f"{said} ({rest})" if rest else said

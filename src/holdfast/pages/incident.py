@@ -14,6 +14,7 @@ from holdfast.core.whose import Whose
 from holdfast.core.words import amount, duration
 from holdfast.model.lost import LostLog, Tuples
 from holdfast.model.owner import Owner, Unanswered
+from holdfast.pages.chart import Chart, chart_of
 from holdfast.pages.page import clock, day, moment, source, style, template
 
 LISTED_MAX = 200
@@ -84,6 +85,7 @@ def incident_page(
         classes=_classes(incident, objectives),
         parts=parts,
         steps=_steps(incident),
+        chart=_chart(incident),
         total_ms=sum(p.ms for p in parts),
         lost=lost[:LISTED_MAX],
         untold=UNTOLD,
@@ -161,6 +163,17 @@ def _steps(incident: Incident) -> list[_Step]:
         mark = state.value.replace(" ", "-")
         rows.append(_Step(s.step.letter, s.step.name, s.step.does, state.value, mark, left, width, took, says))
     return rows
+
+
+def _chart(incident: Incident) -> Chart | None:
+    story, course = incident.story, None if incident.impact is None else incident.impact.course
+    moments = {
+        "the first sign": 0,
+        "an epoch is opened": story.opened_ms,
+        "the new primary is promoted": story.promoted_ms,
+        "it serves": story.serving_ms,
+    }
+    return chart_of(course, story.began_at_ms, moments)
 
 
 def _classes(incident: Incident, objectives: Objectives | None) -> list[tuple[str, ...]]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
+from holdfast.core.course import Course, Look, course_of
 from holdfast.proxy.lane import Lane
 
-LOOK_S = 1.0
-"""Between two looks at the counters; an account is closed when two in a row find nothing new."""
+SAMPLE_S = 0.1
+"""Between two looks at the counters."""
+REST_LOOKS = 10
+"""An account is closed when nothing is new for so many looks."""
+SAMPLES_MAX = 1200
+"""Two minutes: of a longer trouble the last of it is told."""
 WORTH_MS = 100
 """A wait that is shorter, and did nobody harm, is not worth an entry."""
 
@@ -51,16 +58,18 @@ class Toll:
         )
 
     @property
-    def did_harm(self) -> bool:
-        """Whether something failed."""
-        return bool(self.refused or self.unknown or self.undone)
+    def failed(self) -> int:
+        """Statements that were refused, and transactions that were cut off."""
+        return self.refused + self.unknown + self.undone
 
-    def told(self, longest_ms: Mapping[str, int]) -> dict[str, JsonValue]:
+    def told(self, longest_ms: Mapping[str, int], course: Course | None) -> dict[str, JsonValue]:
         """What the journal says; ``longest_ms`` is the longest wait of one statement of each class."""
         classes: dict[str, JsonValue] = {
             name: {**_figures(toll), "longest_ms": longest_ms.get(name, 0)} for name, toll in self.classes.items()
         }
-        return {"longest_ms": max(longest_ms.values(), default=0), **_figures(self), "classes": classes}
+        longest = max(longest_ms.values(), default=0)
+        said: dict[str, JsonValue] = {"longest_ms": longest, **_figures(self), "classes": classes}
+        return said if course is None else {**said, "course": course.to_detail()}
 
 
 def _figures(toll: Toll) -> dict[str, JsonValue]:
@@ -74,8 +83,8 @@ def _sum(tolls: Iterable[Toll]) -> Toll:
     return total
 
 
-Tell = Callable[[Toll, Mapping[str, int]], None]
-"""Told the toll, and the longest wait of one statement of each class in milliseconds."""
+Tell = Callable[[Toll, Mapping[str, int], Course | None], None]
+"""Told the toll, the longest wait of one statement of each class in milliseconds, and how it went."""
 
 
 class Impact:
@@ -86,27 +95,35 @@ class Impact:
         self._tell = tell
         self._told = Toll()
         self._seen = Toll()
+        self._looks: deque[Look] = deque(maxlen=SAMPLES_MAX)
 
     async def run(self) -> None:
         """Look, for ever."""
+        rested = 0
         while True:
-            await asyncio.sleep(LOOK_S)
-            self.look()
+            await asyncio.sleep(SAMPLE_S)
+            rested = rested + 1 if self.look() else 0
+            if rested >= REST_LOOKS:
+                rested = 0
+                self.close()
 
-    def look(self) -> None:
-        """Tell what has come on top since the last time, unless it still goes on."""
+    def look(self) -> bool:
+        """Count; returns whether all is quiet."""
         before, self._seen = self._seen, Toll.of(self._lanes)
-        if self._seen == before and not any(lane.held for lane in self._lanes):
-            self.close()
+        held = sum(lane.held for lane in self._lanes)
+        done = sum(lane.admission.gate.done for lane in self._lanes)
+        self._looks.append(Look(time.time() * 1000, done, self._seen.failed, held))
+        return self._seen == before and not held
 
     def close(self) -> None:
-        """Tell what has come on top, also if it still goes on: nobody will look again."""
-        self._seen = Toll.of(self._lanes)
+        """Tell what has come on top since the last time, also if it still goes on."""
+        self.look()
         if self._seen == self._told:
             return
         toll, self._told = self._seen.since(self._told), self._seen
         longest_ms: dict[str, int] = {}
         for name, waited_ms in ((n, ms) for lane in self._lanes for n, ms in lane.counters.take_longest_ms().items()):
             longest_ms[name] = max(waited_ms, longest_ms.get(name, 0))
-        if toll.did_harm or max(longest_ms.values(), default=0) >= WORTH_MS:
-            self._tell(toll, longest_ms)
+        if toll.failed or max(longest_ms.values(), default=0) >= WORTH_MS:
+            self._tell(toll, longest_ms, course_of(self._looks))
+        self._looks = deque(list(self._looks)[-REST_LOOKS:], SAMPLES_MAX)  # quiet ones: what was before is told

@@ -17,6 +17,7 @@ import structlog
 from aiohttp import web
 from pydantic import JsonValue
 
+from holdfast.core.course import Course
 from holdfast.model.errors import ConfigurationError, EnvironmentFault, RegisterError
 from holdfast.model.keys import Keys
 from holdfast.model.ramp import Order, RampOrder
@@ -293,8 +294,8 @@ class Proxy:
                 relay.let_go()
             await asyncio.sleep(times.let_go_step_ms / 1000)
 
-    def _tell_impact(self, toll: Toll, longest_ms: Mapping[str, int]) -> None:
-        self._journal.record("clients.held", self.routing.epoch, None, stamp=None, **toll.told(longest_ms))
+    def _tell_impact(self, toll: Toll, longest_ms: Mapping[str, int], course: Course | None) -> None:
+        self._journal.record("clients.held", self.routing.epoch, None, stamp=None, **toll.told(longest_ms, course))
         owners = self.lanes[Purpose.WRITE].owners.take()
         if owners is not None:
             self._journal.record("outcomes.unknown", self.routing.epoch, None, stamp=None, **owners)
