@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, TextIO
 from urllib.parse import quote
@@ -161,7 +162,6 @@ class _Salvage:
     async def _write(self, transactions: Sequence[Changes], befores: dict[Place, Tuple]) -> None:
         places = [c.after for each in transactions for c in each.changes if c.after is not None]
         found = _Found(befores, await self.reader.read(places))
-        told = []
         for each in transactions:
             catalog: set[str] = set()
             changes: list[RowChange] = []
@@ -173,8 +173,7 @@ class _Salvage:
                     catalog.add(name.split(".", 1)[1])
                 images = (image.change(table) for image in found.images(each, change))
                 changes += [image for image in images if image is not None]
-            told.append((each.transaction, changes, catalog - set(_STATISTICS)))
-        await asyncio.to_thread(self._write_files, told)
+            await asyncio.to_thread(self._write_files, each.transaction, changes, catalog - set(_STATISTICS))
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -187,27 +186,27 @@ class _Salvage:
             file.write(script.head(self.lost))
         self._room_bytes = min(ROWS_BYTES_MAX, free_bytes(self._directory) // 2)
 
-    def _write_files(self, told: Sequence[tuple[LostTransaction, list[RowChange], set[str]]]) -> None:
+    def _write_files(self, lost: LostTransaction, changes: Sequence[RowChange], catalog: set[str]) -> None:
+        self._require_room()
+        for table, of_table in groupby(changes, key=lambda change: change.table):
+            name = self.files.setdefault(table.full_name, f"{_ROWS_DIR}/{_file_name(table)}")
+            with _append(self._directory / name) as file:
+                for change in of_table:
+                    self._keep(file, lost, change)
         with _append(self._directory / SCRIPT) as file:
-            for lost, changes, catalog in told:
-                self._require_room()
-                for change in changes:
-                    self._keep(lost, change)
-                database = changes[0].table.database if changes else self._database
-                if database is not None and database != self._database:
-                    self._database = database
-                    file.write(script.in_database(database))
-                notes = [f"it also changed {', '.join(sorted(catalog))}"] if catalog else []
-                lines = script.transaction(lost, changes, notes, has_ddl=bool(catalog))
-                text = "".join(f"{line}\n" for line in lines)
-                self._room_bytes -= file.write(text)
+            database = changes[0].table.database if changes else self._database
+            if database is not None and database != self._database:
+                self._database = database
+                file.write(script.in_database(database))
+            notes = [f"it also changed {', '.join(sorted(catalog))}"] if catalog else []
+            for line in script.transaction(lost, changes, notes, has_ddl=bool(catalog)):
+                self._room_bytes -= file.write(f"{line}\n")
 
-    def _keep(self, lost: LostTransaction, change: RowChange) -> None:
+    def _keep(self, file: TextIO, lost: LostTransaction, change: RowChange) -> None:
         table = change.table.full_name
         if change.missing is not None:
             self.missing[f"{table}: the row {change.missing} {_article(change.kind)}"] += 1
         self.rows += 1
-        name = self.files.setdefault(table, f"{_ROWS_DIR}/{_file_name(change.table)}")
         line = {
             "xid": lost.xid,
             "committed_at": lost.committed_at,
@@ -217,8 +216,7 @@ class _Salvage:
             "before": None if change.before is None else dict(change.before),
             "after": None if change.after is None else dict(change.after),
         }
-        with _append(self._directory / name) as file:
-            self._room_bytes -= file.write(json.dumps(line) + "\n")
+        self._room_bytes -= file.write(json.dumps(line) + "\n")
 
     def _require_room(self) -> None:
         if self._room_bytes <= 0:
