@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
@@ -80,17 +81,36 @@ async def kept_from_streaming(cluster: LocalCluster, node: str, leader: str, pla
         "-h", cluster.file.address(leader), "-p", str(ports[leader].postgres), "-U", REPLICATION_ROLE, "--no-password",
     ]  # fmt: skip
     environment = {**os.environ, "PGPASSWORD": cluster.layout.read_secret("replication")}
-    holder = await asyncio.create_subprocess_exec(*command, env=environment)
-    try:
-        async with await connect(cluster.superuser_dsn(leader, "app")) as connection, asyncio.timeout(WHOLE_S):
-            held = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
-            while await (await connection.execute(held, (slot,))).fetchone() != (True,):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)  # nobody tells of a slot that is taken
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            holder.kill()
-        await holder.wait()
+    async with await connect(cluster.superuser_dsn(leader, "app")) as connection:
+        await begin_here(connection, place)
+        holder = await asyncio.create_subprocess_exec(*command, env=environment)
+        try:
+            async with asyncio.timeout(WHOLE_S):
+                while not (await (await connection.execute(HELD, (slot,))).fetchall()):
+                    assert holder.returncode is None
+                    await asyncio.sleep(0.05)  # nobody tells of a slot that is taken
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                holder.kill()
+            await holder.wait()
+
+
+HELD = """
+SELECT FROM pg_replication_slots JOIN pg_stat_replication r ON r.pid = active_pid
+ WHERE slot_name = %s AND r.application_name = 'pg_receivewal'
+"""
+
+
+async def begin_here(connection: psycopg.AsyncConnection[tuple[object, ...]], place: Path) -> None:
+    """Let pg_receivewal begin where the log is now: what the slot is at may be older than the timeline."""
+    size = "pg_size_bytes(current_setting('wal_segment_size'))"
+    before = f"SELECT pg_walfile_name(pg_current_wal_lsn() - {size}), {size}"
+    row = await (await connection.execute(before.encode())).fetchone()
+    assert row is not None
+    name, size_bytes = str(row[0]), int(str(row[1]))
+    with (place / name).open("wb") as segment:
+        segment.truncate(size_bytes)
 
 
 async def test_a_rewound_node_that_does_not_stream_in_time_is_cloned(ordered: LocalCluster, tmp_path: Path) -> None:

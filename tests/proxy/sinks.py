@@ -107,6 +107,9 @@ class Backend:
             if kind in (m.COPY_DONE, m.COPY_FAIL):
                 self._is_copying = False
                 self._say(_complete(b"COPY 1") + self._ready())
+            elif kind == m.TERMINATE:  # to COPY it is a wrong message (copyfromparse.c, CopyGetData)
+                self._is_copying = False
+                self._say(_ERROR + self._ready())
             return
         if kind == m.QUERY:
             self._texts.pop(b"", None)

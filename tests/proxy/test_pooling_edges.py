@@ -97,6 +97,16 @@ async def test_a_client_that_goes_in_the_middle_of_a_message_leaves_nothing_behi
     assert pooled.inside() == 0
 
 
+async def test_a_client_that_goes_between_two_messages_of_a_copy_leaves_nothing_behind(pooled: Pooled) -> None:
+    await pooled.start(1, auth="trust")
+    raw = await copying(pooled)
+    raw.writer.write(m.message(m.COPY_DATA, b"1\n"))
+    await raw.writer.drain()
+    raw.writer.close()
+    await until(lambda: all(pool["open"] == 0 for pool in pooled.pools()) and pooled.inside() == 0)
+    assert pooled.server.query("select count(*) from copied", "app") == [(0,)]
+
+
 async def test_a_client_that_was_held_back_in_a_copy_goes_on_after_it_failed(pooled: Pooled) -> None:
     await pooled.start(1, auth="trust")
     raw = await copying(pooled)

@@ -162,6 +162,7 @@ def test_every_session_comes_to_rest(pooling: str) -> None:
             *[("gate", (True,)), ("send", (ASKED, 0)), ("overdue", ()), ("gate", (False,))],
         ]
     )
+    @example([("send", (m.query("copy t from stdin"), 0)), ("attach", ()), ("answer", (100,))])
     @example([("send", (ASKED + m.TERMINATE_MESSAGE, 0)), ("leave", ())])
     def play(events: list[Event]) -> None:
         asyncio.run(_play(pooling, events))
