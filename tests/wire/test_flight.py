@@ -29,12 +29,7 @@ def test_words_that_only_have_temp_in_them_are_plain(text: bytes) -> None:
     assert is_plain(text)
 
 
-_TEMPORARY = [
-    b"create TEMP table t ()",
-    b"select 1 into pg_temp_3.t",
-    b"DROP table pg_temp.t",
-    b"create temporary view",
-]
+_TEMPORARY = [b"create TEMP table t", b"select 1 into pg_temp_3.t", b"DROP table pg_temp.t", b"create temporary view v"]
 
 
 @pytest.mark.parametrize("text", _TEMPORARY)
