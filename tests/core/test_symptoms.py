@@ -131,6 +131,23 @@ def test_the_report_takes_the_symptoms_of_the_old_primary_as_candidates() -> Non
     (found,) = [c for c in incident.causes if c.what == "statements ran for long"]
     assert found.evidence == ("n1, 20.00 s before: a statement had run for 9 s",)
     assert "on n2" in found.look_at
+    assert "holdfast policy set statements_adaptive=true" in [g.command for g in incident.guardrails]
+
+
+def test_what_is_old_or_about_another_one_proposes_nothing() -> None:
+    detail: JsonValue = [Symptom(Sign.LOCKS, "2 sessions waited").to_detail()]
+    old = event(-20 * 60_000, "n1", "primary.troubled", 1, None, why="it was hung", symptoms=detail)
+    for noted, is_told in ((old, False), (event(-1, "n1", "primary.troubled", 1, None, symptoms=detail), True)):
+        (incident,) = incidents([CREATED, SERVING, noted, *failover(0, "n1", "n2", 2)])
+        assert any("lock_timeout" in g.what for g in incident.guardrails) is is_told
+        assert not any("statements_adaptive" in g.command for g in incident.guardrails)
+
+
+def test_unknown_outcomes_propose_the_guard_of_commits() -> None:
+    figures = {"held": 1, "longest_ms": 300, "refused": 0, "unknown": 2, "undone": 0}
+    told = event(230, "p1", "clients.held", 2, None, **figures)
+    (incident,) = incidents([CREATED, SERVING, *failover(0, "n1", "n2", 2), told])
+    assert "holdfast policy set commit_guard=true" in [g.command for g in incident.guardrails]
 
 
 def test_every_sign_has_its_words() -> None:

@@ -153,17 +153,22 @@ _SIGNS: dict[str, tuple[str, str]] = {
 
 def _by_symptoms(story: Story, events: Sequence[Event]) -> Iterator[Candidate]:
     """What the old primary noted of itself when its trouble began."""
-    since_ms, until_ms = story.began_at_ms - RECENT_MS, story.began_at_ms + (story.serving_ms or RECENT_MS)
     said: dict[str, dict[str, None]] = {}
-    for event in events:
-        if event.kind != "primary.troubled" or event.source != story.old or not since_ms <= event.time_ms <= until_ms:
-            continue
-        ago = _before(story.began_at_ms - event.time_ms)
-        for sign, says in signs_of(event.detail.get("symptoms")):
-            said.setdefault(sign, {})[f"{event.source}, {ago}: {says}"] = None
+    for sign, words in _signs_before(story, events):
+        said.setdefault(sign, {})[words] = None
     for sign, (what, look_at) in _SIGNS.items():
         if sign in said:
             yield Candidate(what, tuple(said[sign])[:_EVIDENCE_MAX], look_at.format(new=story.new or "a standby"))
+
+
+def _signs_before(story: Story, events: Sequence[Event]) -> Iterator[tuple[str, str]]:
+    """Signs with who saw what and when, of the old primary, until another one served."""
+    since_ms, until_ms = story.began_at_ms - RECENT_MS, story.began_at_ms + (story.serving_ms or RECENT_MS)
+    for event in events:
+        if event.kind == "primary.troubled" and event.source == story.old and since_ms <= event.time_ms <= until_ms:
+            ago = _before(story.began_at_ms - event.time_ms)
+            for sign, says in signs_of(event.detail.get("symptoms")):
+                yield sign, f"{event.source}, {ago}: {says}"
 
 
 def _before(ms: float) -> str:
@@ -229,11 +234,17 @@ def _figure(reading: Mapping[str, JsonValue], name: str) -> float:
 # ---- what to change -----------------------------------------------------------------------------------------------
 
 
-def guardrails_for(story: Story, own: Sequence[Event], *, refused: int) -> tuple[Guardrail, ...]:
-    """What would make the next time better; ``refused`` statements waited in vain."""
+def guardrails_for(
+    story: Story, own: Sequence[Event], before: Sequence[Event] = (), *, refused: int, unknown: int = 0
+) -> tuple[Guardrail, ...]:
+    """What would make the next time better.
+
+    ``refused`` statements waited in vain, of ``unknown`` ones their clients do not know what became.
+    """
     return (
         *_for_commits(own),
-        *_for_clients(refused),
+        *_for_clients(refused, unknown),
+        *_for_load(story, (*before, *own)),
         *_for_standbys(story, own),
         *_to_be_proved(story, own),
     )
@@ -248,9 +259,37 @@ def _for_commits(own: Sequence[Event]) -> Iterator[Guardrail]:
         )
 
 
-def _for_clients(refused: int) -> Iterator[Guardrail]:
+def _for_clients(refused: int, unknown: int) -> Iterator[Guardrail]:
     if refused:
         yield Guardrail("Statements were refused that could have waited: raise `timeouts.hold_max_ms` of the proxies")
+    if unknown:
+        yield Guardrail(
+            "Clients were not told what became of their commits: let the proxies find out for them, if they do not yet",
+            "holdfast policy set commit_guard=true",
+        )
+
+
+_TOO_MUCH = {Sign.LONG.value, Sign.ALIKE.value, Sign.WHOLE_SCAN.value}
+
+
+def _for_load(story: Story, events: Sequence[Event]) -> Iterator[Guardrail]:
+    signs = {sign for sign, _ in _signs_before(story, events)}
+    verdicts = {e.detail.get("verdict") for e in events if _is_recent_verdict(story, e)}
+    if signs & _TOO_MUCH or VerdictKind.OVERLOADED.value in verdicts:
+        yield Guardrail(
+            "More came at once than the server bears: let the proxies find how much that is, if they do not yet",
+            "holdfast policy set statements_adaptive=true",
+        )
+    if Sign.LOCKS.value in signs:
+        yield Guardrail(
+            "A session kept locks that others waited for: set `idle_in_transaction_session_timeout` and `lock_timeout` "
+            "for its role (ALTER ROLE … SET)"
+        )
+
+
+def _is_recent_verdict(story: Story, event: Event) -> bool:
+    is_about_old = event.kind == "verdict.changed" and event.detail.get("about") == story.old
+    return is_about_old and story.began_at_ms - event.time_ms <= RECENT_MS
 
 
 def _for_standbys(story: Story, own: Sequence[Event]) -> Iterator[Guardrail]:

@@ -125,15 +125,21 @@ def _incident(
     parts = tuple(Part(name, durations[name], PHASE_MEANING[name]) for name in PHASES if name != "reroute")
     impact = _impact(own, before)
     losses = _losses(story, events, accounts, silent, {e.epoch for e in own if e.kind == "epoch.opened"})
-    causes = causes_of(story, own, [e for e in events if e.time_ms < story.began_at_ms])
+    earlier = [e for e in events if e.time_ms < story.began_at_ms]
     return Incident(
         number=story.epoch,
         story=story,
         parts=parts,
         impact=impact,
         losses=losses,
-        causes=causes,
-        guardrails=guardrails_for(story, own, refused=impact.refused if impact is not None else 0),
+        causes=causes_of(story, own, earlier),
+        guardrails=guardrails_for(
+            story,
+            own,
+            earlier,
+            refused=impact.refused if impact is not None else 0,
+            unknown=impact.unknown if impact is not None else 0,
+        ),
         whose=whose(own),
         evidence=tuple(f"{line.who} {line.says}." for line in story.lines if line.kind in _EVIDENCE),
     )
