@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -119,6 +119,15 @@ class Policy(BaseModel):
     quarantine_s: int = Field(
         3600, ge=1, le=2_592_000, description="how long such a statement is remembered, unless it is refused"
     )
+    stale_answers_mib: int = Field(
+        0, ge=0, le=65_536,
+        description="memory of each port of a proxy for the last good answers to reads that say how old theirs may be; "
+        "0: none is kept",
+    )  # fmt: skip
+    stale_by: dict[str, Annotated[int, Field(ge=1, le=31_536_000)]] = Field(
+        {}, max_length=1000,
+        description="how old an answer may be, in seconds, by the fingerprint of a statement, if its text does not say",
+    )  # fmt: skip
     capture_wait_s: int = Field(
         120, ge=0, le=86_400,
         description="how long a failed node's return may wait for its capture; 0: nothing is captured",

@@ -26,8 +26,11 @@ class Entry(GuardedPath):
     _last_word: m.Report | None
 
     @abstractmethod
-    def _fail(self, kind: int, report: m.Report) -> Fate:
-        """Answer a statement with an error of our own; the session goes on."""
+    def _fail(self, kind: int, report: m.Report, batch: bytes = b"") -> Fate:
+        """Answer a statement with an error of our own; the session goes on.
+
+        ``batch`` is all that was sent, the statement first, where an older answer may be given in its place.
+        """
 
     @abstractmethod
     def _go_on(self, server: ServerConnection | None) -> None:
@@ -53,14 +56,14 @@ class Entry(GuardedPath):
         """Of what the session has let in, or waits for, nothing is to be learnt."""
         self.lane.quarantine.left(self._custody)
 
-    def _turn_away(self, kind: int, report: m.Report) -> Fate:
+    def _turn_away(self, kind: int, report: m.Report, batch: bytes = b"") -> Fate:
         """Refuse a statement.
 
         In a transaction the session ends: else the rest of it could be committed without the statement. So it does in
         the middle of a batch, of which the server has the beginning.
         """
         if self._ledger.is_between_statements and self._ledger.status != m.IN_TRANSACTION:
-            return self._fail(kind, report)
+            return self._fail(kind, report, batch)
         self._last_word = m.fatal(report.sqlstate, report.text, detail=report.detail, hint=report.hint)
         return Fate.END
 
@@ -75,12 +78,12 @@ class Entry(GuardedPath):
             return Fate.FORWARD
         if isinstance(asked, m.Report):
             self.lane.counters.shed(self._permit.traffic_class)
-            return self._turn_away(kind, asked)
+            return self._turn_away(kind, asked, buffer[start:])
         self.settle()
         self._wait(self._go_in(asked))
         return Fate.QUEUE
 
-    def _enter(self, kind: int) -> Fate:
+    def _enter(self, kind: int, buffer: bytes, start: int) -> Fate:
         """Ask for a place; whoever has something open that others may wait for is let in without."""
         admission = self.lane.admission
         if self._permit_version != admission.version:
@@ -91,7 +94,7 @@ class Entry(GuardedPath):
         waiting = admission.queue(self._permit)
         if isinstance(waiting, m.Report):
             self.lane.counters.shed(self._permit.traffic_class)
-            return self._fail(kind, waiting)
+            return self._fail(kind, waiting, buffer[start:])
         self._wait(self._go_in(waiting))
         return Fate.QUEUE
 

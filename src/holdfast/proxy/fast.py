@@ -19,6 +19,7 @@ from holdfast.proxy.pool import Waiter
 from holdfast.proxy.quarantine import Custody
 from holdfast.proxy.server import ServerConnection
 from holdfast.proxy.sharing import Share
+from holdfast.proxy.stale import Keeping
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
 from holdfast.wire.frames import HEADER_BYTES, FrameCutter
@@ -54,9 +55,18 @@ class FastPath:
         self._is_quiet = False  # as far as is known; `land` ends it
         self._asked_ms = 0.0  # when the last statement of an open transaction began
         self._custody = Custody()
+        self._keeping: Keeping | None = None  # of the answer to the batch in flight
         self._waiter: Waiter | None = None  # the batch in flight is not sent yet: it waits for a shared server
 
-    # of the full way
+    # of the others
+
+    @abstractmethod
+    def _begin_keeping(self) -> Keeping | None:
+        """Keep the answer to the batch in flight, if it may be given again."""
+
+    @abstractmethod
+    def _answer_stale(self, data: bytes) -> bool:
+        """Whether the bytes are answered by an older answer, because the database cannot be asked."""
 
     @property
     def _ledger(self) -> Ledger:
@@ -115,6 +125,8 @@ class FastPath:
         """Take bytes of the client."""
         if not self._flight.data and (self._is_quiet or self._looks_quiet()) and self._take_off(data):
             return
+        if self.lane.stale.is_on and not self._flight.data and self._answer_stale(data):
+            return
         self.land()
         self._from_client_fully(data)
 
@@ -126,6 +138,8 @@ class FastPath:
             if answer is not None:
                 if answer:
                     self._client.output.write(answer)
+                    if self._keeping is not None and not self._keeping.add(answer):
+                        self._keeping = None
                 if flight.is_done:
                     self._arrive(flight)
                 return
@@ -196,6 +210,7 @@ class FastPath:
             self._asked_ms = time.monotonic() * 1000
         flight.keeps_uncommitted = not is_idle and self._state.has_uncommitted
         self._is_unused = False
+        self._keeping = self._begin_keeping() if is_idle and self.lane.stale.is_on else None
         server.output.write(data)
         return True
 
@@ -247,6 +262,9 @@ class FastPath:
     def _arrive(self, flight: Flight) -> None:
         """The answer is complete: what the full way would have noted, and nothing is under way any more."""
         share, state, data = self._share, self._state, flight.data
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None and flight.status == m.IDLE:
+            keeping.done()
         if flight.is_simple:
             state.closed(b"")  # a simple Query takes the unnamed statement away
         if share is not None and self.current is not None:
@@ -291,6 +309,7 @@ class FastPath:
             waiter.in_a_task()
             self._wait_fully(data, waiter)
             return
+        self._keeping = None
         data, server, ledger = flight.data, self.current, self._replies.ledger
         messages, seen, rest = flight.told()
         flight.forget()

@@ -12,7 +12,7 @@ from holdfast.model.lsn import Lsn
 from holdfast.model.outcome import Outcome
 from holdfast.model.token import Mark
 from holdfast.proxy.answers import answers_to
-from holdfast.proxy.fast import FastPath
+from holdfast.proxy.degraded import DegradedPath
 from holdfast.proxy.lane import Lane
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire import messages as m
@@ -58,7 +58,7 @@ class _Batch:
         self.commit = None
 
 
-class GuardedPath(FastPath):
+class GuardedPath(DegradedPath):
     """The part of a session's full way that has to do with tokens (`wire.guard`)."""
 
     def __init__(self, client: Client, lane: Lane, login: Login) -> None:

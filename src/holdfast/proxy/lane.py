@@ -33,6 +33,7 @@ from holdfast.proxy.replicas import Replicas
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
 from holdfast.proxy.sharing import Share
+from holdfast.proxy.stale import StaleAnswers
 from holdfast.proxy.users import Users
 from holdfast.wire import messages as m
 from holdfast.wire.loss import Loss
@@ -108,6 +109,7 @@ class Lane:
     counters: Counters = field(default_factory=Counters)
     owners: Owners = field(default_factory=Owners)
     guard: CommitGuard = field(init=False)
+    stale: StaleAnswers = field(default_factory=StaleAnswers)
     orphans: Orphans = field(init=False)
     pools: Pools = field(init=False)
     held: int = 0

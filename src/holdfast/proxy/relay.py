@@ -190,7 +190,7 @@ class Relay(Entry):
         if self._refusal is not None and kind in BEGINS_WORK:
             refusal, self._refusal = self._refusal, None
             self.lane.admission.give_back(self._permit)
-            return self._turn_away(kind, refusal)
+            return self._turn_away(kind, refusal, buffer[start:])
         if kind == m.SYNC and self._ledger.is_between_statements:
             self._client.write(m.ready_for_query(self._ledger.status))
             return Fate.DROP
@@ -204,7 +204,7 @@ class Relay(Entry):
         if kind in BEGINS_WORK:
             fate = self._pass_quarantine(kind, buffer, start, end) if self.lane.quarantine.is_on else Fate.FORWARD
             if fate is Fate.FORWARD and not self._permit.is_in:
-                fate = self._enter(kind)
+                fate = self._enter(kind, buffer, start)
             if fate is not Fate.FORWARD:
                 return fate
             self._note_beginning()
@@ -247,10 +247,11 @@ class Relay(Entry):
             return self._tell_of_lost_transaction(kind, buffer, start, end)
         return Fate.WAIT
 
-    def _fail(self, kind: int, report: m.Report) -> Fate:
-        """Answer a statement with an error of our own; the session goes on."""
+    def _fail(self, kind: int, report: m.Report, batch: bytes = b"") -> Fate:
+        """Answer a statement with an error of our own, or with an older answer; the session goes on."""
+        instead = self._instead_of(report, batch) if batch else None
         self._leave_quarantine()  # it may have been let in there, and does not run
-        self._client.write(report.encode())
+        self._client.write(report.encode() if instead is None else instead)
         if kind in WHOLE_STATEMENTS:
             self._client.write(m.ready_for_query(self._ledger.status))
         else:

@@ -245,6 +245,7 @@ class Proxy:
         for lane in self.lanes.values():
             lane.admission.policy_is(self.routing.policy)
             lane.quarantine.policy_is(self.routing.policy)
+            lane.stale.policy_is(self.routing.policy)
         self.lanes[Purpose.WRITE].guard.is_on = self.routing.policy.commit_guard
         register = self.routing.register
         self._suspects.lasts_ms = self.routing.policy.quarantine_s * 1000
@@ -397,6 +398,7 @@ class Proxy:
             "quarantine": self.quarantine.status(),
             "breakers_opened": self.breakers.opened,
             "reads": self.replicas.status(),
+            "stale_answers": {purpose.value: lane.stale.status() for purpose, lane in self.lanes.items()},
             "commit_guard": self.lanes[Purpose.WRITE].guard.status(),
             "admission": {purpose.value: lane.admission.status() for purpose, lane in self.lanes.items()},
         }
