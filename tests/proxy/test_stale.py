@@ -13,7 +13,7 @@ import pytest
 from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.wire.fingerprint import fingerprint
-from tests.proxy.cluster import KEYS, Cluster, fetch, until
+from tests.proxy.cluster import KEYS, Cluster, Pair, fetch, until
 from tests.proxy.servers import PASSWORD, USER, Server
 
 pytestmark = pytest.mark.live
@@ -232,3 +232,24 @@ async def test_it_is_off_unless_asked_for(shop: Shop) -> None:
         await shop.rule(stale_answers_mib=8)
         await refused(one, READ)
     assert shop.given == 0
+
+
+async def test_where_the_primary_fails_one_statement_tries_and_the_others_need_not_wait(pair: Pair) -> None:
+    policy = DEFAULT_POLICY.changed({"stale_answers_mib": 8})
+    await pair.cluster.store.put(KEYS.policy, policy.to_json())
+    await until(lambda: pair.proxy.routing.policy == policy)
+    stale = pair.proxy.lanes[Purpose.WRITE].stale
+    async with await pair.cluster.connect() as one, await pair.cluster.connect() as two:
+        await one.execute("create table priced as select 10 as price")
+        read = "/* holdfast: stale=300 */ select price from priced"
+        assert await fetch(one, read) == 10
+        await asyncio.to_thread(pair.n1.kill)
+        trying = asyncio.create_task(fetch(one, read))
+        await pair.wait_until_held(1)
+        assert await fetch(two, read) == 10
+        assert (stale.given, trying.done()) == (1, False)
+        await pair.cluster.open_epoch()
+        await pair.promote()
+        assert await trying == 10
+        assert await fetch(two, read) == 10
+    assert stale.given == 1

@@ -46,7 +46,7 @@ class DegradedPath(FastPath):
 
     def _answer_stale(self, data: bytes) -> bool:
         is_quiet = self._is_in_order() and self._client_cutter.is_empty and self._replies.is_between_messages
-        if not is_quiet or self.lane.can_serve():
+        if not is_quiet or not self.lane.is_out_of_reach():
             return False
         answer = self._older_answer(data)
         if answer is None:

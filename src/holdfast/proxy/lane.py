@@ -198,6 +198,10 @@ class Lane:
         """Whether a new session need not wait, as far as is known."""
         return self.has_target() and not self._failing
 
+    def is_out_of_reach(self) -> bool:
+        """Whether no server is to be had: none is named, or it fails and somebody who waits for it tries again."""
+        return not self.has_target() or (self._failing and self.held > 0)
+
     def surely_serves(self) -> bool:
         """The same, at little cost: what the routing says is looked at once. False: ask `can_serve`."""
         version = self.routing.version
