@@ -200,6 +200,14 @@ async def test_large_answers_and_errors_in_the_middle_of_them(pair: Pair) -> Non
         assert await fetch(connection, "select 1") == 1
 
 
+async def test_a_connection_is_good_for_others_after_an_answer_that_was_too_large_for_its_client(pair: Pair) -> None:
+    async with await pair.cluster.connect(options=AUTO) as connection:
+        await settled(pair, connection)
+        for _ in range(3):
+            assert len(await there(pair, connection, "select repeat('x', 5000000)")) == 5_000_000
+            assert await there(pair, connection, "select balance from ledger") == 0
+
+
 async def test_a_lost_standby_is_not_noticed(pair: Pair) -> None:
     async with await pair.cluster.connect(options=AUTO) as connection:
         await settled(pair, connection)

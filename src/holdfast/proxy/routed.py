@@ -209,8 +209,7 @@ class Reads:
         self._data, self._replica, self._server, self._sent = data, replica, server, sent
         self._readback = replica.reading[server] = Readback(sent)
         server.attach(self)
-        if self._relay._is_client_busy:
-            server.pause_reading(True)
+        server.pause_reading(self._relay._is_client_busy)
         server.output.write(sent.data)
 
     async def _wait(self) -> None:
@@ -295,6 +294,7 @@ class Reads:
         is_fit = not (readback.is_unfit or readback.sqlstate or server.cancels or server.is_doubtful)
         replica.served += 1
         self._replicas.counters.on_standbys += 1
+        server.pause_reading(False)  # the last of a large answer may have been more than the client takes at once
         replica.give_back(self._key, server, is_fit=is_fit)
         self._forget()
         self._go_on()
