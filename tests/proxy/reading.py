@@ -112,9 +112,9 @@ class RoutedWorld(World):
         self.backends.append(backend)
         replica, moments = self.replica, self.lane.replicas.moments
         replica.sampler.born = replica.sampler.born or next(moments)
-        pool = replica._pool(self.key)
+        pool = replica.readers._pool(self.key)
         pool.open += 1
-        replica._opened[backend.connection] = next(moments), next(moments)
+        replica.readers._opened[backend.connection] = next(moments), next(moments)
         replica.sampler.proved = next(moments)
         pool.made(backend.connection)
         pool.give(backend.connection)

@@ -283,6 +283,49 @@ async def test_a_standby_that_falls_behind_leaves_and_comes_back(pair: Pair) -> 
         assert status["standbys"][0]["left"] == 1
 
 
+@pytest.mark.parametrize("bytes_written", [10, 20_000])
+async def test_a_quiet_cluster_keeps_its_standby_while_a_transaction_goes_on(pair: Pair, bytes_written: int) -> None:
+    """What it has written is not flushed, or to the middle of a record; and one that is behind leaves even so."""
+    replicas = pair.proxy.replicas
+    policy = Policy(read_lag_max_ms=300, read_back_ms=100)
+    await pair.cluster.store.put(Keys("main").policy, policy.to_json())
+    async with await pair.cluster.connect(read=True) as reader, await pair.cluster.connect() as writer:
+        await until(lambda: bool(replicas._members) and the_replica(pair).standing.is_in)
+        await asyncio.to_thread(
+            pair.n1.query,
+            "alter table ledger add noted text; alter table ledger alter noted set storage external",
+            "app",
+        )
+        await asyncio.to_thread(pair.n1.query, "checkpoint")
+        await writer.execute("begin")
+        await writer.execute("insert into ledger select 3, 0, repeat('x', %s)", (bytes_written,))
+        sql = "select pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() between 1 and 8192"
+        await asyncio.to_thread(pair.n1.wait_for, sql)
+        samples = replicas.counters.samples
+        await until(lambda: replicas.counters.samples > samples + 12)
+        assert the_replica(pair).standing.left == 0
+        assert await fetch(reader, WHO) == pair.n2.port
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+        async with await pair.cluster.connect() as other:
+            await other.execute("update ledger set balance = 9")
+        await until(lambda: not the_replica(pair).standing.is_in)
+        assert await fetch(reader, WHO) == pair.n1.port
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+        await until(lambda: the_replica(pair).standing.is_in)
+
+
+async def test_a_standby_that_has_all_up_to_the_end_of_a_segment_shows_it(pair: Pair) -> None:
+    """The primary's own position is behind the header of the next segment by then."""
+    counters = pair.proxy.replicas.counters
+    async with await pair.cluster.connect(options=AUTO) as connection:
+        await settled(pair, connection)
+        await connection.execute("update ledger set balance = 3")
+        await asyncio.to_thread(pair.n1.query, "select pg_switch_wal()")
+        await connection.execute(f"set holdfast.wait_for = '{await fetch(connection, 'show holdfast.lsn')}'")
+        assert await there(pair, connection, "select balance from ledger") == 3
+        assert counters.waited_in_vain == 0
+
+
 async def test_sessions_of_the_read_only_port_are_spread(pair: Pair, make_server: Any) -> None:
     n3: Server = await asyncio.to_thread(make_server, "n3", pair.n1)
     sql = "select count(*) = 2 from pg_stat_replication where state = 'streaming'"
