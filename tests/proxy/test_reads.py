@@ -187,6 +187,31 @@ async def test_what_a_standby_cannot_do_the_primary_does(pair: Pair) -> None:
         assert await fetch(connection, "select 1") == 1
 
 
+async def test_a_session_reads_what_a_view_has_written_for_it(pair: Pair) -> None:
+    """Where a standby was not asked, and where it failed before it came to the write."""
+    async with await pair.cluster.connect(options=AUTO) as connection:
+        await connection.execute("create table audit (a int)")
+        await connection.execute("create unlogged table passing as select 3 as a")
+        for name, body in (("plain", ""), ("failing", "perform a from passing; ")):
+            await connection.execute(
+                f"create function {name}_noting() returns int language plpgsql as "
+                f"$$ begin {body} insert into audit values (1); return 1; end $$".encode()
+            )
+            await connection.execute(f"create view {name} as select {name}_noting() as a".encode())
+        await settled(pair, connection)
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+        assert await tried_there(pair, connection, "select a from failing") == 1
+        assert await fetch(connection, "select count(*) from audit") == 1
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+        await settled(pair, connection)
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+        await connection.execute("set holdfast.route = 'primary'")
+        await fetch(connection, "select a from plain")
+        await connection.execute("set holdfast.route = 'auto'")
+        assert await fetch(connection, "select count(*) from audit") == 2
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+
+
 async def test_large_answers_and_errors_in_the_middle_of_them(pair: Pair) -> None:
     async with await pair.cluster.connect(options=AUTO) as connection:
         await settled(pair, connection)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -30,6 +29,7 @@ from holdfast.proxy.readers import Readers
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
 from holdfast.proxy.users import Users
+from holdfast.proxy.verdicts import Verdicts
 from holdfast.wire.readback import Readback
 
 log = structlog.get_logger(__name__)
@@ -43,14 +43,6 @@ _WRITTEN_SQL: Final = (
 _REPLAYED_SQL: Final = "select pg_catalog.pg_last_wal_replay_lsn()"
 _APPLICATION_NAME: Final = "holdfast reads"
 _GONE: Final = "it is not read from any more"
-_REFUSED_MAX: Final = 512
-"""Statements that standbys could not answer are remembered, so many,"""
-_REFUSED_S: Final = 10.0
-"""and for so long: a table may come that is not there yet."""
-_READ_ONLY: Final = "25006"
-"""read_only_sql_transaction: what only seemed to read wants to write."""
-_PASSING: Final = frozenset(("40001", "40P01", "57014", "57P01", "57P02", "57P03", "53300", ""))
-"""Errors that say nothing of the statement: a conflict with what is replayed, a server that ends."""
 
 
 @dataclass(slots=True)
@@ -218,6 +210,7 @@ class Replicas:
     """Called when a standby has left those that are read from, or has come back."""
     primary: Primary = field(default_factory=Primary)
     counters: Counters = field(default_factory=Counters)
+    verdicts: Verdicts = field(default_factory=Verdicts)
     moments: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """What happens here, in order."""
     _members: list[Replica] = field(default_factory=list)
@@ -225,7 +218,6 @@ class Replicas:
     _login: dict[str, str] = field(default_factory=dict)
     _has_login: asyncio.Event = field(default_factory=asyncio.Event)
     _used: dict[str, WeakSet[ServerConnection]] = field(default_factory=dict)
-    _refused: dict[bytes, float] = field(default_factory=dict)
     _waiting: set[asyncio.Future[None]] = field(default_factory=set)
     _turn: int = 0
 
@@ -355,25 +347,6 @@ class Replicas:
             return True
         replica.sampler.chase()
         return False
-
-    def is_refused(self, sql: bytes) -> bool:
-        """Whether standbys could not answer a statement a moment ago, or it writes."""
-        until_s = self._refused.get(sql)
-        return until_s is not None and time.monotonic() < until_s
-
-    def writes(self, sql: bytes) -> bool:
-        """Whether it wanted to write."""
-        return self._refused.get(sql) == math.inf
-
-    def refused(self, sql: bytes, sqlstate: str) -> None:
-        """A standby could not answer a statement."""
-        self.counters.redone += 1
-        if sqlstate in _PASSING:
-            return
-        self._refused.pop(sql, None)
-        if len(self._refused) >= _REFUSED_MAX:
-            del self._refused[next(iter(self._refused))]
-        self._refused[sql] = math.inf if sqlstate == _READ_ONLY else time.monotonic() + _REFUSED_S
 
     async def wait_heard(self) -> None:
         """Until a standby has told how far it is."""

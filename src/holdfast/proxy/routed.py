@@ -89,6 +89,7 @@ class Reads:
         self._client = client
         self._route = route
         self._replicas = relay.lane.replicas
+        self._verdicts = self._replicas.verdicts
         login = relay._login
         self._key = key_of(login.user, login.database, login.parameters.items())
         self._application_name = login.parameters.get("application_name", "")
@@ -128,13 +129,20 @@ class Reads:
         if is_quiet and flight.begin(data, relay._requests.texts) and self._reads_only(flight.text):
             if self._is_auto and self._may_leave(flight.text) and self._read(data, may_wait=True):
                 return True
+            self._note_asked_at_home()
         elif not (is_quiet and is_mere_setting(data)):
             self._may_write = True
         self._restore(data)
         return False
 
+    def _note_asked_at_home(self) -> None:
+        """The primary is asked what seems to read only: it may write even so, unless standbys answer its like."""
+        mark, text = self._relay._state.mark, self._flight.text
+        if not self._may_write and not self._verdicts.has_answered(self._key, mark, text):
+            self._may_write = True
+
     def _reads_only(self, text: bytes) -> bool:
-        return is_read_only(text) and not self._replicas.writes(text)
+        return is_read_only(text) and not self._verdicts.writes(text)
 
     def _is_between_transactions(self) -> bool:
         relay = self._relay
@@ -159,7 +167,7 @@ class Reads:
         return (
             not relay._state.pins
             and relay._replies.reported.get("standard_conforming_strings") == "on"  # else texts are cut in other ways
-            and not self._replicas.is_refused(text)
+            and not self._verdicts.is_refused(text)
             and not (quarantine.is_on and quarantine.holds(text))
         )
 
@@ -224,6 +232,7 @@ class Reads:
         data, self._data = self._data, b""
         if not self._read(data, may_wait=False):
             replicas.counters.waited_in_vain += 1
+            self._note_asked_at_home()
             self._go_home(data)
 
     def _is_shown_somewhere(self) -> bool:
@@ -281,7 +290,7 @@ class Reads:
         names = sorted(n for n in reported if server.parameters.get(n) != reported[n] and n != "application_name")
         fix = "let all nodes have the same configuration"
         log.warning("replica.differs", node=server.target.node, parameters=names, fix=fix)
-        self._replicas.refused(self._flight.text, "0A000")
+        self._verdicts.refused(self._flight.text, "0A000")
 
     def _arrive(self, readback: Readback) -> None:
         """The answer is complete."""
@@ -292,6 +301,8 @@ class Reads:
         note(server.held, state, self._application_name, sent.makes)
         self._note_unnamed(relay)
         is_fit = not (readback.is_unfit or readback.sqlstate or server.cancels or server.is_doubtful)
+        if not readback.sqlstate:
+            self._verdicts.answered(self._key, state.mark, self._flight.text)
         replica.served += 1
         self._replicas.counters.on_standbys += 1
         server.pause_reading(False)  # the last of a large answer may have been more than the client takes at once
@@ -320,7 +331,8 @@ class Reads:
             return
         if readback.sqlstate:
             log.debug("read.redone", node=replica.target.node, sqlstate=readback.sqlstate)
-        self._replicas.refused(self._flight.text, readback.sqlstate)
+        self._replicas.counters.redone += 1
+        self._verdicts.refused(self._flight.text, readback.sqlstate)
         if self._sent is not None and self._sent.makes is not None:
             server.held.prepared.pop(self._sent.makes, None)  # its plan may be outdated, or it could not be made
         if readback.is_unfit or not server.is_open or server.cancels:
@@ -331,8 +343,7 @@ class Reads:
             _Rest(self._key, replica, server, readback)
         data = self._data
         self._forget()
-        if self._replicas.writes(self._flight.text):
-            self._may_write = True
+        self._may_write = True
         self._go_home(data)
 
     # home
