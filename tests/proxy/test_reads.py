@@ -244,6 +244,27 @@ async def test_a_lost_standby_is_not_noticed(pair: Pair) -> None:
         assert await on_standby(pair, connection, "select balance from ledger") == (0, False)
 
 
+async def test_a_read_does_not_wait_for_a_lock_that_is_held_by_replay_that_stands_still(pair: Pair) -> None:
+    policy = Policy(read_lag_max_ms=300, read_back_ms=100)
+    await pair.cluster.store.put(Keys("main").policy, policy.to_json())
+    locked = "select exists (select from pg_locks where mode = 'AccessExclusiveLock' and relation::regclass::text = "
+    async with await pair.cluster.connect(options=AUTO) as reader, await pair.cluster.connect() as writer:
+        await writer.execute("create table flushed as select 1 as a")
+        await settled(pair, reader)
+        async with writer.transaction():
+            await writer.execute("lock table ledger in access exclusive mode")
+            await asyncio.to_thread(pair.n1.query, "update flushed set a = 2", "app")
+            await until(lambda: asyncio.to_thread(lambda: bool(pair.n2.query(f"{locked}'ledger')", "app")[0][0])))
+            await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+            served = the_replica(pair).served
+            reading = asyncio.create_task(fetch(reader, "select balance from ledger"))
+            await until(lambda: bool(the_replica(pair).reading))
+        await writer.execute("update ledger set balance = 6")
+        assert await reading == 6
+        assert the_replica(pair).served == served
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+
+
 async def test_reads_go_on_while_no_primary_serves(pair: Pair) -> None:
     async with await pair.cluster.connect(options=AUTO) as connection:
         await settled(pair, connection)

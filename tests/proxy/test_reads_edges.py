@@ -61,3 +61,61 @@ async def test_what_waited_for_a_token_in_vain_counts_as_written(world: RoutedWo
     world.lane.replicas._wake()
     await waiting
     assert world.reads._may_write
+
+
+async def test_what_a_standby_has_not_answered_when_it_leaves_is_asked_of_the_primary(world: RoutedWorld) -> None:
+    world.client.data_received(READ)
+    replicas = world.lane.replicas
+    replicas._judge(world.replica.sampler, 20_000.0)
+    assert not world.replica.reading
+    assert bytes(world.primary.sink.written) == READ
+
+
+def give_most(world: RoutedWorld) -> None:
+    """A large answer, but for its end."""
+    world.client.data_received(m.query("select big"))
+    world.standby.listen()
+    end = world.standby.pending[-6:]
+    del world.standby.pending[-6:]
+    world.answer(100)
+    world.standby.pending += end
+
+
+async def test_what_is_passed_on_when_a_standby_leaves_is_finished(world: RoutedWorld) -> None:
+    give_most(world)
+    world.lane.replicas._judge(world.replica.sampler, 20_000.0)
+    assert world.replica.reading
+    world.answer(100)
+    assert not world.replica.reading
+    assert world.sink.written.endswith(m.ready_for_query(m.IDLE))
+    assert not world.primary.sink.written
+
+
+async def test_what_is_passed_on_is_finished_if_the_standbys_record_changes(world: RoutedWorld) -> None:
+    """Nobody else reads on that connection afterwards. What was not passed on is asked of the primary."""
+    replicas = world.lane.replicas
+    replicas._has_login.set()
+    replicas.routing.primary = lambda: None  # type: ignore[method-assign]
+    give_most(world)
+    replicas.reroute()
+    assert world.standby.connection.is_open
+    world.answer(100)
+    assert world.sink.written.endswith(m.ready_for_query(m.IDLE))
+    assert b"standby was lost" not in world.sink.written
+    assert not world.standby.connection.is_open
+
+
+async def test_what_is_not_passed_on_is_asked_elsewhere_if_the_standbys_record_changes(world: RoutedWorld) -> None:
+    replicas = world.lane.replicas
+    replicas._has_login.set()
+    world.client.data_received(READ)
+    replicas.routing.primary = lambda: None  # type: ignore[method-assign]
+    replicas.reroute()
+    assert not world.standby.connection.is_open
+    assert bytes(world.primary.sink.written) == READ
+
+
+async def test_nothing_is_finished_when_the_proxy_stops(world: RoutedWorld) -> None:
+    give_most(world)
+    world.lane.replicas.close()
+    assert not world.standby.connection.is_open

@@ -183,16 +183,21 @@ class Replica:
         self.reading.pop(server, None)
         self.readers.give_back(key, server, is_fit=is_fit)
 
-    def silent(self) -> None:
-        """It does not answer: whoever has not got any of an answer asks elsewhere."""
+    def forsake(self, reason: str) -> None:
+        """Whoever has not got any of an answer asks elsewhere."""
         for server, readback in list(self.reading.items()):
             if readback is None or not readback.is_given:
-                server.abort("the standby does not answer")
+                server.abort(reason)
 
-    def close(self) -> None:
-        """Nobody reads here any more; what is being answered is answered elsewhere, if nothing was shown of it yet."""
+    def leave(self) -> None:
+        """Nobody begins to read here any more. What is answered goes elsewhere, or on if some of it was shown."""
         self.sampler.close()
         self.readers.close()
+        self.forsake(_GONE)
+
+    def close(self) -> None:
+        """Nothing is answered any more."""
+        self.leave()
         for server in list(self.reading):
             server.abort(_GONE)
 
@@ -261,7 +266,7 @@ class Replicas:
         gone = [r for r in self._members if not any(t.is_same(r.target) for t in standbys)]
         self._members = [r for r in self._members if r not in gone]
         for replica in gone:
-            replica.close()
+            replica.leave()
         known = [r.target for r in self._members]
         self._members += [Replica(self, t) for t in standbys if not any(t.is_same(k) for k in known)]
 
@@ -313,7 +318,7 @@ class Replicas:
         self._judge(sampler, None)
         for replica in self._members:
             if replica.sampler is sampler and sampler.failures > 1:  # nor is a new connection answered
-                replica.silent()
+                replica.forsake("the standby does not answer")
 
     def _judge(self, sampler: _Sampler, lag_ms: float | None) -> None:
         for replica in self._members:
@@ -324,6 +329,8 @@ class Replicas:
                 told = "back" if replica.standing.is_in else "left"
                 log.info(f"replica.{told}", node=replica.target.node, lag_ms=None if lag_ms is None else round(lag_ms))
                 self.changed()
+            if before.is_in and sampler.reached is not None and not replica.standing.is_in:
+                replica.forsake("the standby is behind")  # it may be waiting for a lock that replay holds
 
     # for sessions
 
