@@ -9,6 +9,11 @@ from tests.proxy.reading import RoutedWorld, world
 __all__ = ["world"]
 
 READ = m.query("select 1")
+RUN = m.message(m.BIND, b"\0s1\0" + bytes(6)) + m.message(m.EXECUTE, bytes(5)) + m.SYNC_MESSAGE
+
+
+def parse(sql: bytes) -> bytes:
+    return m.message(m.PARSE, b"s1\0" + sql + b"\0\0\0") + m.SYNC_MESSAGE
 
 
 async def test_a_connection_that_was_paused_for_a_slow_client_is_read_again(world: RoutedWorld) -> None:
@@ -119,3 +124,35 @@ async def test_nothing_is_finished_when_the_proxy_stops(world: RoutedWorld) -> N
     give_most(world)
     world.lane.replicas.close()
     assert not world.standby.connection.is_open
+
+
+async def test_a_statement_is_judged_by_the_text_that_it_was_made_of(world: RoutedWorld) -> None:
+    """Not by that of another one of the same name, which the server has refused."""
+    assert world.ask(parse(b"insert into t")) is world.primary
+    world.client.data_received(parse(b"select 1"))
+    world.primary._heard = len(world.primary.sink.written)
+    world.primary.pending += m.error("42P05", "already exists").encode() + m.ready_for_query(m.IDLE)
+    world.answer(100)
+    world.sampled()
+    assert world.ask(READ) is world.standby
+    assert world.ask(RUN) is world.primary
+    assert world.ask(READ) is world.primary
+
+
+async def test_a_statement_that_prepare_made_is_judged_by_no_text_of_the_protocol(world: RoutedWorld) -> None:
+    assert world.ask(m.query("select 7")) is world.standby
+    for data in (parse(b"select 7"), m.query("deallocate s1"), m.query("prepare s1 as insert into t")):
+        assert world.ask(data) is world.primary
+    world.sampled()
+    world.ask(RUN)
+    assert world.ask(READ) is world.primary
+
+
+async def test_a_statement_that_only_reads_is_read_by_its_name(world: RoutedWorld) -> None:
+    assert world.ask(parse(b"select 7")) is world.primary
+    world.sampled()
+    assert world.ask(RUN) is world.standby
+    world.reads._route = Route.PRIMARY
+    assert world.ask(RUN) is world.primary
+    world.reads._route = Route.AUTO
+    assert world.ask(READ) is world.standby

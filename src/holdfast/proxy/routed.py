@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -25,6 +25,7 @@ from holdfast.proxy.replicas import Replica
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
+from holdfast.wire.frames import HEADER_BYTES
 from holdfast.wire.loss import SERVER_GONE
 from holdfast.wire.owed import Owed, Reply
 from holdfast.wire.own import AUTO, ROUTE, WAIT_FOR, is_mere_setting, route_at_login, setting_of, token_of
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from holdfast.proxy.client import Client
 
 log = structlog.get_logger(__name__)
+
+_PARSE: Final = bytes((m.PARSE,))
 
 
 class Routed(Relay):
@@ -126,7 +129,7 @@ class Reads:
             return True
         flight, relay = self._flight, self._relay
         is_quiet = self._is_between_transactions()
-        if is_quiet and flight.begin(data, relay._requests.texts) and self._reads_only(flight.text):
+        if is_quiet and flight.begin(data, relay._requests.texts) and self._reads_only(flight):
             if self._is_auto and self._may_leave(flight.text) and self._read(data, may_wait=True):
                 return True
             self._note_asked_at_home()
@@ -141,8 +144,13 @@ class Reads:
         if not self._may_write and not self._verdicts.has_answered(self._key, mark, text):
             self._may_write = True
 
-    def _reads_only(self, text: bytes) -> bool:
-        return is_read_only(text) and not self._verdicts.writes(text)
+    def _reads_only(self, flight: Flight) -> bool:
+        if flight.bind_end and not flight.parse_end:  # its text is the last that was sent: was it taken?
+            made = self._relay._state.prepared.get(flight.name, b"")
+            named = HEADER_BYTES + len(flight.name) + 1
+            if made[:1] != _PARSE or not made.startswith(flight.sql + b"\0", named):
+                return False
+        return is_read_only(flight.text) and not self._verdicts.writes(flight.text)
 
     def _is_between_transactions(self) -> bool:
         relay = self._relay
