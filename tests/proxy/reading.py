@@ -17,6 +17,7 @@ from holdfast.model.register import NodeState
 from holdfast.proxy.pool import PoolKey, key_of
 from holdfast.proxy.replicas import Replica
 from holdfast.proxy.routed import Routed
+from holdfast.wire import messages as m
 from tests.proxy.cluster import Pair, fetch, until
 from tests.proxy.sinks import Backend, Sink, World
 
@@ -135,20 +136,18 @@ class RoutedWorld(World):
 
     def ask(self, data: bytes) -> Backend | None:
         """The client sends a batch and gets the answer; who was asked for it last."""
-        before = [len(backend.sink.written) for backend in self.backends]
+        heard = [len(backend.sink.written) for backend in self.backends]
         self.client.data_received(data)
-        asked = None
-        while True:
-            for backend, heard in zip(self.backends, before, strict=True):
-                if len(backend.sink.written) > heard:
-                    asked = backend
-            heard_all = [len(backend.sink.written) for backend in self.backends]
-            if heard_all == before:
-                return asked
-            before = heard_all
-            for backend in self.backends:
+        asked, is_news = None, True
+        while is_news:
+            is_news = False
+            for index, backend in enumerate(self.backends):
+                news, heard[index] = bytes(backend.sink.written[heard[index] :]), len(backend.sink.written)
+                if news and news != m.TERMINATE_MESSAGE:
+                    asked, is_news = backend, True
                 backend.listen()
             self.answer(100)
+        return asked
 
     def close(self) -> None:
         self.replica.close()

@@ -156,3 +156,18 @@ async def test_a_statement_that_only_reads_is_read_by_its_name(world: RoutedWorl
     assert world.ask(RUN) is world.primary
     world.reads._route = Route.AUTO
     assert world.ask(READ) is world.standby
+
+
+async def test_settings_that_a_standby_refuses_are_not_told_to_it_again_at_once(world: RoutedWorld) -> None:
+    world.relay._state.settings["transaction_isolation"] = "set transaction_isolation = 1/0"
+    assert world.ask(READ) is world.primary
+    assert world.standby.sink.written
+    assert not world.standby.connection.is_open  # nobody knows what is on it
+    world.sampled()
+    reader = world.new_reader()
+    assert world.ask(m.query("select 2")) is world.primary
+    assert not reader.sink.written
+    world.relay._state.settings.clear()
+    world.relay._state._settings_mark = None
+    world.sampled()
+    assert world.ask(READ) is reader

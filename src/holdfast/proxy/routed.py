@@ -176,6 +176,7 @@ class Reads:
             not relay._state.pins
             and relay._replies.reported.get("standard_conforming_strings") == "on"  # else texts are cut in other ways
             and not self._verdicts.is_refused(text)
+            and not self._verdicts.are_refused(self._key, relay._state.mark)
             and not (quarantine.is_on and quarantine.holds(text))
         )
 
@@ -341,6 +342,7 @@ class Reads:
             log.debug("read.redone", node=replica.target.node, sqlstate=readback.sqlstate)
         self._replicas.counters.redone += 1
         self._verdicts.refused(self._flight.text, readback.sqlstate)
+        self._verdicts.refused_settings(self._key, self._relay._state.mark, readback.refusal)
         if self._sent is not None and self._sent.makes is not None:
             server.held.prepared.pop(self._sent.makes, None)  # its plan may be outdated, or it could not be made
         if readback.is_unfit or not server.is_open or server.cancels:

@@ -32,6 +32,7 @@ class Verdicts:
     """For all sessions together."""
 
     _refused: dict[bytes, float] = field(default_factory=dict)
+    _refused_settings: dict[tuple[PoolKey, bytes], float] = field(default_factory=dict)
     _answered: dict[tuple[PoolKey, bytes, bytes], None] = field(default_factory=dict)
 
     def is_refused(self, sql: bytes) -> bool:
@@ -50,6 +51,16 @@ class Verdicts:
         _keep(
             self._refused, sql, math.inf if sqlstate == _READ_ONLY else time.monotonic() + _REFUSED_S, _REMEMBERED_MAX
         )
+
+    def refused_settings(self, key: PoolKey, mark: bytes, sqlstate: str) -> None:
+        """A standby does not take the settings of a session with that login (`SessionState.mark`)."""
+        if mark and sqlstate not in _PASSING:  # without any it was what another session left there
+            _keep(self._refused_settings, (key, mark), time.monotonic() + _REFUSED_S, _REMEMBERED_MAX)
+
+    def are_refused(self, key: PoolKey, mark: bytes) -> bool:
+        """Whether one has refused those settings a moment ago."""
+        until_s = self._refused_settings.get((key, mark)) if mark else None
+        return until_s is not None and time.monotonic() < until_s
 
     def answered(self, key: PoolKey, mark: bytes, sql: bytes) -> None:
         """A standby has answered a statement of a session with that login and those settings (`SessionState.mark`)."""

@@ -132,6 +132,8 @@ class Readback:
         """The client has got a part of it."""
         self.sqlstate = ""
         """Of the error that was met."""
+        self.refusal = ""
+        """The SQLSTATE with which the standby refused a setting of the session."""
         self.passes_errors = False
         """The client is told of an error: it asked for one, by a request to cancel."""
         self.parameters: dict[str, str] = {}
@@ -179,6 +181,7 @@ class Readback:
             if kind == m.READY_FOR_QUERY:
                 self._readies -= 1
             elif kind == m.ERROR:
+                self.refusal = m.read_report(buffer[start + HEADER_BYTES : end]).sqlstate
                 self._fail(is_unfit=True)
             return True
         if self._completions:
