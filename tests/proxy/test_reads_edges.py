@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from holdfast.model.policy import Route
 from holdfast.wire import messages as m
+from holdfast.wire.sharing import PREPARED_MAX
 from tests.proxy.reading import RoutedWorld, world
 
 __all__ = ["world"]
 
 READ = m.query("select 1")
 RUN = m.message(m.BIND, b"\0s1\0" + bytes(6)) + m.message(m.EXECUTE, bytes(5)) + m.SYNC_MESSAGE
+RUN_UNNAMED = m.message(m.BIND, bytes(8)) + m.message(m.EXECUTE, bytes(5)) + m.SYNC_MESSAGE
+PARSE_UNNAMED = m.message(m.PARSE, b"\0select 1\0\0\0")
 
 
 def parse(sql: bytes) -> bytes:
@@ -171,3 +174,70 @@ async def test_settings_that_a_standby_refuses_are_not_told_to_it_again_at_once(
     world.relay._state._settings_mark = None
     world.sampled()
     assert world.ask(READ) is reader
+
+
+async def test_nobody_waits_whose_token_is_shown(world: RoutedWorld) -> None:
+    """What the session itself has written is not known to be there yet: that is not waited for."""
+    world.relay._state.own["holdfast.wait_for"] = "set holdfast.wait_for = '1:0/32'"
+    assert world.ask(READ) is world.standby
+    assert world.ask(m.query("insert into t")) is world.primary
+    assert world.ask(READ) is world.primary
+    assert world.lane.replicas.counters.waited == 0
+
+
+async def test_a_cancelled_read_is_not_asked_again_when_its_standby_is_lost(world: RoutedWorld) -> None:
+    world.client.data_received(PARSE_UNNAMED + RUN_UNNAMED)
+    assert world.relay.cancel() is world.standby.connection
+    world.standby.connection.abort("gone")
+    assert m.error("57014", "canceling statement due to user request").encode() in world.sink.written
+    assert world.sink.written.endswith(m.ready_for_query(m.IDLE))
+    assert not world.primary.sink.written
+    assert world.ask(RUN_UNNAMED) is world.primary
+    assert world.primary.sink.written.startswith(PARSE_UNNAMED)
+
+
+async def test_a_connection_that_may_meet_a_late_cancel_is_used_by_nobody_else(world: RoutedWorld) -> None:
+    world.client.data_received(m.query("select 1/0"))
+    world.standby.connection.is_doubtful = True
+    world.standby.listen()
+    world.answer(100)
+    assert not world.standby.connection.is_open
+
+
+async def test_a_statement_that_was_closed_in_front_of_a_failed_read_is_not_taken_for_there(world: RoutedWorld) -> None:
+    held = world.standby.connection.held
+    held.prepared.update((b"holdfast_%d" % n, None) for n in range(PREPARED_MAX))
+    assert world.ask(parse(b"select 1/0")) is world.primary
+    world.sampled()
+    assert world.ask(RUN) is world.primary
+    assert b"holdfast_0" in world.standby.sink.written
+    assert world.standby.connection.is_open
+    assert list(held.prepared) == [b"holdfast_%d" % n for n in range(1, PREPARED_MAX)]
+
+
+async def test_an_unnamed_statement_is_told_to_the_primary_when_that_may_begin_again(world: RoutedWorld) -> None:
+    """Not while a switchover holds what begins: the statement behind it would go through."""
+    assert world.ask(PARSE_UNNAMED + RUN_UNNAMED) is world.standby
+    world.reads._route = Route.PRIMARY
+    world.primary.connection.on_hold = True
+    assert world.ask(RUN_UNNAMED) is None
+    world.client.data_received(READ)  # and it is not forgotten for what comes behind
+    assert not world.primary.sink.written
+    assert world.relay._attaching is not None
+    world.relay._attaching.cancel()
+    world.primary.connection.on_hold = False
+    world.relay._go_on(world.primary.connection)
+    assert bytes(world.primary.sink.written) == PARSE_UNNAMED + RUN_UNNAMED + READ
+    before = len(world.sink.written)
+    world.primary.listen()
+    world.answer(100)
+    assert world.sink.written[before:].startswith(m.message(m.BIND_COMPLETE))
+
+
+async def test_an_unnamed_statement_is_told_once_to_a_new_primary(world: RoutedWorld) -> None:
+    assert world.ask(PARSE_UNNAMED + RUN_UNNAMED) is world.standby
+    world.reads._route = Route.PRIMARY
+    world.primary.connection.on_hold = True
+    assert world.ask(RUN_UNNAMED) is None
+    world.attach()
+    assert bytes(world.backends[-1].sink.written) == RUN_UNNAMED  # the lane tells it the session's state
