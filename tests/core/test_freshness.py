@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.freshness import (
+    FIRST_MS,
     KEPT_MAX,
     UNFLUSHED_MAX,
     Bounds,
@@ -102,9 +103,20 @@ def test_nothing_is_known_of_lag_before_an_end_of_a_record_was_flushed() -> None
     assert not primary.can_measure(Reached(1, Lsn(100)))
     assert primary.lag_ms(Reached(1, Lsn(110))) == 0
     primary.answer(primary.begin(), 2, Reached(1, Lsn(120)), 3, Lsn(120))
-    assert primary.can_measure(Reached(1, Lsn(100)))
-    assert primary.lag_ms(Reached(1, Lsn(100))) is None
     assert primary.lag_ms(Reached(1, Lsn(120))) == 0
+    assert primary.lag_ms(Reached(1, Lsn(100))) is None
+
+
+def test_a_standby_has_a_moment_for_what_was_there_when_it_was_looked_for_first() -> None:
+    """On a busy cluster it has not replayed that yet when a proxy starts, or an epoch begins."""
+    primary = Primary()
+    for now_ms in range(0, FIRST_MS, 250):
+        primary.answer(primary.begin(), now_ms, Reached(1, Lsn(120)), now_ms + 1)
+        assert not primary.can_measure(Reached(1, Lsn(119)))
+        assert primary.can_measure(Reached(1, Lsn(120)))
+    primary.answer(primary.begin(), FIRST_MS, Reached(1, Lsn(120)), FIRST_MS + 1)
+    assert primary.can_measure(Reached(1, Lsn(119)))
+    assert primary.lag_ms(Reached(1, Lsn(119))) is None
 
 
 def test_a_disk_that_is_slow_for_long_does_not_hide_who_is_behind() -> None:

@@ -33,6 +33,8 @@ PAST_MAX: Final = 6000
 """For ten minutes."""
 UNFLUSHED_MAX: Final = 1024
 """Positions that are remembered until they are flushed."""
+FIRST_MS: Final = 1000
+"""For so long a standby is not judged that lacks what was there when a position was asked for first."""
 _PAGE_HEADER: Final = 24
 """Bytes (xlog_internal.h, SizeOfXLogShortPHD),"""
 _SEGMENT_HEADER: Final = 40
@@ -159,7 +161,10 @@ class Primary:
         newest = self.newest
         if newest is None or newest.epoch != replayed.epoch:
             return False
-        return self._sendable is not None or replayed.lsn >= self._flushed
+        if not self._past:
+            return replayed.lsn >= self._flushed
+        first_ms, first = self._past[0]
+        return replayed.lsn >= first or self._answered_ms - first_ms >= FIRST_MS
 
     def lag_ms(self, replayed: Reached) -> float | None:
         """How old what a standby shows may be: it has all that it could have been sent so long ago.
