@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from holdfast.local.cluster import LocalCluster
+from holdfast.local.incidents import read_record
 from holdfast.local.layout import remove
 from holdfast.local.machine import server_user, temporary_root
 from holdfast.local.orders import order
@@ -98,6 +99,36 @@ async def test_a_frozen_postmaster_is_hung_although_its_sessions_live(cluster: L
     assert all(e.detail["verdict"] == VerdictKind.HUNG.value for e in against)
     sources = {r["source"] for r in against[0].detail["readings"]}  # type: ignore[union-attr, index, call-overload]
     assert {"agent", "fresh session", "held session", "local commit", "replication"} <= sources
+
+
+async def test_what_a_primary_in_trouble_shows_is_in_the_report_though_it_lets_nobody_in(cluster: LocalCluster) -> None:
+    """Its agent asks in a session that it has had before."""
+    await until_whole(cluster)
+    leader, epoch = await the_leader(cluster), (await the_register(cluster)).epoch
+    dsn = await cluster.direct_dsn(leader)
+    held, *others = [await connect(dsn) for _ in range(3)]
+    try:
+        await held.execute("CREATE TABLE IF NOT EXISTS queued (id int)")
+        await held.execute("BEGIN")
+        await held.execute("LOCK TABLE queued")
+        waiting = [asyncio.ensure_future(each.execute("SELECT FROM queued")) for each in others]
+        queue = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        async with asyncio.timeout(WHOLE_S):
+            while await (await held.execute(queue)).fetchone() != (2,):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        with frozen(postmaster(cluster, leader)):
+            await wait_until_led_by_another(cluster, leader)
+        await asyncio.gather(*waiting, return_exceptions=True)
+    finally:
+        for each in (held, *others):
+            await each.close()
+    await noted_by_all(cluster, lambda found: any(e.kind == "primary.troubled" and e.epoch >= epoch for e in found))
+    incident = (await read_record(cluster)).incidents[-1]
+    causes = {cause.what: cause.evidence for cause in incident.causes}
+    (said,) = causes["sessions waited for each other's locks"]
+    assert said.startswith(f"{leader}, ")
+    assert "2 sessions waited behind session " in said
+    assert "idle in transaction" in said
 
 
 async def test_standbys_that_confirm_nothing_are_at_fault_and_nobody_fails_over(cluster: LocalCluster) -> None:

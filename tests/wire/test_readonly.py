@@ -25,6 +25,12 @@ select /* for update */ coalesce(max(a), 0) from t
 select a from t where b = any(array[1, 2]) and (c) > (d)
 select now(), current_timestamp, extract(epoch from ts) from t
 select a from t;
+select * from a left join (select 1 as a) b using (a) cross join (values (1)) c
+select a, count(*) from t group by rollup (a), (b)
+select a, count(*) from t group by grouping sets ((a), (b)) order by (a)
+with a as not materialized (select 1), b as materialized (select 2) select * from a, b
+select rank() over (order by a), percentile_cont(0.5) within group (order by a) from t
+select last_value(a) over w from t window w as (order by b)
 """.strip().splitlines()
 
 WRITES = """
@@ -80,6 +86,15 @@ lock t
 listen c
 declare c cursor for select 1
 (select 1)
+select last_value from s
+select s."last_value" from s
+select log_cnt, is_called from s
+select U&"set!005fconfig" uescape '!' ('search_path', 'other', false)
+select * from u&"\\0070g_stat_activity"
+select 'a' uescape '!' (1)
+select double(3)
+select varying(3), zone(1)
+select bpchar('a'), varbit('1')
 """.strip().splitlines()
 
 
@@ -90,4 +105,18 @@ def test_reads(sql: str) -> None:
 
 @pytest.mark.parametrize("sql", [*WRITES, "", ";", "select '" + "x" * 20_000 + "'"])
 def test_all_else(sql: str) -> None:
+    assert not is_read_only(sql.encode())
+
+
+_OWN = "by cube rollup sets recursive materialized filter over within rows range groups like ilike is join similar zone"
+
+
+@pytest.mark.parametrize("word", _OWN.split())
+def test_a_function_that_has_the_name_of_a_word_of_the_grammar(word: str) -> None:
+    assert not is_read_only(f"select {word}(1)".encode())
+    assert not is_read_only(f"select 1, {word} (1)".encode())
+
+
+@pytest.mark.parametrize("sql", ["select 1 -- a\r + pg_is_in_recovery()::int", "select 1 --\r; delete from t"])
+def test_a_comment_ends_where_postgres_ends_it(sql: str) -> None:
     assert not is_read_only(sql.encode())

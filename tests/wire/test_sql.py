@@ -17,6 +17,7 @@ from holdfast.wire.sql import Control, control_of, split_statements
         ("select ';', \";\"; select $$;$$ ; select $a$;$$;$a$", 3),
         ("select E'\\';' ; select U&'\\;'", 2),
         ("select 1 /* ; /* ; */ ; */; select 2 -- ;", 2),
+        ("select 1 -- ;\r; select 2", 2),
         ("create rule r as on insert to t do also (delete from a; delete from b); select 1", 2),
         ("create function f() returns int begin atomic select case when true then 1 end; select 2; end; select 3", 2),
         ("begin; commit", 2),

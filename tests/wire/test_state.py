@@ -149,3 +149,28 @@ def test_a_prepared_statement_that_failed_may_have_taken_its_lock_before() -> No
     state.pins.clear()
     state.failed(b"execute q")
     assert state.pins == set()
+
+
+@pytest.mark.parametrize(
+    ("sql", "pins"),
+    [
+        ("select 5 as balance into pg_temp.ledger", {Pin.TEMPORARY}),
+        ("select 5 as balance into local temporary table ledger", {Pin.TEMPORARY}),
+        ('create table "pg_temp".ledger as select 5', {Pin.TEMPORARY}),
+        ("do $$ begin create temp table ledger (a int); end $$", {Pin.TEMPORARY}),
+        ("do 'begin perform pg_advisory_lock(1); end'", {Pin.ADVISORY_LOCK}),
+        ("do $$ begin perform set_config('a.b', '1', false); end $$", {Pin.SETTING}),
+        ("do $$ begin perform pg_advisory_xact_lock(1); update attempts set template = 1; end $$", set()),
+        ("select attempts, template into tempting from t", set()),
+    ],
+)
+def test_what_is_temporary_or_done_in_a_block(sql: str, pins: set[Pin]) -> None:
+    state = SessionState()
+    run(state, sql)
+    assert state.pins == pins
+
+
+def test_a_comment_that_ends_at_a_carriage_return_hides_no_statement_from_what_is_replayed() -> None:
+    state = SessionState()
+    run(state, "set a.b = '1' -- x\r; insert into audit values (1)")
+    assert list(state.settings.values()) == ["set a.b = '1' -- x\r"]

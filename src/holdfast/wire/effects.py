@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -99,17 +100,51 @@ def _unlisten(statement: Statement) -> list[Effect]:
 
 def _create(statement: Statement) -> list[Effect]:
     words = [statement.word(i) for i in range(1, 6)]
-    temporary = "temp" in words or "temporary" in words or statement.has_word("pg_temp")
+    temporary = "temp" in words or "temporary" in words or any(map(_names_temporary, statement.tokens))
     ends = [token.text for token in statement.tokens if token.kind is Kind.WORD]
     dropped = any(ends[i : i + 3] == ["on", "commit", "drop"] for i in range(len(ends)))
     return [Effect(Verb.PIN, pin=Pin.TEMPORARY)] if temporary and not dropped else []
+
+
+def _names_temporary(token: Token) -> bool:
+    return token.kind in (Kind.WORD, Kind.QUOTED) and token.text.startswith("pg_temp")
+
+
+def _makes_temporary(into: Sequence[Token]) -> bool:
+    """Whether what follows INTO is a temporary table to be made: ``LOCAL TEMP TABLE t``, ``pg_temp.t``."""
+    words = [token.text for token in into[:3] if token.kind is Kind.WORD]
+    return "temp" in words[:2] or "temporary" in words[:2] or any(map(_names_temporary, into[:3]))
+
+
+_TEMPORARY: Final = re.compile(rb"(?<![a-z0-9_$])temp(?:orary)?(?![a-z0-9_$])|pg_temp")
+
+
+def names_temporary(lowered: bytes) -> bool:
+    """Whether a text in lower case has the word TEMP or TEMPORARY in it, or the schema of temporary things."""
+    return b"temp" in lowered and _TEMPORARY.search(lowered) is not None
+
+
+_SESSION_LOCK: Final = re.compile(r"pg_(?:try_)?advisory_lock", re.IGNORECASE)
+
+
+def _do(statement: Statement) -> list[Effect]:
+    """What the text of the block shows; what functions do that it calls is not seen."""
+    texts = [token.text for token in statement.tokens if token.kind is Kind.STRING]
+    effects: list[Effect] = []
+    if any(_SESSION_LOCK.search(text) for text in texts):
+        effects.append(Effect(Verb.PIN, pin=Pin.ADVISORY_LOCK))
+    if any(names_temporary(text.lower().encode("latin-1")) for text in texts):
+        effects.append(Effect(Verb.PIN, pin=Pin.TEMPORARY))
+    if any("set_config" in text.lower() for text in texts):
+        effects.append(Effect(Verb.PIN, pin=Pin.SETTING))
+    return effects
 
 
 def _select(statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:
     effects: list[Effect] = []
     for index, token in enumerate(statement.tokens[:-1]):
         if token.kind not in (Kind.WORD, Kind.QUOTED) or statement.tokens[index + 1] != (Kind.SIGN, "("):
-            if token == (Kind.WORD, "into") and statement.word(index + 1) in ("temp", "temporary"):
+            if token == (Kind.WORD, "into") and _makes_temporary(statement.tokens[index + 1 : index + 4]):
                 effects.append(Effect(Verb.PIN, pin=Pin.TEMPORARY))
             continue
         if token.text == "set_config":
@@ -210,6 +245,7 @@ _RULES: Final[dict[str, Callable[[Statement], list[Effect]]]] = {
     "prepare": _prepare,
     "deallocate": _deallocate,
     "discard": _discard,
+    "do": _do,
     "load": _load,
 }
 PLAIN_TAGS: Final = (b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"COPY", b"BEGIN", b"EXPLAIN", b"CALL")
@@ -220,7 +256,7 @@ def may_have_effect(tag: bytes, sql: bytes) -> bool:
     if not tag.startswith(PLAIN_TAGS):
         return True
     lowered = sql.lower()
-    return b"set_config" in lowered or b"advisory" in lowered or b"temp" in lowered or b"execute" in lowered
+    return b"set_config" in lowered or b"advisory" in lowered or b"execute" in lowered or names_temporary(lowered)
 
 
 def effects_of(statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:

@@ -15,7 +15,7 @@ from typing import Final
 
 from holdfast.wire import heads
 from holdfast.wire import messages as m
-from holdfast.wire.effects import PLAIN_TAGS
+from holdfast.wire.effects import PLAIN_TAGS, names_temporary
 from holdfast.wire.frames import FRAME_BYTES_MAX, HEADER_BYTES, WHOLE_BYTES_MAX
 from holdfast.wire.own import MARK
 
@@ -67,8 +67,8 @@ def is_plain(text: bytes) -> bool:
     And it needs no translation on a shared connection (`sharing`), and is not meant for the proxy (`own`).
     """
     lowered = text.lower()
-    is_special = b"temp" in lowered or b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered
-    return not (is_special or b"execute" in lowered or MARK in lowered)
+    is_special = b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered or b"execute" in lowered
+    return not (is_special or MARK in lowered or names_temporary(lowered))
 
 
 _is_plain_again = lru_cache(maxsize=512)(is_plain)
@@ -143,7 +143,8 @@ class Flight:
         return True
 
     def _begin_extended(self, data: bytes, size: int, texts: Mapping[bytes, bytes]) -> bool:
-        self.parse_end = self.bind_end = 0
+        self.parse_end = self.bind_at = self.bind_end = 0
+        self.name = self.portal = self.sql = b""
         position = rank = 0
         kinds = bytearray()
         while rank != _ORDER[m.SYNC]:
@@ -186,7 +187,7 @@ class Flight:
             self.name, self.sql = name, sql
             return _is_plain_again(sql)
         if kind == m.DESCRIBE:
-            return end > body and data[body] == _PORTAL
+            return self.bind_end > 0 and end > body and data[body] == _PORTAL
         return self.bind_end > 0 and data.startswith(self.portal + b"\0", body, end)
 
     @property

@@ -30,27 +30,37 @@ def _words(text: str) -> frozenset[str]:
 _FORBIDDEN: Final = _words(
     """
     into insert update delete merge for lock share nextval setval currval lastval notify listen execute call copy
-    create alter drop truncate grant do declare fetch move prepare operator xmltable json_table cursor
+    create alter drop truncate grant do declare fetch move prepare operator xmltable json_table cursor uescape
     """
 )
-"""Words that begin another kind of statement, take locks, name sequences or hide a function behind them. A column of
-such a name is read from the primary."""
-_GRAMMAR: Final = _words(
+"""Words that begin another kind of statement, take locks, name sequences, or hide a function or a name behind them. A
+column of such a name is read from the primary."""
+_OF_A_SEQUENCE: Final = frozenset(("last_value", "log_cnt", "is_called"))
+"""Columns of sequences, of which the log tells 32 values ahead: a standby shows others than the primary."""
+GRAMMAR: Final = _words(
     """
-    all and any array as between by case coalesce cube distinct else except exists extract filter from greatest
-    group grouping having in intersect is join lateral least like ilike limit materialized not nullif offset on or
-    over overlay position recursive rollup row select sets similar some substring symmetric then trim union using
-    values when where window with within normalize rows range groups
-    """
-)
-"""What may stand before a parenthesis and is no function: words of the grammar, or functions that it knows by heart."""
-_TYPES: Final = _words(
-    """
-    bit bpchar char character dec decimal double float int integer interval numeric precision time timestamp varbit
-    varchar varying zone
+    all and any array as between case coalesce distinct else except exists extract from greatest group grouping having
+    in intersect lateral least limit not normalize nullif offset on or overlay position row select some substring
+    symmetric then trim union using values when where window with
     """
 )
-"""Types that have something in parentheses."""
+"""What may stand before a parenthesis and is no function: words of the grammar, or functions that it knows by heart.
+Nobody can call a function of his own so (PostgreSQL manual, appendix C: reserved, or "cannot be function or type")."""
+TYPES: Final = _words(
+    "bit char character dec decimal float int integer interval numeric precision time timestamp varchar"
+)
+"""Types that have something in parentheses, of which that is so as well."""
+_AFTER: Final = {
+    "by": _words("group order partition"),
+    "cube": _words("by"),
+    "rollup": _words("by"),
+    "sets": _words("grouping"),
+    "materialized": _words("as not"),
+    "join": _words("left right full inner outer cross natural"),
+    "filter": frozenset(")"),
+    "over": frozenset(")"),
+}
+"""Other words of the grammar, which are that after these only: elsewhere they are functions of somebody's."""
 READING: Final = _words(
     """
     # aggregates and windows
@@ -96,6 +106,8 @@ READING: Final = _words(
 )
 """Functions of ``pg_catalog`` of which every one by that name is immutable or stable; a test asks PostgreSQL."""
 _CATALOG: Final = "pg_catalog"
+_UNICODE_NAME: Final = b'u&"'
+"""Begins a name whose letters may be written as numbers: it is not looked into."""
 _NAMES: Final = tuple(Token(Kind.WORD, word) for word in ("as", "with", "recursive"))
 """After these a name before a parenthesis is no function."""
 
@@ -109,6 +121,8 @@ def is_read_only(sql: bytes) -> bool:
 
 @lru_cache(maxsize=2048)
 def _is_read_only(sql: bytes) -> bool:
+    if _UNICODE_NAME in sql.lower():
+        return False
     statements = split_statements(sql)
     if len(statements) != 1 or statements[0].word(0) not in _BEGINNINGS:
         return False
@@ -124,6 +138,8 @@ def _only_reads(tokens: Sequence[Token], index: int, token: Token) -> bool:
         if text.startswith("pg_") and text != _CATALOG:
             return False  # statistics, locks, settings: each server has its own
         if token.kind is Kind.WORD and text in _FORBIDDEN:
+            return False
+        if text in _OF_A_SEQUENCE and not _is_before_parenthesis(tokens, index):
             return False
         return not _is_before_parenthesis(tokens, index) or _may_take_arguments(tokens, index, token)
     return True
@@ -144,7 +160,9 @@ def _may_take_arguments(tokens: Sequence[Token], index: int, token: Token) -> bo
         schema = tokens[index - 2] if index > 1 else None
         is_first = index < 3 or tokens[index - 3] != (Kind.SIGN, ".")
         is_catalog = schema is not None and schema.kind in (Kind.WORD, Kind.QUOTED) and schema.text == _CATALOG
-        return is_catalog and is_first and (token.text in READING or token.text in _TYPES)
+        return is_catalog and is_first and (token.text in READING or token.text in TYPES)
     if token.kind is Kind.QUOTED:
         return token.text in READING
-    return token.text in READING or token.text in _GRAMMAR or token.text in _TYPES
+    if token.text in _AFTER:
+        return index > 0 and tokens[index - 1].kind is not Kind.QUOTED and tokens[index - 1].text in _AFTER[token.text]
+    return token.text in READING or token.text in GRAMMAR or token.text in TYPES

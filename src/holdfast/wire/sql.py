@@ -1,8 +1,8 @@
 """Tokens and statements of SQL, as far as a session's state depends on them.
 
 This is no parser. It knows strings, comments, quoting and where statements end, and it recognises by their first words
-(and a few function names) the statements that change what a session holds. What a function or a DO block does inside
-the server is not seen. Text is decoded as Latin-1, which keeps every byte.
+(and a few function names) the statements that change what a session holds. Of a DO block the text is searched for the
+same; what a function does inside the server is not seen. Text is decoded as Latin-1, which keeps every byte.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 _TOKEN = re.compile(
     r"""
-    (?P<space>[\s]+|--[^\n]*)
+    (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
   | (?P<comment>/\*)
   | (?P<escaped>[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z))
   | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z))

@@ -52,6 +52,10 @@ _TABLES = (
     "SELECT schemaname, relname, seq_scan, seq_tup_read, idx_scan, n_live_tup, n_dead_tup, last_analyze, "
     "last_autoanalyze FROM pg_stat_user_tables WHERE seq_tup_read > 0 ORDER BY seq_tup_read DESC LIMIT 50"
 )
+_LOGIN_SHARE = 0.3
+"""Of the time; who is not let in until then is not waited for."""
+_HELD = "slots"
+"""A session that every primary's agent uses again and again."""
 _DATABASES_MAX = 3
 """Those with the most statements under way are asked for their tables."""
 _AS_JSON = "SELECT coalesce(json_agg(t), '[]')::text FROM (SELECT * FROM ({query}) v LIMIT {rows}) t"
@@ -79,10 +83,17 @@ def as_file(moment: Mapping[str, JsonValue]) -> bytes:
 
 
 async def _of_server(instance: Instance, deadline_s: float, *, secrets: bool) -> dict[str, JsonValue]:
-    """Each view in turn, in a session of its own, until the time is over."""
+    """Each view in turn, in a session of its own, until the time is over.
+
+    A server that lets nobody in any more is asked in a session that the agent has had for some time.
+    """
     found: dict[str, JsonValue] = {}
     ends_s = time.monotonic() + deadline_s
     session = instance.new_session()
+    is_let_in = await _answers(session, deadline_s * 1000 * _LOGIN_SHARE)
+    if not is_let_in:
+        await session.close()
+        session = instance.session(_HELD)
     try:
         for name, query in _VIEWS.items():
             left_ms = (ends_s - time.monotonic()) * 1000
@@ -91,9 +102,18 @@ async def _of_server(instance: Instance, deadline_s: float, *, secrets: bool) ->
                 continue
             found[name] = await _view(session, query, left_ms, secrets=secrets)
     finally:
-        await session.close()
-    found["tables"] = await _tables(instance, found["activity"], ends_s)
+        if is_let_in:
+            await session.close()
+    found["tables"] = await _tables(instance, found["activity"], ends_s) if is_let_in else {}
     return found
+
+
+async def _answers(session: Session, deadline_ms: float) -> bool:
+    try:
+        await session.fetch("SELECT", deadline_ms=deadline_ms)
+    except PostgresError:
+        return False
+    return True
 
 
 async def _tables(instance: Instance, activity: JsonValue, ends_s: float) -> dict[str, JsonValue]:
