@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.freshness import KEPT_MAX, Bounds, Choice, Mark, Primary, Reached, Standing, in_order, judge
+from holdfast.core.freshness import (
+    FIRST_MS,
+    KEPT_MAX,
+    UNFLUSHED_MAX,
+    Bounds,
+    Choice,
+    Mark,
+    Pages,
+    Primary,
+    Reached,
+    Standing,
+    in_order,
+    judge,
+)
 from holdfast.model.lsn import Lsn
 
 BOUNDS = Bounds(lag_max_ms=1000, back_ms=500)
@@ -67,6 +80,100 @@ def test_lag_is_the_age_of_what_is_surely_there() -> None:
     assert primary.lag_ms(Reached(1, Lsn(106))) == 3001
     assert primary.lag_ms(Reached(1, Lsn(99))) is None
     assert primary.lag_ms(Reached(2, Lsn(109))) is None
+
+
+def test_what_is_not_flushed_is_not_missing() -> None:
+    """On a quiet cluster with a transaction that goes on: an insert of it, and the page that was flushed meanwhile."""
+    primary = Primary()
+    for now_ms in range(0, 20_000, 250):
+        flushed = 110 if now_ms > 5000 else 100  # 110 is within a record
+        written = 130 if now_ms > 4000 else 120 if now_ms > 2000 else 100
+        primary.answer(primary.begin(), now_ms, Reached(1, Lsn(written)), now_ms + 1, Lsn(flushed))
+        assert primary.lag_ms(Reached(1, Lsn(100))) == 0
+    primary.answer(primary.begin(), 20_000, Reached(1, Lsn(130)), 20_001, Lsn(130))
+    assert primary.lag_ms(Reached(1, Lsn(100))) == 251
+    primary.answer(primary.begin(), 30_000, Reached(1, Lsn(130)), 30_001, Lsn(130))
+    assert primary.lag_ms(Reached(1, Lsn(120))) == 10_251
+    assert primary.lag_ms(Reached(1, Lsn(130))) == 0
+
+
+def test_nothing_is_known_of_lag_before_an_end_of_a_record_was_flushed() -> None:
+    primary = Primary()
+    primary.answer(primary.begin(), 0, Reached(1, Lsn(120)), 1, Lsn(110))
+    assert not primary.can_measure(Reached(1, Lsn(100)))
+    assert primary.lag_ms(Reached(1, Lsn(110))) == 0
+    primary.answer(primary.begin(), 2, Reached(1, Lsn(120)), 3, Lsn(120))
+    assert primary.lag_ms(Reached(1, Lsn(120))) == 0
+    assert primary.lag_ms(Reached(1, Lsn(100))) is None
+
+
+def test_a_standby_has_a_moment_for_what_was_there_when_it_was_looked_for_first() -> None:
+    """On a busy cluster it has not replayed that yet when a proxy starts, or an epoch begins."""
+    primary = Primary()
+    for now_ms in range(0, FIRST_MS, 250):
+        primary.answer(primary.begin(), now_ms, Reached(1, Lsn(120)), now_ms + 1)
+        assert not primary.can_measure(Reached(1, Lsn(119)))
+        assert primary.can_measure(Reached(1, Lsn(120)))
+    primary.answer(primary.begin(), FIRST_MS, Reached(1, Lsn(120)), FIRST_MS + 1)
+    assert primary.can_measure(Reached(1, Lsn(119)))
+    assert primary.lag_ms(Reached(1, Lsn(119))) is None
+
+
+def test_a_disk_that_is_slow_for_long_does_not_hide_who_is_behind() -> None:
+    """More positions than are remembered, and a primary that lost what was not flushed."""
+    primary = Primary()
+    primary.answer(primary.begin(), 0, Reached(1, Lsn(10)), 0, Lsn(10))
+    for n in range(2 * UNFLUSHED_MAX):
+        primary.answer(primary.begin(), 1000, Reached(1, Lsn(100 + n)), 1000, Lsn(10))
+    primary.answer(primary.begin(), 2000, Reached(1, Lsn(9000)), 2000, Lsn(500))
+    assert primary.lag_ms(Reached(1, Lsn(499))) == 1000
+    assert primary.lag_ms(Reached(1, Lsn(500))) == 0
+    primary.answer(primary.begin(), 3000, Reached(1, Lsn(600)), 3000, Lsn(550))
+    primary.answer(primary.begin(), 4000, Reached(1, Lsn(700)), 4000, Lsn(650))
+    assert primary.lag_ms(Reached(1, Lsn(600))) == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "end"),
+    [(0x6000, 0x6000), (0x6018, 0x6000), (0x6028, 0x6028), (0x100028, 0x100000), (0x100018, 0x100018)],
+)
+def test_the_header_of_a_page_that_is_yet_to_be_written_is_not_waited_for(named: int, end: int) -> None:
+    primary = Primary()
+    primary.pages = Pages(page=8192, segment=1 << 20)
+    before, at_end = Reached(1, Lsn(end - 1)), Reached(1, Lsn(end))
+    assert primary.is_seen(Reached(1, Lsn(named)), at_end)
+    assert not primary.is_seen(Reached(1, Lsn(named)), before)
+    primary.answer(primary.begin(), 0, Reached(1, Lsn(named)), 1, Lsn(end))
+    assert primary.lag_ms(at_end) == 0
+    assert primary.lag_ms(before) is None
+
+
+PAGE = 50
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32))
+def test_whoever_replays_what_it_is_sent_is_never_behind_and_whoever_does_not_soon_is(seed: int) -> None:
+    """Records are written and flushed, whole or up to a page; samples are answered at once."""
+    rng, primary = random.Random(seed), Primary()
+    ends, flushed, now_ms, stuck = [1000], 1000, 0.0, 1000
+    stuck_since_ms: float | None = None
+    primary.answer(primary.begin(), now_ms, Reached(1, Lsn(stuck)), now_ms)
+    for _ in range(300):
+        now_ms += 250
+        if rng.random() < 0.5:
+            ends.append(ends[-1] + rng.randrange(1, 3 * PAGE))
+        if rng.random() < 0.3:
+            flushed = rng.choice((ends[-1], max(flushed, ends[-1] - ends[-1] % PAGE)))
+        shown = max((end for end in ends if end <= flushed), default=1000)
+        primary.answer(primary.begin(), now_ms, Reached(1, Lsn(ends[-1])), now_ms, Lsn(flushed))
+        assert primary.lag_ms(Reached(1, Lsn(shown))) == 0
+        if stuck_since_ms is None and flushed == ends[-1] > stuck:
+            stuck_since_ms = now_ms
+        if stuck_since_ms is not None:
+            lag_ms = primary.lag_ms(Reached(1, Lsn(stuck)))
+            assert lag_ms is not None
+            assert lag_ms >= now_ms - stuck_since_ms
 
 
 @pytest.mark.parametrize("text", ["", "7", "7:", "x:0/1", "-1:0/1", "7:0/zz", "0/3000148", "7:0/1:0/2"])

@@ -187,6 +187,31 @@ async def test_what_a_standby_cannot_do_the_primary_does(pair: Pair) -> None:
         assert await fetch(connection, "select 1") == 1
 
 
+async def test_a_session_reads_what_a_view_has_written_for_it(pair: Pair) -> None:
+    """Where a standby was not asked, and where it failed before it came to the write."""
+    async with await pair.cluster.connect(options=AUTO) as connection:
+        await connection.execute("create table audit (a int)")
+        await connection.execute("create unlogged table passing as select 3 as a")
+        for name, body in (("plain", ""), ("failing", "perform a from passing; ")):
+            await connection.execute(
+                f"create function {name}_noting() returns int language plpgsql as "
+                f"$$ begin {body} insert into audit values (1); return 1; end $$".encode()
+            )
+            await connection.execute(f"create view {name} as select {name}_noting() as a".encode())
+        await settled(pair, connection)
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+        assert await tried_there(pair, connection, "select a from failing") == 1
+        assert await fetch(connection, "select count(*) from audit") == 1
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+        await settled(pair, connection)
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+        await connection.execute("set holdfast.route = 'primary'")
+        await fetch(connection, "select a from plain")
+        await connection.execute("set holdfast.route = 'auto'")
+        assert await fetch(connection, "select count(*) from audit") == 2
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+
+
 async def test_large_answers_and_errors_in_the_middle_of_them(pair: Pair) -> None:
     async with await pair.cluster.connect(options=AUTO) as connection:
         await settled(pair, connection)
@@ -200,6 +225,14 @@ async def test_large_answers_and_errors_in_the_middle_of_them(pair: Pair) -> Non
         assert await fetch(connection, "select 1") == 1
 
 
+async def test_a_connection_is_good_for_others_after_an_answer_that_was_too_large_for_its_client(pair: Pair) -> None:
+    async with await pair.cluster.connect(options=AUTO) as connection:
+        await settled(pair, connection)
+        for _ in range(3):
+            assert len(await there(pair, connection, "select repeat('x', 5000000)")) == 5_000_000
+            assert await there(pair, connection, "select balance from ledger") == 0
+
+
 async def test_a_lost_standby_is_not_noticed(pair: Pair) -> None:
     async with await pair.cluster.connect(options=AUTO) as connection:
         await settled(pair, connection)
@@ -209,6 +242,27 @@ async def test_a_lost_standby_is_not_noticed(pair: Pair) -> None:
         await asyncio.to_thread(pair.n2.kill)
         assert await reading == 3_000_000
         assert await on_standby(pair, connection, "select balance from ledger") == (0, False)
+
+
+async def test_a_read_does_not_wait_for_a_lock_that_is_held_by_replay_that_stands_still(pair: Pair) -> None:
+    policy = Policy(read_lag_max_ms=300, read_back_ms=100)
+    await pair.cluster.store.put(Keys("main").policy, policy.to_json())
+    locked = "select exists (select from pg_locks where mode = 'AccessExclusiveLock' and relation::regclass::text = "
+    async with await pair.cluster.connect(options=AUTO) as reader, await pair.cluster.connect() as writer:
+        await writer.execute("create table flushed as select 1 as a")
+        await settled(pair, reader)
+        async with writer.transaction():
+            await writer.execute("lock table ledger in access exclusive mode")
+            await asyncio.to_thread(pair.n1.query, "update flushed set a = 2", "app")
+            await until(lambda: asyncio.to_thread(lambda: bool(pair.n2.query(f"{locked}'ledger')", "app")[0][0])))
+            await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+            served = the_replica(pair).served
+            reading = asyncio.create_task(fetch(reader, "select balance from ledger"))
+            await until(lambda: bool(the_replica(pair).reading))
+        await writer.execute("update ledger set balance = 6")
+        assert await reading == 6
+        assert the_replica(pair).served == served
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
 
 
 async def test_reads_go_on_while_no_primary_serves(pair: Pair) -> None:
@@ -273,6 +327,49 @@ async def test_a_standby_that_falls_behind_leaves_and_comes_back(pair: Pair) -> 
         status = pair.proxy.status()["reads"]
         assert isinstance(status, dict)
         assert status["standbys"][0]["left"] == 1
+
+
+@pytest.mark.parametrize("bytes_written", [10, 20_000])
+async def test_a_quiet_cluster_keeps_its_standby_while_a_transaction_goes_on(pair: Pair, bytes_written: int) -> None:
+    """What it has written is not flushed, or to the middle of a record; and one that is behind leaves even so."""
+    replicas = pair.proxy.replicas
+    policy = Policy(read_lag_max_ms=300, read_back_ms=100)
+    await pair.cluster.store.put(Keys("main").policy, policy.to_json())
+    async with await pair.cluster.connect(read=True) as reader, await pair.cluster.connect() as writer:
+        await until(lambda: bool(replicas._members) and the_replica(pair).standing.is_in)
+        await asyncio.to_thread(
+            pair.n1.query,
+            "alter table ledger add noted text; alter table ledger alter noted set storage external",
+            "app",
+        )
+        await asyncio.to_thread(pair.n1.query, "checkpoint")
+        await writer.execute("begin")
+        await writer.execute("insert into ledger select 3, 0, repeat('x', %s)", (bytes_written,))
+        sql = "select pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() between 1 and 8192"
+        await asyncio.to_thread(pair.n1.wait_for, sql)
+        samples = replicas.counters.samples
+        await until(lambda: replicas.counters.samples > samples + 12)
+        assert the_replica(pair).standing.left == 0
+        assert await fetch(reader, WHO) == pair.n2.port
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_pause()")
+        async with await pair.cluster.connect() as other:
+            await other.execute("update ledger set balance = 9")
+        await until(lambda: not the_replica(pair).standing.is_in)
+        assert await fetch(reader, WHO) == pair.n1.port
+        await asyncio.to_thread(pair.n2.query, "select pg_wal_replay_resume()")
+        await until(lambda: the_replica(pair).standing.is_in)
+
+
+async def test_a_standby_that_has_all_up_to_the_end_of_a_segment_shows_it(pair: Pair) -> None:
+    """The primary's own position is behind the header of the next segment by then."""
+    counters = pair.proxy.replicas.counters
+    async with await pair.cluster.connect(options=AUTO) as connection:
+        await settled(pair, connection)
+        await connection.execute("update ledger set balance = 3")
+        await asyncio.to_thread(pair.n1.query, "select pg_switch_wal()")
+        await connection.execute(f"set holdfast.wait_for = '{await fetch(connection, 'show holdfast.lsn')}'")
+        assert await there(pair, connection, "select balance from ledger") == 3
+        assert counters.waited_in_vain == 0
 
 
 async def test_sessions_of_the_read_only_port_are_spread(pair: Pair, make_server: Any) -> None:

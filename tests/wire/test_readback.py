@@ -66,6 +66,7 @@ def test_a_cancelled_statement_is_the_clients() -> None:
 def test_a_setting_that_the_standby_refuses_makes_the_connection_unfit() -> None:
     readback = Readback(Sent(b"", 1, 0))
     assert readback.take(error("22023") + READY + ANSWER) == b""
+    assert (readback.refusal, readback.sqlstate) == ("22023", "")
     assert (readback.has_failed, readback.is_unfit) == (True, True)
 
 

@@ -8,6 +8,10 @@ does, the session reads from the primary. Numbers tell what came first, not cloc
 **A new epoch.** The primary of an epoch has, from its first sample on, all that is left of those before. So whatever
 was written in an earlier epoch is there for a standby of this one that has replayed up to that sample; positions of
 different epochs are compared in no other way. A position of an epoch that is not known yet is not there.
+
+**How far behind.** A standby is sent what is flushed, and replays whole records. What a transaction that goes on has
+written may stay unflushed for long while nobody commits, and what is flushed may end within a record. So lag is
+measured at positions that are ends of records and flushed: those of earlier samples that the flush has passed.
 """
 
 from __future__ import annotations
@@ -27,6 +31,14 @@ PAST_STEP_MS: Final = 100
 """Of how far the log was when, one sample is remembered in so much time: lag is known as exactly as that."""
 PAST_MAX: Final = 6000
 """For ten minutes."""
+UNFLUSHED_MAX: Final = 1024
+"""Positions that are remembered until they are flushed."""
+FIRST_MS: Final = 1000
+"""For so long a standby is not judged that lacks what was there when a position was asked for first."""
+_PAGE_HEADER: Final = 24
+"""Bytes (xlog_internal.h, SizeOfXLogShortPHD),"""
+_SEGMENT_HEADER: Final = 40
+"""and those of a segment's first page (SizeOfXLogLongPHD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +68,36 @@ class Reached:
         return cls(int(epoch), Lsn.parse(lsn))
 
 
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """How the log is cut, in bytes."""
+
+    page: int
+    segment: int
+
+    def end_of(self, lsn: Lsn) -> Lsn:
+        """Where a standby is that has replayed all before ``lsn``.
+
+        A primary that has filled a page names the first byte that can be written, behind the header of the next one.
+        """
+        header = _SEGMENT_HEADER if lsn % self.segment < self.page else _PAGE_HEADER
+        return Lsn(lsn - header) if lsn % self.page == header else lsn
+
+
 class Primary:
     """The samples of the primary's position, in the order in which they were sent; one is under way at a time."""
 
     def __init__(self) -> None:
         self.sent = 0
         """The number of the last sample that was sent."""
+        self.pages: Pages | None = None
+        """None: not known yet."""
         self._answered_ms = 0.0
         self._kept: deque[tuple[int, Reached]] = deque(maxlen=KEPT_MAX)
         self._past: deque[tuple[float, Lsn]] = deque(maxlen=PAST_MAX)  # of the newest epoch
+        self._unflushed: deque[Lsn] = deque()
+        self._flushed = Lsn(0)
+        self._sendable: Lsn | None = None  # the last end of a record that is known, and flushed
         self._first: Reached | None = None
 
     def begin(self) -> int:
@@ -72,20 +105,36 @@ class Primary:
         self.sent += 1
         return self.sent
 
-    def answer(self, number: int, sent_ms: float, reached: Reached, now_ms: float) -> None:
-        """A primary of that epoch had its log up to there after the sample was sent.
+    def answer(self, number: int, sent_ms: float, reached: Reached, now_ms: float, flushed: Lsn | None = None) -> None:
+        """A primary of that epoch had its log up to there after the sample was sent, and then ``flushed`` (None: all).
 
         One of an older epoch than others before says nothing: that server leads no more.
         """
+        reached = Reached(reached.epoch, self._end_of(reached.lsn))
         if self._first is None or reached.epoch > self._first.epoch:
             self._first = reached
             self._past.clear()
+            self._unflushed.clear()
+            self._sendable = None
         if reached.epoch < self._first.epoch:
             return
         self._kept.append((number, reached))
         self._answered_ms = now_ms
-        if not self._past or sent_ms - self._past[-1][0] >= PAST_STEP_MS:
-            self._past.append((sent_ms, reached.lsn))
+        self._flushed = reached.lsn if flushed is None else flushed
+        self._note_flushed(reached.lsn)
+        if self._sendable is not None and (not self._past or sent_ms - self._past[-1][0] >= PAST_STEP_MS):
+            self._past.append((sent_ms, self._sendable))
+
+    def _note_flushed(self, inserted: Lsn) -> None:
+        unflushed = self._unflushed
+        while unflushed and (unflushed[-1] >= inserted or len(unflushed) >= UNFLUSHED_MAX):  # less after a crash
+            unflushed.pop()
+        unflushed.append(inserted)
+        while unflushed and unflushed[0] <= self._flushed:
+            self._sendable = unflushed.popleft()
+
+    def _end_of(self, lsn: Lsn) -> Lsn:
+        return lsn if self.pages is None else self.pages.end_of(lsn)
 
     @property
     def newest(self) -> Reached | None:
@@ -102,21 +151,30 @@ class Primary:
     def is_seen(self, needed: Reached, replayed: Reached) -> bool:
         """Whether a standby of the epoch of ``replayed`` that has replayed up to there shows what is ``needed``."""
         if needed.epoch == replayed.epoch:
-            return replayed.lsn >= needed.lsn
+            return replayed.lsn >= self._end_of(needed.lsn)
         if needed.epoch > replayed.epoch or self._first is None or self._first.epoch != replayed.epoch:
             return False
         return replayed.lsn >= self._first.lsn
 
-    def lag_ms(self, replayed: Reached) -> float | None:
-        """How old what a standby shows may be: it has all that was written up to so long ago.
-
-        None: it cannot be told, for it lacks something that was there when it was looked for first. While no primary
-        answers it is what it was when one last did.
-        """
+    def can_measure(self, replayed: Reached) -> bool:
+        """Whether anything is known of how far behind a standby is that has replayed up to there."""
         newest = self.newest
         if newest is None or newest.epoch != replayed.epoch:
+            return False
+        if not self._past:
+            return replayed.lsn >= self._flushed
+        first_ms, first = self._past[0]
+        return replayed.lsn >= first or self._answered_ms - first_ms >= FIRST_MS
+
+    def lag_ms(self, replayed: Reached) -> float | None:
+        """How old what a standby shows may be: it has all that it could have been sent so long ago.
+
+        None: it lacks something that was there when it was looked for first, or nothing is known (`can_measure`).
+        While no primary answers it is what it was when one last did.
+        """
+        if not self.can_measure(replayed):
             return None
-        if replayed.lsn >= newest.lsn:
+        if replayed.lsn >= (self._flushed if self._sendable is None else self._sendable):
             return 0.0
         had = bisect_right(self._past, replayed.lsn, key=lambda moment: moment[1])
         return max(0.0, self._answered_ms - self._past[had - 1][0]) if had else None

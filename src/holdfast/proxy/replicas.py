@@ -1,4 +1,4 @@
-"""The standbys as a proxy sees them: how far each has replayed, whether it is read from, and connections to read on.
+"""The standbys as a proxy sees them: how far each has replayed, whether it is read from, and who reads there.
 
 One connection to each server asks for its position: now and then, and at once when somebody needs to know. What a
 standby said holds for as long as it runs: one that was restarted may show less than before. So what was heard on one
@@ -10,42 +10,39 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import structlog
 
-from holdfast.core.freshness import Bounds, Choice, Mark, Primary, Reached, Standing, in_order, judge
+from holdfast.core.freshness import Bounds, Choice, Mark, Pages, Primary, Reached, Standing, in_order, judge
 from holdfast.model.lsn import Lsn
 from holdfast.model.policy import Policy
 from holdfast.model.timeouts import ProxyTimeouts
-from holdfast.proxy.pool import Pool, PoolKey, PoolLimits
+from holdfast.proxy.pool import PoolKey, PoolLimits
 from holdfast.proxy.reactor import Reactor
+from holdfast.proxy.readers import Readers
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable, checked, log_in
 from holdfast.proxy.users import Users
+from holdfast.proxy.verdicts import Verdicts
 from holdfast.wire.readback import Readback
 
 log = structlog.get_logger(__name__)
 
-_WRITTEN_SQL: Final = "select pg_catalog.pg_current_wal_insert_lsn()"
-"""What is not flushed yet is in it, too: a session may not wait for that (synchronous_commit)."""
+_WRITTEN_SQL: Final = (
+    "select pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn(), "
+    "pg_catalog.current_setting('wal_block_size'), "
+    "pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))"
+)
+"""What is not flushed yet is in the first, too: a session may not wait for that (synchronous_commit)."""
 _REPLAYED_SQL: Final = "select pg_catalog.pg_last_wal_replay_lsn()"
 _APPLICATION_NAME: Final = "holdfast reads"
 _GONE: Final = "it is not read from any more"
-_REFUSED_MAX: Final = 512
-"""Statements that standbys could not answer are remembered, so many,"""
-_REFUSED_S: Final = 10.0
-"""and for so long: a table may come that is not there yet."""
-_READ_ONLY: Final = "25006"
-"""read_only_sql_transaction: what only seemed to read wants to write."""
-_PASSING: Final = frozenset(("40001", "40P01", "57014", "57P01", "57P02", "57P03", "53300", ""))
-"""Errors that say nothing of the statement: a conflict with what is replayed, a server that ends."""
 
 
 @dataclass(slots=True)
@@ -107,7 +104,7 @@ class _Sampler:
         while True:
             connection: ServerConnection | None = None
             try:
-                connection = await self._connect()
+                connection = await replicas.connect(self.target, await replicas.parameters())
                 self.born = next(replicas.moments)
                 while True:
                     async with asyncio.timeout(times.sample_max_ms / 1000):
@@ -124,12 +121,6 @@ class _Sampler:
             replicas.heard_nothing(self)
             await asyncio.sleep(times.sample_ms / 1000)
 
-    async def _connect(self) -> ServerConnection:
-        replicas = self.replicas
-        parameters = await replicas.parameters()
-        connection = await log_in(replicas.reactor, self.target, parameters, replicas.users, replicas.connect_ms)
-        return await checked(connection, replicas.connect_ms)
-
     async def _ask(self, connection: ServerConnection) -> None:
         replicas, target = self.replicas, self.target
         self.is_wanted = self._wanted.is_set()
@@ -138,10 +129,12 @@ class _Sampler:
         number = replicas.primary.begin() if target.is_primary else 0
         replicas.counters.samples += 1
         rows = await connection.ask(_WRITTEN_SQL if target.is_primary else _REPLAYED_SQL)
-        said = rows[0][0]
-        reached = Reached(target.epoch, Lsn.parse(said.decode() if said is not None else ""))
+        said = [b"" if value is None else value for value in rows[0]]
+        reached = Reached(target.epoch, Lsn.parse(said[0].decode()))
         if target.is_primary:
-            replicas.primary.answer(number, sent_ms, reached, _now_ms())
+            flushed = Lsn.parse(said[1].decode())
+            replicas.primary.pages = Pages(page=int(said[2]), segment=int(said[3]))
+            replicas.primary.answer(number, sent_ms, reached, _now_ms(), flushed)
         else:
             self.proved, self.reached = asked, reached
         self.failures = 0
@@ -158,7 +151,7 @@ class _Sampler:
 
 
 class Replica:
-    """A standby, its standing, and connections to it that sessions share, one for a statement."""
+    """A standby, its standing, and the reads that it answers."""
 
     def __init__(self, replicas: Replicas, target: Target) -> None:
         self.target = target
@@ -167,107 +160,44 @@ class Replica:
         self.reading: dict[ServerConnection, Readback | None] = {}
         """Connections that answer a statement now, and the answers."""
         self.served = 0
-        self._replicas = replicas
-        self._pools: dict[PoolKey, Pool] = {}
-        self._opened: WeakKeyDictionary[ServerConnection, tuple[int, int]] = WeakKeyDictionary()
-        self._opening: set[asyncio.Task[None]] = set()
-
-    # what a pool asks (`pool.Rules`)
-
-    takes_turns = False
-
-    def must_drop(self, server: ServerConnection) -> str | None:
-        """Why it must be closed now."""
-        return None if self._replicas.has(self) else _GONE
-
-    def must_hold(self, server: ServerConnection) -> bool:
-        """Nobody waits for these."""
-        return False
-
-    def has_better(self, server: ServerConnection) -> bool:
-        """Whether it belongs to a run of the server of which nothing is known."""
-        return self._opened.get(server, (0, 0))[0] < self.sampler.born
-
-    def is_fit(self, server: ServerConnection) -> bool:
-        """Whether nothing speaks against it."""
-        return self.must_drop(server) is None and not self.has_better(server)
-
-    # connections
+        self.readers = Readers(
+            self.sampler,
+            replicas.limits,
+            replicas.moments,
+            lambda parameters: replicas.connect(target, parameters),
+            lambda: None if replicas.has(self) else _GONE,
+        )
 
     def borrow(self, key: PoolKey, application_name: str) -> ServerConnection | None:
         """A connection on which what the standby is known to show is shown; None: there is none, for now.
 
         Whoever has it attaches to it before anything is awaited, and gives it back.
         """
-        pool = self._pool(key)
-        server = pool.peek()
-        if server is None:
-            if pool.open < pool.limits.size and len(self._opening) < ProxyTimeouts().readers_at_once:
-                pool.open += 1
-                task = asyncio.create_task(self._open(pool, key, application_name))
-                self._opening.add(task)
-                task.add_done_callback(self._opening.discard)
-            return None
-        if not self.sampler.born or self._opened[server][1] >= self.sampler.proved:
-            self.sampler.want()
-            return None
-        pool.take_shown()
-        self.reading[server] = None
+        server = self.readers.borrow(key, application_name)
+        if server is not None:
+            self.reading[server] = None
         return server
 
     def give_back(self, key: PoolKey, server: ServerConnection, *, is_fit: bool) -> None:
         """The statement is over."""
         self.reading.pop(server, None)
-        if not is_fit:
-            server.detach()
-            server.close()
-        else:
-            self._pool(key).give(server)
+        self.readers.give_back(key, server, is_fit=is_fit)
 
-    def _pool(self, key: PoolKey) -> Pool:
-        pool = self._pools.get(key)
-        if pool is None:
-            clock = asyncio.get_running_loop().time
-            pool = self._pools[key] = Pool(key, self._replicas.limits, self, clock)
-        return pool
-
-    async def _open(self, pool: Pool, key: PoolKey, application_name: str) -> None:
-        replicas = self._replicas
-        parameters = {**dict(key.parameters), "application_name": application_name}
-        begun = next(replicas.moments)
-        try:
-            server = await log_in(replicas.reactor, self.target, parameters, replicas.users, replicas.connect_ms)
-            await checked(server, replicas.connect_ms)
-        except (ServerUnavailable, ServerRefused) as error:
-            pool.failed()
-            log.debug("reader.refused", node=self.target.node, reason=str(error))
-            return
-        except BaseException:
-            pool.failed()
-            raise
-        self._opened[server] = begun, next(replicas.moments)
-        pool.made(server)
-        pool.give(server)
-        self.sampler.want()
-
-    def expire(self) -> None:
-        """Close what was unused for too long."""
-        for pool in self._pools.values():
-            pool.expire()
-
-    def silent(self) -> None:
-        """It does not answer: whoever has not got any of an answer asks elsewhere."""
+    def forsake(self, reason: str) -> None:
+        """Whoever has not got any of an answer asks elsewhere."""
         for server, readback in list(self.reading.items()):
             if readback is None or not readback.is_given:
-                server.abort("the standby does not answer")
+                server.abort(reason)
+
+    def leave(self) -> None:
+        """Nobody begins to read here any more. What is answered goes elsewhere, or on if some of it was shown."""
+        self.sampler.close()
+        self.readers.close()
+        self.forsake(_GONE)
 
     def close(self) -> None:
-        """Nobody reads here any more; what is being answered is answered elsewhere, if nothing was shown of it yet."""
-        self.sampler.close()
-        for task in self._opening:
-            task.cancel()
-        for pool in self._pools.values():
-            pool.close_idle(lambda server: True)
+        """Nothing is answered any more."""
+        self.leave()
         for server in list(self.reading):
             server.abort(_GONE)
 
@@ -285,6 +215,7 @@ class Replicas:
     """Called when a standby has left those that are read from, or has come back."""
     primary: Primary = field(default_factory=Primary)
     counters: Counters = field(default_factory=Counters)
+    verdicts: Verdicts = field(default_factory=Verdicts)
     moments: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """What happens here, in order."""
     _members: list[Replica] = field(default_factory=list)
@@ -292,7 +223,6 @@ class Replicas:
     _login: dict[str, str] = field(default_factory=dict)
     _has_login: asyncio.Event = field(default_factory=asyncio.Event)
     _used: dict[str, WeakSet[ServerConnection]] = field(default_factory=dict)
-    _refused: dict[bytes, float] = field(default_factory=dict)
     _waiting: set[asyncio.Future[None]] = field(default_factory=set)
     _turn: int = 0
 
@@ -318,6 +248,11 @@ class Replicas:
         await self._has_login.wait()
         return self._login
 
+    async def connect(self, target: Target, parameters: dict[str, str]) -> ServerConnection:
+        """A connection that may be asked; raises ServerUnavailable or ServerRefused."""
+        connection = await log_in(self.reactor, target, parameters, self.users, self.connect_ms)
+        return await checked(connection, self.connect_ms)
+
     def reroute(self) -> None:
         """The routing has changed: other servers are asked, and read from."""
         if not self._has_login.is_set():
@@ -331,7 +266,7 @@ class Replicas:
         gone = [r for r in self._members if not any(t.is_same(r.target) for t in standbys)]
         self._members = [r for r in self._members if r not in gone]
         for replica in gone:
-            replica.close()
+            replica.leave()
         known = [r.target for r in self._members]
         self._members += [Replica(self, t) for t in standbys if not any(t.is_same(k) for k in known)]
 
@@ -354,7 +289,7 @@ class Replicas:
         while True:
             await asyncio.sleep(1.0)
             for replica in self._members:
-                replica.expire()
+                replica.readers.expire()
 
     # what the samplers heard
 
@@ -366,10 +301,8 @@ class Replicas:
                     replica.sampler.chase()
             self._wake()
             return
-        newest = self.primary.newest
-        if newest is not None and newest.epoch == sampler.target.epoch:
-            lag_ms = self.primary.lag_ms(sampler.reached) if sampler.reached is not None else None
-            self._judge(sampler, lag_ms)
+        if sampler.reached is not None and self.primary.can_measure(sampler.reached):
+            self._judge(sampler, self.primary.lag_ms(sampler.reached))
         self._wake()
 
     def _wake(self) -> None:
@@ -385,7 +318,7 @@ class Replicas:
         self._judge(sampler, None)
         for replica in self._members:
             if replica.sampler is sampler and sampler.failures > 1:  # nor is a new connection answered
-                replica.silent()
+                replica.forsake("the standby does not answer")
 
     def _judge(self, sampler: _Sampler, lag_ms: float | None) -> None:
         for replica in self._members:
@@ -396,6 +329,8 @@ class Replicas:
                 told = "back" if replica.standing.is_in else "left"
                 log.info(f"replica.{told}", node=replica.target.node, lag_ms=None if lag_ms is None else round(lag_ms))
                 self.changed()
+            if before.is_in and sampler.reached is not None and not replica.standing.is_in:
+                replica.forsake("the standby is behind")  # it may be waiting for a lock that replay holds
 
     # for sessions
 
@@ -419,25 +354,6 @@ class Replicas:
             return True
         replica.sampler.chase()
         return False
-
-    def is_refused(self, sql: bytes) -> bool:
-        """Whether standbys could not answer a statement a moment ago, or it writes."""
-        until_s = self._refused.get(sql)
-        return until_s is not None and time.monotonic() < until_s
-
-    def writes(self, sql: bytes) -> bool:
-        """Whether it wanted to write."""
-        return self._refused.get(sql) == math.inf
-
-    def refused(self, sql: bytes, sqlstate: str) -> None:
-        """A standby could not answer a statement."""
-        self.counters.redone += 1
-        if sqlstate in _PASSING:
-            return
-        self._refused.pop(sql, None)
-        if len(self._refused) >= _REFUSED_MAX:
-            del self._refused[next(iter(self._refused))]
-        self._refused[sql] = math.inf if sqlstate == _READ_ONLY else time.monotonic() + _REFUSED_S
 
     async def wait_heard(self) -> None:
         """Until a standby has told how far it is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -18,13 +18,15 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.model.policy import Route
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import HELD_BYTES_MAX
-from holdfast.proxy.pool import PoolKey, key_of
+from holdfast.proxy.pool import key_of
 from holdfast.proxy.reactor import Wire
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.replicas import Replica
 from holdfast.proxy.server import ServerConnection
+from holdfast.proxy.unwanted import Unwanted
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
+from holdfast.wire.frames import HEADER_BYTES
 from holdfast.wire.loss import SERVER_GONE
 from holdfast.wire.owed import Owed, Reply
 from holdfast.wire.own import AUTO, ROUTE, WAIT_FOR, is_mere_setting, route_at_login, setting_of, token_of
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from holdfast.proxy.client import Client
 
 log = structlog.get_logger(__name__)
+
+_PARSE: Final = bytes((m.PARSE,))
 
 
 class Routed(Relay):
@@ -51,6 +55,11 @@ class Routed(Relay):
     def go_home(self, data: bytes) -> None:
         """Take bytes of the client, the ordinary way."""
         super().from_client(data)
+
+    def _go_on(self, server: ServerConnection | None) -> None:
+        if server is not None:
+            self._reads.restore_before_going_on(server)
+        super()._go_on(server)
 
     def _arrive(self, flight: Flight) -> None:
         super()._arrive(flight)
@@ -89,6 +98,7 @@ class Reads:
         self._client = client
         self._route = route
         self._replicas = relay.lane.replicas
+        self._verdicts = self._replicas.verdicts
         login = relay._login
         self._key = key_of(login.user, login.database, login.parameters.items())
         self._application_name = login.parameters.get("application_name", "")
@@ -125,16 +135,28 @@ class Reads:
             return True
         flight, relay = self._flight, self._relay
         is_quiet = self._is_between_transactions()
-        if is_quiet and flight.begin(data, relay._requests.texts) and self._reads_only(flight.text):
+        if is_quiet and flight.begin(data, relay._requests.texts) and self._reads_only(flight):
             if self._is_auto and self._may_leave(flight.text) and self._read(data, may_wait=True):
                 return True
+            self._note_asked_at_home()
         elif not (is_quiet and is_mere_setting(data)):
             self._may_write = True
         self._restore(data)
         return False
 
-    def _reads_only(self, text: bytes) -> bool:
-        return is_read_only(text) and not self._replicas.writes(text)
+    def _note_asked_at_home(self) -> None:
+        """The primary is asked what seems to read only: it may write even so, unless standbys answer its like."""
+        mark, text = self._relay._state.mark, self._flight.text
+        if not self._may_write and not self._verdicts.has_answered(self._key, mark, text):
+            self._may_write = True
+
+    def _reads_only(self, flight: Flight) -> bool:
+        if flight.bind_end and not flight.parse_end:  # its text is the last that was sent: was it taken?
+            made = self._relay._state.prepared.get(flight.name, b"")
+            named = HEADER_BYTES + len(flight.name) + 1
+            if made[:1] != _PARSE or not made.startswith(flight.sql + b"\0", named):
+                return False
+        return is_read_only(flight.text) and not self._verdicts.writes(flight.text)
 
     def _is_between_transactions(self) -> bool:
         relay = self._relay
@@ -159,7 +181,8 @@ class Reads:
         return (
             not relay._state.pins
             and relay._replies.reported.get("standard_conforming_strings") == "on"  # else texts are cut in other ways
-            and not self._replicas.is_refused(text)
+            and not self._verdicts.is_refused(text)
+            and not self._verdicts.are_refused(self._key, relay._state.mark)
             and not (quarantine.is_on and quarantine.holds(text))
         )
 
@@ -196,7 +219,7 @@ class Reads:
                 return False
             self._send(data, replica, server, sent)
             return True
-        if may_wait and near and not fresh and self._token() is not None:
+        if may_wait and near and not fresh and not self._is_token_shown(near):
             self._data = data
             self._waiting = asyncio.get_running_loop().create_task(self._wait())
             return True
@@ -209,8 +232,7 @@ class Reads:
         self._data, self._replica, self._server, self._sent = data, replica, server, sent
         self._readback = replica.reading[server] = Readback(sent)
         server.attach(self)
-        if self._relay._is_client_busy:
-            server.pause_reading(True)
+        server.pause_reading(self._relay._is_client_busy)
         server.output.write(sent.data)
 
     async def _wait(self) -> None:
@@ -219,17 +241,18 @@ class Reads:
         replicas.counters.waited += 1
         with suppress(TimeoutError):
             async with asyncio.timeout(replicas.policy.read_wait_ms / 1000):
-                while not self._is_shown_somewhere():
+                while not self._is_token_shown(replicas.near()):
                     await replicas.wait_heard()
         self._waiting = None
         data, self._data = self._data, b""
         if not self._read(data, may_wait=False):
             replicas.counters.waited_in_vain += 1
+            self._note_asked_at_home()
             self._go_home(data)
 
-    def _is_shown_somewhere(self) -> bool:
-        needed = self._needed()
-        return needed is not None and any(self._replicas.shows(r, needed) for r in self._replicas.near())
+    def _is_token_shown(self, near: list[Replica]) -> bool:
+        token = self._token()
+        return token is None or any(self._replicas.shows(replica, [token]) for replica in near)
 
     # from the standby (`server.Session`)
 
@@ -282,7 +305,7 @@ class Reads:
         names = sorted(n for n in reported if server.parameters.get(n) != reported[n] and n != "application_name")
         fix = "let all nodes have the same configuration"
         log.warning("replica.differs", node=server.target.node, parameters=names, fix=fix)
-        self._replicas.refused(self._flight.text, "0A000")
+        self._verdicts.refused(self._flight.text, "0A000")
 
     def _arrive(self, readback: Readback) -> None:
         """The answer is complete."""
@@ -293,8 +316,11 @@ class Reads:
         note(server.held, state, self._application_name, sent.makes)
         self._note_unnamed(relay)
         is_fit = not (readback.is_unfit or readback.sqlstate or server.cancels or server.is_doubtful)
+        if not readback.sqlstate:
+            self._verdicts.answered(self._key, state.mark, self._flight.text)
         replica.served += 1
         self._replicas.counters.on_standbys += 1
+        server.pause_reading(False)  # the last of a large answer may have been more than the client takes at once
         replica.give_back(self._key, server, is_fit=is_fit)
         self._forget()
         self._go_on()
@@ -320,19 +346,26 @@ class Reads:
             return
         if readback.sqlstate:
             log.debug("read.redone", node=replica.target.node, sqlstate=readback.sqlstate)
-        self._replicas.refused(self._flight.text, readback.sqlstate)
-        if self._sent is not None and self._sent.makes is not None:
-            server.held.prepared.pop(self._sent.makes, None)  # its plan may be outdated, or it could not be made
-        if readback.is_unfit or not server.is_open or server.cancels:
+        self._replicas.counters.redone += not readback.passes_errors
+        self._verdicts.refused(self._flight.text, readback.sqlstate)
+        self._verdicts.refused_settings(self._key, self._relay._state.mark, readback.refusal)
+        for name in () if self._sent is None else (self._sent.makes, self._sent.closes):
+            if name is not None:
+                server.held.prepared.pop(name, None)  # its plan may be outdated, or it could not be made
+        is_unfit = readback.is_unfit or not server.is_open or readback.passes_errors
+        if is_unfit or server.cancels or server.is_doubtful:
             replica.give_back(self._key, server, is_fit=False)
         else:
             server.pause_reading(False)
             note(server.held, self._relay._state, self._application_name, None)  # else it would be unfit
-            _Rest(self._key, replica, server, readback)
+            Unwanted(self._key, replica, server, readback)
         data = self._data
         self._forget()
-        if self._replicas.writes(self._flight.text):
-            self._may_write = True
+        if readback.passes_errors:
+            self._note_unnamed(self._relay)
+            self._tell_of_cancel()
+            return
+        self._may_write = True
         self._go_home(data)
 
     # home
@@ -360,17 +393,31 @@ class Reads:
 
     def _restore(self, data: bytes) -> None:
         """The client's next batch is the primary's: if it may use the unnamed statement, that must be there."""
+        relay, server = self._relay, self._relay.current
+        if not self._unnamed_is_elsewhere or relay._attaching is not None:
+            return
+        is_replaced = data[0] == m.QUERY or (data[0] == m.PARSE and data[5:6] == b"\0")
+        if is_replaced or server is None:
+            self._unnamed_is_elsewhere = False  # a server that is yet to come is told all that the session has
+        elif not relay._must_ask_first(server):
+            self._restore_on(server)
+
+    def restore_before_going_on(self, server: ServerConnection) -> None:
+        """What the client has sent may begin now on this server, which may be the one that it had to wait for."""
         if not self._unnamed_is_elsewhere:
             return
+        if server is self._relay.current:
+            self._restore_on(server)
+        self._unnamed_is_elsewhere = False
+
+    def _restore_on(self, server: ServerConnection) -> None:
         self._unnamed_is_elsewhere = False
         relay = self._relay
-        parse, server = relay._state.prepared.get(b""), relay.current
-        is_replaced = data[0] == m.QUERY or (data[0] == m.PARSE and data[5:6] == b"\0")
-        if is_replaced or parse is None or server is None or not relay._ledger.is_quiet:
-            return  # a server that is yet to come is told all that the session has
-        relay.land()
-        relay._ledger.sent(m.PARSE, Owed(Reply.PARSE, is_hidden=True))
-        server.write(parse)
+        parse = relay._state.prepared.get(b"")
+        if parse is not None and relay._ledger.is_quiet:
+            relay.land()
+            relay._ledger.sent(m.PARSE, Owed(Reply.PARSE, is_hidden=True))
+            server.write(parse)
 
     # the client
 
@@ -385,13 +432,16 @@ class Reads:
             self._waiting.cancel()
             self._waiting = None
             self._data = b""
-            report = m.error("57014", "canceling statement due to user request")
-            self._client.write(report.encode() + m.ready_for_query(m.IDLE))
-            self._go_on()
+            self._tell_of_cancel()
             return None
         if self._readback is not None:
             self._readback.passes_errors = True
         return self._server
+
+    def _tell_of_cancel(self) -> None:
+        report = m.error("57014", "canceling statement due to user request")
+        self._client.write(report.encode() + m.ready_for_query(m.IDLE))
+        self._go_on()
 
     def forsake(self) -> None:
         """The client is gone."""
@@ -403,38 +453,6 @@ class Reads:
             replica.give_back(self._key, server, is_fit=False)
         self._forget()
         self._held = b""
-
-
-class _Rest:
-    """In the place of a session: the rest of an answer that nobody wants."""
-
-    def __init__(self, key: PoolKey, replica: Replica, server: ServerConnection, readback: Readback) -> None:
-        self._key = key
-        self._replica = replica
-        self._server = server
-        self._readback = readback
-        server.attach(self)
-        self._look()
-
-    def from_server(self, data: bytes) -> None:
-        """More of it."""
-        try:
-            self._readback.take(data)
-        except ProtocolViolation as violation:
-            self._server.abort(str(violation))
-            return
-        self._look()
-
-    def _look(self) -> None:
-        if self._readback.is_unfit or self._readback.is_over:
-            self._replica.give_back(self._key, self._server, is_fit=not self._readback.is_unfit)
-
-    def server_lost(self, server: ServerConnection, reason: str) -> None:
-        """The connection is gone."""
-        self._replica.give_back(self._key, server, is_fit=False)
-
-    def server_busy(self, busy: bool) -> None:
-        """Nothing is sent."""
 
 
 def session_of(client: Client, lane: Lane, login: Login, process_id: int, secret: bytes) -> Relay:

@@ -8,7 +8,7 @@ after all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
@@ -51,7 +51,9 @@ class Sent:
     completions: int
     """and then so many completions of messages that the client did not send."""
     makes: bytes | None = None
-    """The prepared statement that the standby has then."""
+    """The prepared statement that the standby has then,"""
+    closes: bytes | None = None
+    """and the one that it has not any more, because there were as many as may be."""
 
 
 def read_batch(flight: Flight, state: SessionState, held: Held, application_name: str) -> Sent | None:
@@ -61,38 +63,36 @@ def read_batch(flight: Flight, state: SessionState, held: Held, application_name
     """
     steps = state.settings_shared(held, application_name)
     told = _translated(flight, state, held)
-    if told is None:
-        return None
-    data, completions, makes = told
-    return Sent(_joined(steps) + data, len(steps), completions, makes)
+    return None if told is None else replace(told, data=_joined(steps) + told.data, readies=len(steps))
 
 
 def _joined(steps: Sequence[ReplayStep]) -> bytes:
     return b"".join(step.message for step in steps)
 
 
-def _translated(flight: Flight, state: SessionState, held: Held) -> tuple[bytes, int, bytes | None] | None:
+def _translated(flight: Flight, state: SessionState, held: Held) -> Sent | None:
     """The batch with the names that the standby knows, after what makes sure that it does."""
     data = flight.data
     if flight.is_simple or flight.parse_end:
         is_kept = bool(flight.parse_end) and flight.name != _UNNAMED  # it is to be there for the next batch, too
-        return None if is_kept else (data, 0, None)
+        return None if is_kept else Sent(data, 0, 0)
     parse = state.prepared.get(flight.name)
     if parse is None or parse[0] != m.PARSE:
         return None
     tail = parse[HEADER_BYTES + 1 + len(flight.name) :]
     if flight.name == _UNNAMED:
-        return m.message(m.PARSE, b"\0" + tail) + data, 1, None
+        return Sent(m.message(m.PARSE, b"\0" + tail) + data, 0, 1)
     name = b"holdfast_" + blake2b(tail + state.mark, digest_size=16).hexdigest().encode()
     bind_body = data[flight.bind_at + HEADER_BYTES + len(flight.portal) + 1 + len(flight.name) : flight.bind_end]
     bind = m.message(m.BIND, flight.portal + b"\0" + name + bind_body)
     batch = data[: flight.bind_at] + bind + data[flight.bind_end :]
     if name in held.prepared:
-        return batch, 0, name
+        return Sent(batch, 0, 0, name)
+    closes = next(iter(held.prepared)) if len(held.prepared) >= PREPARED_MAX else None
     before = [_close(name), m.message(m.PARSE, name + b"\0" + tail)]
-    if len(held.prepared) >= PREPARED_MAX:
-        before.insert(0, _close(next(iter(held.prepared))))
-    return b"".join(before) + batch, len(before), name
+    if closes is not None:
+        before.insert(0, _close(closes))
+    return Sent(b"".join(before) + batch, 0, len(before), name, closes)
 
 
 def _close(name: bytes) -> bytes:
@@ -132,6 +132,8 @@ class Readback:
         """The client has got a part of it."""
         self.sqlstate = ""
         """Of the error that was met."""
+        self.refusal = ""
+        """The SQLSTATE with which the standby refused a setting of the session."""
         self.passes_errors = False
         """The client is told of an error: it asked for one, by a request to cancel."""
         self.parameters: dict[str, str] = {}
@@ -179,6 +181,7 @@ class Readback:
             if kind == m.READY_FOR_QUERY:
                 self._readies -= 1
             elif kind == m.ERROR:
+                self.refusal = m.read_report(buffer[start + HEADER_BYTES : end]).sqlstate
                 self._fail(is_unfit=True)
             return True
         if self._completions:
