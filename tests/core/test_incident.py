@@ -157,3 +157,17 @@ def test_a_stall_is_held_against_what_was_promised() -> None:
 def test_every_reason_is_a_rule_of_the_verdicts_and_names_a_drill_that_there_is() -> None:
     assert set(_REASONS) <= {rule.id for rule in verdict_rules()}
     assert {reason.drill for reason in _REASONS.values()} <= {*CATALOGUE, "primary-crash"}
+
+
+def test_who_gave_up_before_anybody_took_over_is_told_of() -> None:
+    """A failover may wait for a person for longer than a statement is held."""
+    early = held(20, "p1", 1, held=1, longest_ms=30_001, refused=1)
+    first, *later = failover(0, "n1", "n2", 2)
+    incident = only([*BEFORE, first, early, *later, held(400, "p1", 2, held=1, longest_ms=2980)])
+    assert incident.impact is not None
+    assert (incident.impact.held, incident.impact.refused, incident.stall_ms) == (2, 1, 30_001)
+
+
+def test_where_nobody_had_to_wait_the_stall_is_the_time_until_an_epoch_served() -> None:
+    incident = only([*PLAIN, held(230, "p1", 2, unknown=1)])
+    assert incident.stall_ms == incident.story.serving_ms == 190

@@ -54,6 +54,11 @@ def test_a_policy_must_suit_the_cluster() -> None:
     assert "there is no such node" in objections(Policy(nodes={"n7": NodeTags()}), VOTERS)[0]
     not_promotable = {name: NodeTags(promotable=False) for name in ("n2", "n3")}
     assert "nobody could take over" in objections(Policy(nodes=not_promotable), VOTERS)[0]
+    reporting = {"n3": NodeTags(promotable=False)}
+    assert "only n1 and n2 would lead or confirm" in objections(Policy(nodes=reporting), VOTERS)[0]
+    assert objections(Policy(nodes=reporting), (*VOTERS, "n4")) == []
+    assert objections(Policy(nodes=reporting, durability=Durability.DEGRADING), VOTERS) == []
+    assert objections(DEFAULT_POLICY, ("n1", "n2")) == []
     assert "would stop all writes at the loss of one node: at most 1" in objections(Policy(confirmations=2), VOTERS)[0]
     assert objections(Policy(confirmations=2, durability=Durability.DEGRADING), VOTERS) == []
     assert "only 2 standbys" in objections(Policy(confirmations=3, durability=Durability.DEGRADING), VOTERS)[0]

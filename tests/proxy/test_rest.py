@@ -162,6 +162,8 @@ def test_every_session_comes_to_rest(pooling: str) -> None:
             *[("gate", (True,)), ("send", (ASKED, 0)), ("overdue", ()), ("gate", (False,))],
         ]
     )
+    @example([("say", (m.parameter_status("x", "z"),)), ("answer", (1,)), ("send", (ASKED, 0)), ("answer", (100,))])
+    @example([("send", (ASKED + b"?\0\0\0\4", 0)), ("answer", (100,))])
     @example([("send", (m.query("copy t from stdin"), 0)), ("attach", ()), ("answer", (100,))])
     @example([("send", (ASKED + m.TERMINATE_MESSAGE, 0)), ("leave", ())])
     def play(events: list[Event]) -> None:

@@ -152,7 +152,6 @@ def _voters(now: ClusterStatus) -> list[RenderableType]:
     lines: list[RenderableType] = [f"voters      {count}"]
     for voter in now.voters:
         style = "red" if voter.would_fail_over else "" if voter.verdict == "healthy" else "yellow"
-        words = f"{voter.verdict or 'no verdict'}: {voter.evidence}"
-        about = "itself " if voter.name == now.primary else ""
-        lines.append(Text(f"            {voter.name}  {about}{words}", style=style))
+        held = f"holds {voter.about_in_words} for {voter.verdict}" if voter.verdict is not None else "has no verdict"
+        lines.append(Text(f"            {voter.name}  {held}: {voter.evidence}", style=style))
     return lines

@@ -80,7 +80,8 @@ class Incident:
     @property
     def stall_ms(self) -> int | None:
         """The stall: the longest wait of a client that is known, else from the first sign until writes were served."""
-        return self.impact.longest_ms if self.impact is not None else self.story.serving_ms
+        waited_ms = self.impact.longest_ms if self.impact is not None else 0
+        return waited_ms or self.story.serving_ms
 
     @property
     def summary(self) -> tuple[str, ...]:
@@ -146,7 +147,7 @@ def _incident(
 
 
 def _impact(own: Sequence[Event], before: int) -> Impact | None:
-    told = [e for e in own if e.kind == "clients.held" and e.epoch > before]
+    told = [e for e in own if e.kind == "clients.held" and e.epoch >= before]  # also who gave up before it was over
     if not told:
         return None
 

@@ -20,6 +20,13 @@ def objections(policy: Policy, voters: Sequence[str]) -> list[str]:
             "policy promotable: fewer than two nodes would be left to lead, and nobody could take over: "
             "leave at least two promotable"
         )
+    elif len(promotable) < min(3, len(voters)) and policy.durability is Durability.STRICT:
+        names = " and ".join(promotable)
+        found.append(
+            f"policy promotable: only {names} would lead or confirm commits, and with durability = strict neither "
+            "could lead without the other: nobody would take over. Leave three nodes promotable, or set "
+            "durability = degrading"
+        )
     if policy.confirmations is not None:
         found += _too_many(policy, policy.confirmations, len(promotable) - 1)
     return found

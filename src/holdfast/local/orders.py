@@ -53,14 +53,23 @@ async def order(cluster: LocalCluster, path: str, body: dict[str, Any]) -> str:
     from aiohttp import ClientError
 
     headers = order_headers(cluster)
+    in_vain: list[str] = []
     for name in cluster.nodes:
         url = f"{cluster.api_url(name)}{path}"
         try:
             async with cluster.http().post(url, json=body, headers=headers) as answer:
                 said = await answer.json(content_type=None)
-        except (ClientError, TimeoutError, OSError, json.JSONDecodeError):
+        except TimeoutError:
+            in_vain.append(name)
+            continue
+        except (ClientError, OSError, json.JSONDecodeError):
             continue
         if isinstance(said, dict) and said.get("ok"):
             return str(said.get("message"))
         raise HoldfastError(str(said.get("message")) if isinstance(said, dict) else str(said))
+    if in_vain:
+        raise HoldfastError(
+            f"{' and '.join(in_vain)} did not answer in time, maybe because the store does not: whether the order took "
+            "effect is not known. Look at `holdfast status` and `holdfast policy show` before you give it again"
+        )
     raise HoldfastError(f"no agent answers in {cluster.layout.root}: is the cluster up? (`holdfast status`)")

@@ -52,6 +52,13 @@ class VoterStatus:
     rule: str | None
     would_fail_over: bool
     readings: tuple[Reading, ...]
+    about: str | None = None
+    """The node that it judges."""
+
+    @property
+    def about_in_words(self) -> str:
+        """Whom it judges."""
+        return "itself" if self.about == self.name else self.about or "nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +223,13 @@ def _voter(name: str, report: NodeReport | None) -> VoterStatus:
     if verdict is None:
         return VoterStatus(name, None, "nobody leads whom it could judge", None, False, ())
     return VoterStatus(
-        name, verdict.kind.value, verdict.evidence, verdict.rule, verdict.calls_for_failover, verdict.readings
+        name,
+        verdict.kind.value,
+        verdict.evidence,
+        verdict.rule,
+        verdict.calls_for_failover,
+        verdict.readings,
+        verdict.about.node,
     )
 
 

@@ -98,7 +98,8 @@ async def _ask(cluster: LocalCluster, register: Register, body: dict[str, Any]) 
     if (await cluster.reports())[leader] is None:
         raise HoldfastError(
             f"the agent of {leader} does not answer, and without it nobody can hand over: "
-            f"if {leader} is lost, the others replace it without being asked (`holdfast status`)"
+            f"if {leader} is lost, the others replace it, without being asked or once a person approves: "
+            "`holdfast status` says which"
         )
     limit = ClientTimeout(total=cluster.timeouts.local_start_ms / 1000)
     url = f"{cluster.api_url(leader)}/switchover"

@@ -173,10 +173,11 @@ class Pool:
     def peek(self) -> ServerConnection | None:
         """A connection that may be used now; it stays in the pool. Those that may not are closed on the way."""
         while self.idle:
-            server = self.idle[self._next].server
-            if server.is_open and self.rules.is_fit(server):
+            entry = self.idle[self._next]
+            server, is_sound = entry.server, entry.server.is_open and not entry.is_inside_message
+            if is_sound and self.rules.is_fit(server):
                 return server
-            if server.is_open and not self.rules.has_better(server):
+            if is_sound and not self.rules.has_better(server):
                 return None if self.rules.must_hold(server) else server
             self._pop()
             server.close()
@@ -334,6 +335,11 @@ class _Idle:
         self.server = server
         self.since_s = since_s
         self._cutter: FrameCutter | None = None  # it is hardly ever needed
+
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether the server has said the beginning of a message, whose end a session would not understand."""
+        return self._cutter is not None and not self._cutter.is_empty
 
     def from_server(self, data: bytes) -> None:
         """Nothing was asked: only what comes at any time may come, or a last word."""

@@ -151,7 +151,11 @@ class Relay(Entry):
         buffer, frames = with_own(*self._client_cutter.feed(data))
         begin = end = 0
         for kind, start, end in frames:
-            fate = self._fate_of(kind, buffer, start, end)
+            try:
+                fate = self._fate_of(kind, buffer, start, end)
+            except ProtocolViolation:
+                self._to_server(buffer[begin:start])  # what came before it runs, as on a direct connection
+                raise
             if fate is Fate.FORWARD:
                 if self._translation:
                     self._to_server(buffer[begin:start] + self._translation)
