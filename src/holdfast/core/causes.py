@@ -211,13 +211,16 @@ def _slow_before(story: Story, events: Sequence[Event], against: Sequence[Event]
 
 
 def _changed_before(story: Story, before: Sequence[Event]) -> Iterator[Candidate]:
+    said: list[str] = []
     for event in before:
         if event.kind == "policy.changed" and story.began_at_ms - event.time_ms <= RECENT_MS:
             changes = event.detail.get("changes")
             words = changes_in_words(changes) if isinstance(changes, dict) else str(changes)
             words += f", by {event.detail['by']}" if "by" in event.detail else ""
             ago = duration(story.began_at_ms - event.time_ms)
-            yield Candidate("the policy was changed shortly before", (f"{ago} before: {words}",), "")
+            said.append(f"{ago} before: {words}")
+    if said:
+        yield Candidate("the policy was changed shortly before", tuple(said[-_EVIDENCE_MAX:]), "`holdfast history`")
 
 
 def _readings(event: Event) -> list[Mapping[str, JsonValue]]:

@@ -168,8 +168,9 @@ def _line(event: Event, began_at_ms: float) -> Line:
 def sentence_of(event: Event) -> str:
     """An entry of the journal as a sentence without its subject; of a kind that has none, its details."""
     words = _Words(event)
-    if event.kind in _WORDS:
-        return _WORDS[event.kind].format_map(words)
+    sentence = _WORDS.get(event.kind) or _WORDS_BESIDE.get(event.kind)
+    if sentence is not None:
+        return sentence.format_map(words)
     left_out = ("by", "address", "origin", "readings", "symptoms", "course")
     said = ", ".join(f"{name} {value}" for name, value in event.detail.items() if name not in left_out)
     return f"{said}{words['by_whom']}".strip()
@@ -185,11 +186,20 @@ def _reading(reading: JsonValue) -> str:
 
 def changes_in_words(changes: Mapping[str, JsonValue], before: str = "") -> str:
     """A change of the policy: ``durability = degrading, nodes.n2.priority = 10``."""
-    said = [
-        changes_in_words(value, f"{before}{name}.") if isinstance(value, dict) else f"{before}{name} = {value}"
-        for name, value in changes.items()
-    ]
+    said = []
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            said.append(changes_in_words(value, f"{before}{name}."))
+        else:
+            said.append(f"{before}{name} = {_as_typed(value)}")
     return ", ".join(said)
+
+
+def _as_typed(value: JsonValue) -> str:
+    """As people set it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "unset" if value is None else str(value)
 
 
 class _Words(dict[str, str]):
@@ -271,3 +281,15 @@ _WORDS = {
     "violation": "met what no rule covers, and fenced itself: {reason}",
 }
 """What each kind of entry means, to somebody who has not read the protocol. Kinds that are not here are left out."""
+_WORDS_BESIDE = {
+    "waiting": "waits: {reason}",
+    "cluster.created": "made the cluster, with {node} as its first primary",
+    "handover.planned": "was told to plan a hand-over to {target}{by_whom}",
+    "handover.unplanned": "gave the planned hand-over up{by_whom}",
+    "handover.missed": "did not hand over as planned: {reason}",
+    "handover.refused": "did not hand over as planned: {reason}",
+    "lease.revoked": "took back the lease of {holder}",
+    "quorum.postgres": "waits for {quorum} before it acknowledges",
+    "agent.stopped": "stopped",
+}
+"""The same of entries that are part of no story, for those who read the whole journal."""
