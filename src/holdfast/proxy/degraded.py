@@ -73,15 +73,17 @@ class DegradedPath(FastPath):
             return None
         answer = self.lane.stale.find(question, tolerance_s)
         if answer is not None:
-            self._answered_elsewhere(flight)
+            self.answered_elsewhere(flight)
         return answer
 
-    def _answered_elsewhere(self, flight: Flight) -> None:
-        """What became of the client's unnamed statement; a server that is yet to come is told of it."""
+    def answered_elsewhere(self, flight: Flight) -> None:
+        """The session's server knows nothing of this batch: what became of the client's unnamed statement."""
+        if flight.bind_end and not flight.parse_end:
+            return
         if flight.parse_end:
             self._requests.texts[flight.name] = flight.sql
             self._state.parsed(flight.name, flight.data[: flight.parse_end])
-        elif flight.is_simple:
+        else:
             self._state.closed(b"")
         if self._share is not None:
             self._share.names.answered_elsewhere(flight)

@@ -327,17 +327,9 @@ class Reads:
 
     def _note_unnamed(self, relay: Routed) -> None:
         """What became of the client's unnamed statement, which its own server does not know."""
-        flight, state = self._flight, relay._state
-        if flight.bind_end and not flight.parse_end:
-            return
-        if flight.parse_end:
-            relay._requests.texts[flight.name] = flight.sql
-            state.parsed(flight.name, flight.data[: flight.parse_end])
+        relay.answered_elsewhere(self._flight)
+        if self._flight.parse_end:
             self._unnamed_is_elsewhere = relay._share is None
-        else:
-            state.closed(b"")
-        if relay._share is not None:
-            relay._share.names.answered_elsewhere(flight)
 
     def _redo(self, readback: Readback) -> None:
         """The primary is asked after all; the standby may finish what it says."""
