@@ -169,7 +169,7 @@ async def lose_primary(cluster: LocalCluster, log_mib: int, writer: Writer | Non
         sys.exit(f"{old} does not run")
     server, agent = psutil.Process(found.pid), agents_of(cluster)[old]
     async with await psycopg.AsyncConnection.connect(cluster.superuser_dsn(old, "app"), autocommit=True) as session:
-        senders = [p for p in server.children() if "walsender" in " ".join(p.cmdline())]
+        senders = [sender for sender in server.children() if is_walsender(sender)]
         for sender in senders:
             sender.suspend()
         for _ in range(log_mib):
@@ -185,6 +185,13 @@ async def lose_primary(cluster: LocalCluster, log_mib: int, writer: Writer | Non
         await asyncio.sleep(PAUSE_S)
     agent.resume()
     return killed_s, old, now.epoch
+
+
+def is_walsender(process: psutil.Process) -> bool:
+    """Whether it is one; what ends meanwhile is none."""
+    with suppress(psutil.NoSuchProcess):
+        return "walsender" in " ".join(process.cmdline())
+    return False
 
 
 async def killed_half_way(cluster: LocalCluster, log_mib: int) -> Killed:

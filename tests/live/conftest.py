@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -125,3 +127,13 @@ async def watch_register(cluster: LocalCluster) -> AsyncGenerator[Register, None
             entries = (change.entry,)
         for entry in entries:
             yield Register.from_json(entry.value)
+
+
+def children_named(process: psutil.Process, word: str) -> list[psutil.Process]:
+    """Its children with the word in their titles; one that ends while it is looked at is none of them."""
+    found = []
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+    return found

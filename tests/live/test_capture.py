@@ -17,7 +17,7 @@ from holdfast.local.orders import order
 from holdfast.model.capture import Kind, Occasion, State
 from holdfast.postgres.capture.keep import FILES, verify
 from tests.installations import version_id
-from tests.live.conftest import connect, noted_by_all, the_leader, the_register, until_whole
+from tests.live.conftest import children_named, connect, noted_by_all, the_leader, the_register, until_whole
 from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered, postmaster
 
 __all__ = ["ordered"]
@@ -32,7 +32,7 @@ async def test_a_killed_primary_is_captured_before_it_is_rewound(ordered: LocalC
     before = await asynchronous(ordered)
     old = before.committed.leader.node
     async with await connect(ordered.superuser_dsn(old, "app")) as connection:
-        senders = [p for p in postmaster(ordered, old).children() if "walsender" in " ".join(p.cmdline())]
+        senders = children_named(postmaster(ordered, old), "walsender")
         assert senders
         async with frozen(*senders):
             await connection.execute("SELECT pg_logical_emit_message(true, 'test', %s)", (TOLD.decode(),))

@@ -24,7 +24,7 @@ from holdfast.model.event import Event
 from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.model.register import Phase, Register
 from tests.installations import version_id
-from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_register, until_whole
+from tests.live.conftest import WHOLE_S, children_named, connect, noted_by_all, the_register, until_whole
 from tests.live.test_policy import (
     NEWEST,
     asynchronous,
@@ -86,7 +86,7 @@ async def lose_the_leader(cluster: LocalCluster, before: Register) -> None:
     """It is killed with log that nobody else has, so that it must be taken back before it may follow."""
     old = before.committed.leader.node
     async with await connect(cluster.superuser_dsn(old, "app")) as connection:
-        senders = [p for p in postmaster(cluster, old).children() if "walsender" in " ".join(p.cmdline())]
+        senders = children_named(postmaster(cluster, old), "walsender")
         async with frozen(*senders):
             await connection.execute("SELECT pg_logical_emit_message(true, 'test', 'lost')")
             assert (await killed_for_good(cluster, before)).committed.leader.node != old

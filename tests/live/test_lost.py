@@ -13,7 +13,7 @@ from holdfast.core.losses import covered
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.lost import read_lost, rows_of, script_of, without_doubles
 from tests.installations import version_id
-from tests.live.conftest import WHOLE_S, connect, until_whole
+from tests.live.conftest import WHOLE_S, children_named, connect, until_whole
 from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered, postmaster
 
 __all__ = ["ordered"]
@@ -32,7 +32,7 @@ async def walsender(cluster: LocalCluster, leader: str, standby: str) -> psutil.
 
 
 def walreceiver(cluster: LocalCluster, node: str) -> psutil.Process:
-    (found,) = (p for p in postmaster(cluster, node).children() if "walreceiver" in " ".join(p.cmdline()))
+    (found,) = children_named(postmaster(cluster, node), "walreceiver")
     return found
 
 

@@ -16,7 +16,7 @@ from holdfast.model.event import Event
 from holdfast.postgres.config import REPLICATION_ROLE, slot_of
 from holdfast.postgres.files import remove_durably
 from tests.installations import version_id
-from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, until_whole
+from tests.live.conftest import WHOLE_S, children_named, connect, noted_by_all, the_leader, until_whole
 from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered, postmaster
 
 __all__ = ["ordered"]
@@ -35,7 +35,7 @@ async def lose_primary(cluster: LocalCluster, *, spoil: bool) -> tuple[str, int]
     old = before.committed.leader.node
     async with await connect(cluster.superuser_dsn(old, "app")) as connection:
         await connection.execute("CREATE TABLE IF NOT EXISTS rejoining (i int)")
-        senders = [p for p in postmaster(cluster, old).children() if "walsender" in " ".join(p.cmdline())]
+        senders = children_named(postmaster(cluster, old), "walsender")
         assert senders
         async with frozen(*senders):
             await connection.execute("INSERT INTO rejoining SELECT generate_series(1, 1000)")

@@ -13,7 +13,7 @@ from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
 from holdfast.model.capture import Capture
 from tests.installations import version_id
-from tests.live.conftest import connect, noted_by_all, until_whole
+from tests.live.conftest import children_named, connect, noted_by_all, until_whole
 from tests.live.test_policy import NEWEST, asynchronous, frozen, killed_for_good, ordered, postmaster
 from tests.live.test_processes import kill_process
 from tests.node.storage import KEY, FakeStorage, storage
@@ -56,7 +56,7 @@ async def captured(cluster: LocalCluster) -> Capture:
     before = await asynchronous(cluster)
     old = before.committed.leader.node
     async with await connect(cluster.superuser_dsn(old, "app")) as connection:
-        senders = [p for p in postmaster(cluster, old).children() if "walsender" in " ".join(p.cmdline())]
+        senders = children_named(postmaster(cluster, old), "walsender")
         async with frozen(*senders):
             await connection.execute("SELECT pg_logical_emit_message(true, 'test', 'of its own')")
             after = await killed_for_good(cluster, before)

@@ -26,7 +26,16 @@ from holdfast.model.event import Event
 from holdfast.model.policy import DEFAULT_POLICY
 from holdfast.model.report import VerdictKind
 from holdfast.postgres.installation import Installation
-from tests.live.conftest import WHOLE_S, connect, noted_by_all, the_leader, the_register, until_whole, watch_register
+from tests.live.conftest import (
+    WHOLE_S,
+    children_named,
+    connect,
+    noted_by_all,
+    the_leader,
+    the_register,
+    until_whole,
+    watch_register,
+)
 from tests.live.test_processes import kill_process
 from tests.ports import next_window
 
@@ -44,8 +53,7 @@ def postmaster(cluster: LocalCluster, node: str) -> psutil.Process:
 
 
 def walreceiver(cluster: LocalCluster, node: str) -> psutil.Process:
-    children = postmaster(cluster, node).children()
-    return next(c for c in children if "walreceiver" in " ".join(c.cmdline()))
+    return children_named(postmaster(cluster, node), "walreceiver")[0]
 
 
 @contextlib.contextmanager
