@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -100,3 +101,10 @@ def test_exit_status(error: BaseException, status: int) -> None:
 
 def test_the_group_is_what_the_entry_point_names() -> None:
     assert isinstance(main, click.Group)
+
+
+def test_the_fingerprint_of_a_statement() -> None:
+    said = holdfast("quarantine", "fingerprint", "SELECT * FROM prices WHERE product = 4711")
+    assert re.fullmatch(r"[0-9a-f]{12}  select \* from prices where product = \?", said.stdout.strip())
+    told = json.loads(holdfast("quarantine", "fingerprint", "select * from prices where product=$1", "--json").stdout)
+    assert said.stdout.startswith(told["id"])

@@ -15,6 +15,13 @@ from tests.core.builders import N1, N3, observation
 VOTERS = ("n1", "n2", "n3")
 
 
+def test_answers_that_may_be_old_are_named_by_fingerprints() -> None:
+    assert DEFAULT_POLICY.changed({"stale_by": {"a1b2c3d4e5f6": 300}}).stale_by == {"a1b2c3d4e5f6": 300}
+    for wrong in ("select 1", "A1B2C3D4E5F6", "a1b2"):
+        with pytest.raises(ConfigurationError, match="is no fingerprint: `holdfast quarantine fingerprint"):
+            DEFAULT_POLICY.changed({"stale_by": {wrong: 300}})
+
+
 def test_a_policy_survives_the_store() -> None:
     policy = Policy(durability=Durability.DEGRADING, nodes={"n2": NodeTags(priority=3, zone="b")}, paused=True)
     assert Policy.from_json(policy.to_json()) == policy

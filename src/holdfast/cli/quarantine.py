@@ -45,6 +45,23 @@ def list_suspects(directory: Path, as_json: bool) -> None:
         click.echo("no statement is suspected of anything")
 
 
+@quarantine.command("fingerprint")
+@click.argument("sql")
+@json_option
+def show_fingerprint(sql: str, as_json: bool) -> None:
+    """Show the fingerprint of a statement: what it has in common with those that differ only in their values.
+
+    Nobody is asked; any text will do, with values or with $1 in their place. The policy's `stale_by` names it, too.
+    """
+    from holdfast.wire.fingerprint import fingerprint
+
+    found = fingerprint(sql.encode())
+    if as_json:
+        print_json({"id": found.id, "statement": found.text})
+        return
+    click.echo(f"{found.id}  {found.text}")
+
+
 @quarantine.command("release")
 @click.argument("suspect", metavar="ID")
 @directory_option

@@ -5,13 +5,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from holdfast.model.errors import ConfigurationError, RegisterError
 from holdfast.model.register import NodeName
 from holdfast.model.traffic import BUILT_IN, ClassName, TrafficClass, with_changes
 
 POLICY_FORMAT = 1
+FINGERPRINT_DIGITS = 12
 DEFAULT_MAXIMUM_LAG_BYTES = 1024 * 1024
 
 
@@ -217,6 +218,16 @@ class Policy(BaseModel):
                 "upgrade every process of the cluster to the same version"
             )
         return policy
+
+    @field_validator("stale_by")
+    @classmethod
+    def _are_fingerprints(cls, stale_by: dict[str, int]) -> dict[str, int]:
+        for name in stale_by:
+            if not (len(name) == FINGERPRINT_DIGITS and set(name) <= set("0123456789abcdef")):
+                raise ValueError(
+                    f"{name!r} is no fingerprint: `holdfast quarantine fingerprint 'SELECT …'` says that of a statement"
+                )
+        return stale_by
 
     def changed(self, changes: dict[str, Any]) -> Policy:
         """This policy with other values; raises ConfigurationError that names every wrong one.
