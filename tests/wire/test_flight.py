@@ -24,8 +24,11 @@ def test_a_batch_that_binds_nothing_is_none() -> None:
     assert (flight.portal, flight.bind_at, flight.bind_end) == (b"", 0, 0)
 
 
-@pytest.mark.parametrize("text", [b"select attempts, template from t", b"update contempt set a = 1", b"select temps"])
-def test_words_that_only_have_temp_in_them_are_plain(text: bytes) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [b"select attempts, template from t", b"select executed_at from t", b"update contempt set a = 1", b"select temps"],
+)
+def test_words_that_only_have_such_a_word_in_them_are_plain(text: bytes) -> None:
     assert is_plain(text)
 
 

@@ -174,3 +174,16 @@ def test_a_comment_that_ends_at_a_carriage_return_hides_no_statement_from_what_i
     state = SessionState()
     run(state, "set a.b = '1' -- x\r; insert into audit values (1)")
     assert list(state.settings.values()) == ["set a.b = '1' -- x\r"]
+
+
+@pytest.mark.parametrize("sql", ["explain analyze execute p", "create table t as execute p (1)", "EXECUTE p"])
+def test_execute_counts_wherever_it_stands(sql: str) -> None:
+    state = SessionState()
+    run(state, "prepare p as select pg_advisory_lock(1)", sql)
+    assert state.pins == {Pin.ADVISORY_LOCK}
+
+
+def test_a_column_of_that_name_executes_nothing() -> None:
+    state = SessionState()
+    run(state, "prepare p as select pg_advisory_lock(1)", "select execute, executed_at from p")
+    assert state.pins == set()

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from holdfast.model.errors import ConfigurationError, RegisterError
 from holdfast.model.register import NodeName
+from holdfast.model.suspect import FINGERPRINT_DIGITS
 from holdfast.model.traffic import BUILT_IN, ClassName, TrafficClass, with_changes
 
 POLICY_FORMAT = 1
-FINGERPRINT_DIGITS = 12
 DEFAULT_MAXIMUM_LAG_BYTES = 1024 * 1024
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.model.errors import RegisterError
+
+FINGERPRINT_DIGITS: Final = 12
+"""Hexadecimal ones, of a statement's id."""
 
 
 class Standing(StrEnum):

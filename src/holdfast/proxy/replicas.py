@@ -46,7 +46,7 @@ _GONE: Final = "it is not read from any more"
 
 
 @dataclass(slots=True)
-class Counters:
+class ReadCounters:
     """What became of reads that a standby could have answered, since the start."""
 
     on_standbys: int = 0
@@ -214,7 +214,7 @@ class Replicas:
     changed: Callable[[], None] = lambda: None
     """Called when a standby has left those that are read from, or has come back."""
     primary: Primary = field(default_factory=Primary)
-    counters: Counters = field(default_factory=Counters)
+    counters: ReadCounters = field(default_factory=ReadCounters)
     verdicts: Verdicts = field(default_factory=Verdicts)
     moments: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """What happens here, in order."""
@@ -392,7 +392,7 @@ class Replicas:
     def status(self) -> dict[str, Any]:
         """For ``/status``."""
         return {
-            **{name: getattr(self.counters, name) for name in Counters.__slots__},
+            **{name: getattr(self.counters, name) for name in ReadCounters.__slots__},
             "standbys": [
                 {
                     "node": r.target.node,

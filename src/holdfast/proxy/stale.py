@@ -73,7 +73,7 @@ class StaleAnswers:
         self._answers.keep(question, _bytes_of(question), data, time.monotonic())
 
     def find(self, question: tuple[Hashable, ...], tolerance_s: int) -> bytes | None:
-        """The notice and the last good answer, up to its ReadyForQuery, if it is young enough."""
+        """The notice and the last good answer, which ends with its ReadyForQuery, if it is young enough."""
         found = self._answers.find(question, time.monotonic(), tolerance_s)
         if found is None:
             return None

@@ -124,6 +124,14 @@ def names_temporary(lowered: bytes) -> bool:
     return b"temp" in lowered and _TEMPORARY.search(lowered) is not None
 
 
+_EXECUTE: Final = re.compile(rb"(?<![a-z0-9_$])execute(?![a-z0-9_$])")
+
+
+def executes(lowered: bytes) -> bool:
+    """Whether a text in lower case has the word EXECUTE in it: what it does is not there to be read."""
+    return b"execute" in lowered and _EXECUTE.search(lowered) is not None
+
+
 _SESSION_LOCK: Final = re.compile(r"pg_(?:try_)?advisory_lock", re.IGNORECASE)
 
 
@@ -256,7 +264,7 @@ def may_have_effect(tag: bytes, sql: bytes) -> bool:
     if not tag.startswith(PLAIN_TAGS):
         return True
     lowered = sql.lower()
-    return b"set_config" in lowered or b"advisory" in lowered or b"execute" in lowered or names_temporary(lowered)
+    return b"set_config" in lowered or b"advisory" in lowered or executes(lowered) or names_temporary(lowered)
 
 
 def effects_of(statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from holdfast.model.suspect import FINGERPRINT_DIGITS
 from holdfast.wire.sql import Control, Kind, Token, control_of, split_statements
 
 READ_BYTES_MAX: Final = 4096
@@ -52,7 +53,7 @@ def fingerprint(sql: bytes) -> Fingerprint:
     text = _TIGHT.sub("", normal)
     if len(text) > TEXT_MAX:
         text = text[: TEXT_MAX - 1] + "…"
-    return Fingerprint(hashlib.sha256(normal.encode("latin-1")).hexdigest()[:12], text)
+    return Fingerprint(hashlib.sha256(normal.encode("latin-1")).hexdigest()[:FINGERPRINT_DIGITS], text)
 
 
 @lru_cache(maxsize=512)

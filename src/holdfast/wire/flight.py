@@ -15,7 +15,7 @@ from typing import Final
 
 from holdfast.wire import heads
 from holdfast.wire import messages as m
-from holdfast.wire.effects import PLAIN_TAGS, names_temporary
+from holdfast.wire.effects import PLAIN_TAGS, executes, names_temporary
 from holdfast.wire.frames import FRAME_BYTES_MAX, HEADER_BYTES, WHOLE_BYTES_MAX
 from holdfast.wire.own import MARK
 
@@ -67,8 +67,8 @@ def is_plain(text: bytes) -> bool:
     And it needs no translation on a shared connection (`sharing`), and is not meant for the proxy (`own`).
     """
     lowered = text.lower()
-    is_special = b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered or b"execute" in lowered
-    return not (is_special or MARK in lowered or names_temporary(lowered))
+    is_special = b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered or MARK in lowered
+    return not (is_special or executes(lowered) or names_temporary(lowered))
 
 
 _is_plain_again = lru_cache(maxsize=512)(is_plain)

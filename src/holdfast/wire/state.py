@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.wire import messages as m
-from holdfast.wire.effects import Effect, Pin, Verb, body_of, effects_of, may_have_effect
+from holdfast.wire.effects import Effect, Pin, Verb, body_of, effects_of, executes, may_have_effect
 from holdfast.wire.frames import HEADER_BYTES
 from holdfast.wire.own import PREFIX
-from holdfast.wire.sql import Control, Statement, control_of, savepoint_of, split_statements
+from holdfast.wire.sql import Control, Kind, Statement, control_of, savepoint_of, split_statements
 
 LOST_SAVEPOINT = "holdfast_transaction_lost_with_its_server"
 """Rolling back to it, which does not exist, makes a fresh transaction a failed one; the server's log shows the name."""
@@ -99,11 +99,15 @@ class SessionState:
                 self._apply(effect)
 
     def _effects_of(self, statement: Statement, values: Sequence[bytes | None] = ()) -> list[Effect]:
-        if statement.word(0) != "execute":
-            return effects_of(statement, values)
-        prepared = self._text_of(statement.name(1).encode("latin-1"))
+        own = effects_of(statement, values)
         # The values are expressions here: a setting made of them is not known.
-        return [effect for each in split_statements(prepared) for effect in effects_of(body_of(each))]
+        return own + [effect for each in self._executed_by(statement) for effect in effects_of(body_of(each))]
+
+    def _executed_by(self, statement: Statement) -> Iterator[Statement]:
+        """What is prepared and executed: EXECUTE p, also behind EXPLAIN ANALYZE or CREATE TABLE … AS."""
+        for index, token in enumerate(statement.tokens):
+            if token == (Kind.WORD, "execute"):
+                yield from split_statements(self._text_of(statement.name(index + 1).encode("latin-1")))
 
     def _text_of(self, name: bytes) -> bytes:
         """The text that made a prepared statement; empty if there is none of that name."""
@@ -152,12 +156,10 @@ class SessionState:
     def failed(self, sql: bytes) -> None:
         """A statement failed. A session-level advisory lock that it took before is kept nevertheless."""
         lowered = sql.lower()
-        if b"advisory" in lowered or (b"execute" in lowered and self._executes_advisory(sql)):
+        executed = split_statements(sql) if executes(lowered) else ()
+        texts = [each.text.lower() for statement in executed for each in self._executed_by(statement)]
+        if b"advisory" in lowered or any("advisory" in text for text in texts):
             self.pins.add(Pin.ADVISORY_LOCK)
-
-    def _executes_advisory(self, sql: bytes) -> bool:
-        executed = (each.name(1).encode("latin-1") for each in split_statements(sql) if each.word(0) == "execute")
-        return any(b"advisory" in self._text_of(name).lower() for name in executed)
 
     @property
     def has_uncommitted(self) -> bool:
