@@ -42,8 +42,12 @@ async def guard_status(cluster: LocalCluster) -> dict[str, Any]:
 
 
 async def switch_guard(cluster: LocalCluster, on: bool) -> None:
-    """Set the policy, and wait until the proxy obeys it."""
-    await order(cluster, "/policy", {"commit_guard": on, "capture_wait_s": 0})
+    """Set the policy, and wait until the proxy obeys it.
+
+    Nothing is quarantined: a statement that every client runs is in flight whenever a primary is killed, and would be
+    refused after the second.
+    """
+    await order(cluster, "/policy", {"commit_guard": on, "capture_wait_s": 0, "quarantine": "off"})
     while (await guard_status(cluster))["on"] is not on:  # noqa: ASYNC110 - the proxy is asked, it does not call
         await asyncio.sleep(0.02)
 

@@ -142,7 +142,7 @@ def test_words_that_are_no_command() -> None:
         (b"[storage]\n", ("unknown setting storage", "known here: ")),
         (b"[store]\nendpoints = 3\n", ("setting store.endpoints",)),
         (b"[store]\nendpoints = ['localhost:2379']\n", ("store.endpoints", "http://host:2379")),
-        (b"[timeouts]\nsilence_ms = 'long'\n", ("timeouts.silence_ms", "integer")),
+        (b"[timeouts]\nsilence_ms = 'long'\n", ("timeouts.silence_ms", "whole number")),
         (b"[timeouts]\nsilence_ms = 900\n", ("timeouts.silence_ms = 900", "2 times timeouts.heartbeat_interval_ms")),
         (b"[timeouts]\npeer_timeout_ms = 600\n", ("timeouts.heartbeat_interval_ms = 500", "timeouts.peer_timeout_ms")),
         (b"[cluster]\nnodes = ['n1', 'n2', 'n1']\n", ("setting cluster.nodes: n1 is listed twice",)),

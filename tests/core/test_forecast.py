@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.core.forecast import Estimate, Forecast, Standing, forecast
-from holdfast.model.policy import DEFAULT_POLICY, Durability, NodeTags, Policy, Promotion
+from holdfast.model.policy import DEFAULT_POLICY, Durability, Policy, Promotion
 from holdfast.model.register import Configuration, Phase, Quorum, Register
 from holdfast.model.report import NodeReport, VerdictKind
 from holdfast.model.server import ServerStatus
@@ -77,10 +77,18 @@ def test_local_commits_may_lose_what_the_candidate_lacks() -> None:
 
 
 def test_what_policy_asks_for_first_is_told() -> None:
-    careful = Policy(promotion=Promotion.APPROVED, paused=True, nodes={"n3": NodeTags(promotable=False)})
+    careful = Policy(promotion=Promotion.APPROVED, paused=True)
     takeover = look(WHOLE, policy=careful).if_primary_died
     assert "the policy asks for approval: a failover waits for `holdfast approve`" in takeover.obstacles
-    assert takeover.obstacles[0].startswith("the cluster is paused by policy")
+    assert takeover.candidate is None
+    assert takeover.because == "the cluster is paused by policy: nobody would take over before `holdfast resume`"
+
+
+def test_nobody_takes_over_when_too_few_are_left_to_agree() -> None:
+    watched = replace(register(), voters=("n1", "n2", "n3", "w1", "w2"), witnesses=("w1", "w2"))
+    takeover = look({**WHOLE, "w1": None, "w2": None}, watched).if_primary_died
+    assert takeover.candidate is None
+    assert takeover.because.startswith("only 2 of 5 voters would be left, and 3 must agree")
 
 
 def test_five_nodes_survive_a_standby_and_then_the_primary() -> None:

@@ -57,6 +57,18 @@ def test_the_parts_add_up_to_the_time_until_an_epoch_served() -> None:
     assert {p.name for p in incident.parts} == set(PHASES) - {"reroute"}
 
 
+def test_the_time_that_a_person_took_is_a_part_of_its_own() -> None:
+    first_sign, *rest = failover(0, "n1", "n2", 2)
+    asks = [event(ms, who, "waiting", 1, None, reason="asks", what="approval") for ms, who in ((40, "n2"), (55, "n3"))]
+    approved = event(60_000, "n3", "failover.approved", 1, None, by="alice as root on db1")
+    later = [e for e in failover(60_000, "n1", "n2", 2) if e.kind != "verdict.changed"]
+    incident = only([*BEFORE, first_sign, rest[0], *asks, approved, *later])
+    assert [(p.name, p.ms) for p in incident.parts][:3] == [("detect", 40.0), ("approve", 60_010.0), ("recruit", 10.0)]
+    assert sum(p.ms for p in incident.parts) == incident.stall_ms == 60_190
+    for_nodes = dataclasses.replace(asks[0], detail={"reason": "asks", "what": "nodes"})
+    assert "approve" not in {p.name for p in only([*BEFORE, first_sign, for_nodes, *rest]).parts}
+
+
 def test_what_clients_met_is_what_all_proxies_say() -> None:
     told = [held(250, "p1", 2, held=7, longest_ms=240, undone=2), held(260, "p2", 2, held=3, longest_ms=900, unknown=1)]
     incident = only([*PLAIN, *told])

@@ -38,15 +38,24 @@ def test_changes_merge_into_what_there_is() -> None:
     assert not both.promotable("n3")
     assert both.durability is Durability.DEGRADING
     assert both.changed({"nodes": {"n2": {"zone": None}}}).tags("n2") == NodeTags(priority=3)
+    assert both.changed({"durability": None}).durability is Durability.STRICT
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"durability": "sometimes"}, "policy durability: input should be"),
+        ({"durability": "sometimes"}, "policy durability: should be"),
         ({"colour": "red"}, "policy colour is not known"),
-        ({"confirmations": 0}, "policy confirmations: input should be greater than or equal to 1, not 0"),
-        ({"nodes": {"n2": {"zone": "Zone A"}}}, "policy nodes.n2.zone"),
+        ({"confirmations": 0}, "policy confirmations: should be at least 1, not 0"),
+        (
+            {"nodes": {"n2": {"zone": "Zone A"}}},
+            "policy nodes.n2.zone: should be at most 31 of a-z, 0-9 and -",
+        ),
+        ({"paused": "maybe"}, "policy paused: should be true or false, not 'maybe'"),
+        ({"capture_wait_s": 1.5}, "policy capture_wait_s: should be a whole number, not 1.5"),
+        ({"objective_availability_percent": 100}, "should be less than 100, not 100"),
+        ({"classes": {"Own": {"share": 3}}}, "policy classes.Own: should be 1 to 31 of a-z"),
+        ({"format": 3}, "policy format is not a setting"),
         ({"nodes": {"n2": {"colour": None}}}, "policy nodes.n2.colour is not known"),
         ({"nodes": {"N2": {}}}, "a node's name is 1 to 16"),
     ],

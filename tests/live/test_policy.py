@@ -256,7 +256,7 @@ async def test_a_node_that_is_not_promotable_confirms_nothing_and_is_never_chose
 async def test_a_wrong_policy_changes_nothing(ordered: LocalCluster) -> None:
     before = await ordered.policy()
     for changes, said in (
-        ({"durability": "never"}, "policy durability: input should be"),
+        ({"durability": "never"}, "policy durability: should be"),
         ({"confirmations": 2}, "would stop all writes at the loss of one node"),
         ({"nodes": {"n9": {"priority": 1}}}, "there is no such node"),
         ({"nodes": {"n3": {"promotable": False}}}, "nobody would take over"),

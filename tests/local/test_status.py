@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from holdfast.core.forecast import Forecast, Takeover
-from holdfast.core.quorum import Tolerance
+from holdfast.core.quorum import Tolerance, tolerance
 from holdfast.local.status import durability_in_words, in_words, while_lost, without_register
 from holdfast.model.policy import Durability, Policy
 from holdfast.model.register import Member, Quorum
+
+N2 = Member("n2", "00000002")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,14 @@ from holdfast.model.register import Member, Quorum
 )
 def test_in_words(primary: bool, standbys: int, words: str) -> None:
     assert in_words(Tolerance(primary, standbys), None, serving=True).startswith(words)
+
+
+def test_a_cluster_that_may_degrade_can_lose_every_standby() -> None:
+    last = tolerance(Quorum(frozenset({N2}), 1), [N2], may_degrade=True)
+    assert (last.primary, last.standbys) == (False, 1)
+    words = in_words(Tolerance(primary=True, standbys=2), None, serving=True, may_degrade=True)
+    assert words.startswith("the primary or 2 standbys may be lost; without any standby, writes go on")
+    assert "wait" not in in_words(Tolerance(primary=False, standbys=0), None, serving=True, may_degrade=True)
 
 
 def test_in_words_when_something_is_missing() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.cli.failures import run
+from holdfast.model.errors import HoldfastError, StoreUnavailable
 
 if TYPE_CHECKING:
     from holdfast.local.cluster import LocalCluster
@@ -15,7 +16,10 @@ T = TypeVar("T")
 
 
 def with_cluster(directory: Path, work: Callable[[LocalCluster], Awaitable[T]]) -> T:
-    """Run ``work`` on the cluster of a directory; raises ConfigurationError if there is none, and what it raises."""
+    """Run ``work`` on the cluster of a directory.
+
+    Raises ConfigurationError if there is none, HoldfastError if nothing of it runs, and what ``work`` raises.
+    """
     from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local.cluster import LocalCluster
 
@@ -25,6 +29,10 @@ def with_cluster(directory: Path, work: Callable[[LocalCluster], Awaitable[T]]) 
     async def whole() -> T:
         try:
             return await work(cluster)
+        except StoreUnavailable as error:
+            if cluster.state().is_alive or cluster.has_leftovers():
+                raise
+            raise HoldfastError(f"nothing runs of the cluster in {directory}: `holdfast up` starts it again") from error
         finally:
             await cluster.close()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,21 @@ import click
 
 DEFAULT_DIRECTORY = Path("holdfast-data")
 
+_DIRECTORY_KEY = "holdfast.directory"
+
+
+def _note_directory(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    ctx.meta[_DIRECTORY_KEY] = value
+    return value
+
+
 directory_option = click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
     default=DEFAULT_DIRECTORY,
     show_default=True,
+    callback=_note_directory,
     help="Directory of the cluster.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -33,8 +44,26 @@ def command_name() -> str:
 
 
 def as_typed(text: str) -> str:
-    """A text in which the commands in backquotes can be typed as they stand."""
-    return text.replace("`holdfast ", f"`{command_name()} ")
+    """A text in which the commands in backquotes can be typed as they stand: for the cluster that was asked for."""
+    return _COMMAND.sub(lambda found: f"`{command_name()} {found[1]}{_directory_of(found[1])}`", text)
+
+
+_COMMAND = re.compile(r"`holdfast ([^`]+)`")
+
+
+def _directory_of(words: str) -> str:
+    """The ``--dir`` that a command needs to meet the same cluster as the one that is running."""
+    ctx = click.get_current_context(silent=True)
+    directory = ctx.meta.get(_DIRECTORY_KEY, DEFAULT_DIRECTORY) if ctx is not None else DEFAULT_DIRECTORY
+    if ctx is None or directory == DEFAULT_DIRECTORY or " --dir" in words:
+        return ""
+    command: click.Command | None = ctx.find_root().command
+    for word in words.split():
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(ctx, word)
+    takes_one = command is not None and any("--dir" in parameter.opts for parameter in command.params)
+    return f" --dir {shlex.quote(str(directory))}" if takes_one else ""
 
 
 class Steps:

@@ -49,7 +49,7 @@ def set_policy(changes: tuple[str, ...], directory: Path, as_json: bool) -> None
     """Change the policy: validated first, then in force at every node within a moment.
 
     NAME is a setting of `holdfast policy show`, NODE.TAG, or classes.CLASS.SETTING: `durability=degrading`,
-    `confirmations=2` (`confirmations=` for the default), `n3.promotable=false`, `n2.priority=10`,
+    `confirmations=2` (`confirmations=` for the default, of any setting), `n3.promotable=false`, `n2.priority=10`,
     `classes.background.users=etl,reports` (`classes.background=` for a class as it was).
     """
     _give(directory, "/policy", parse_changes(changes), as_json)

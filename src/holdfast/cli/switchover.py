@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from holdfast.cli.failures import run
+from holdfast.cli.clusters import with_cluster
 from holdfast.cli.output import Steps, directory_option, json_option, print_json
-
-if TYPE_CHECKING:
-    from holdfast.local.cluster import LocalCluster
-
-T = TypeVar("T")
 
 
 @click.command()
@@ -35,34 +28,31 @@ def switchover(
     session that holds what cannot move (temporary tables, say). If the standby does not get the last record in time,
     the primary starts again and goes on.
     """
-    from holdfast.cli.logs import configure_quiet_logs
     from holdfast.local import switchover as switching
-    from holdfast.local.cluster import LocalCluster
 
     if sum((dry_run, when is not None, cancel)) > 1 or (cancel and target is not None):
         raise click.UsageError("--dry-run, --at and --cancel exclude each other, and --cancel takes no --to.")
-    configure_quiet_logs()
     at = switching.parse_time(when, datetime.now(UTC)) if when is not None else None
-    cluster = LocalCluster.open(directory)
     if cancel:
-        _tell(as_json, _closing(cluster, switching.cancel(cluster)))
+        _tell(as_json, with_cluster(directory, switching.cancel))
     elif at is not None:
-        _tell(as_json, _closing(cluster, switching.plan(cluster, target, at)), at=at.isoformat())
+        planned = with_cluster(directory, lambda cluster: switching.plan(cluster, target, at))
+        _tell(as_json, planned, at=at.isoformat())
     elif dry_run:
-        lines = run(_closing(cluster, switching.rehearse(cluster, target)))
+        lines = with_cluster(directory, lambda cluster: switching.rehearse(cluster, target))
         if as_json:
             print_json({"ok": True, "dry_run": True, "message": lines[0], "steps": lines[1:]})
         else:
             click.echo("\n".join(lines))
     else:
-        _switch_over(cluster, target, as_json)
+        _switch_over(directory, target, as_json)
 
 
-def _switch_over(cluster: LocalCluster, target: str | None, as_json: bool) -> None:
+def _switch_over(directory: Path, target: str | None, as_json: bool) -> None:
     steps = Steps(quiet=as_json)
     steps(f"asking the primary to hand over to {target or 'the most suitable standby'}")
     began_at = time.monotonic()
-    message = run(_closing(cluster, cluster.switch_over(target)))
+    message = with_cluster(directory, lambda cluster: cluster.switch_over(target))
     if as_json:
         duration_ms = round((time.monotonic() - began_at) * 1000)
         print_json({"ok": True, "message": message, "duration_ms": duration_ms})
@@ -70,16 +60,8 @@ def _switch_over(cluster: LocalCluster, target: str | None, as_json: bool) -> No
         steps(message)
 
 
-def _tell(as_json: bool, work: Coroutine[Any, Any, str], **more: str) -> None:
-    message = run(work)
+def _tell(as_json: bool, message: str, **more: str) -> None:
     if as_json:
         print_json({"ok": True, "message": message, **more})
     else:
         click.echo("; ".join((message, *more.values())))
-
-
-async def _closing(cluster: LocalCluster, work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return await work
-    finally:
-        await cluster.close()

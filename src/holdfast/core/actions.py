@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from holdfast.core.choice import ChoiceReason
 from holdfast.model.register import Member, Quorum, RegisterAge
@@ -159,11 +160,21 @@ class RevokeLease:
     """See to it that the lost leader's lease can be renewed no more."""
 
 
+class Awaited(StrEnum):
+    """What a failover may wait for."""
+
+    NODES = "nodes"
+    """Some must come back first."""
+    APPROVAL = "approval"
+    """A person's word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Await:
     """Tell people what the cluster waits for."""
 
     reason: str
+    what: Awaited = Awaited.NODES
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from holdfast.core.actions import (
     Action,
     AskPeers,
     Await,
+    Awaited,
     CancelHandOver,
     ChooseCandidate,
     OpenEpoch,
@@ -162,7 +163,8 @@ def _lost(o: Observation, register: Register) -> tuple[str, str]:
 def _suspected(o: Observation, register: Register) -> tuple[Action, ...]:
     why, state = _lost(o, register)
     if o.policy.promotion is Promotion.APPROVED and o.approved_epoch != register.epoch:
-        return (Await(f"{state}: a failover waits for `holdfast approve`, as the policy asks"),)
+        words = f"{state}: a failover waits for `holdfast approve`, as the policy asks"
+        return (Await(words, Awaited.APPROVAL),)
     return _open(o, register, why, state)
 
 

@@ -124,7 +124,8 @@ def _without_primary(now: Standing, gone: frozenset[str]) -> Takeover:
     register, committed = now.register, now.register.committed
     left = {name: report for name, report in now.reports.items() if name not in gone and name in register.voters}
     obstacles = [words for name, report in left.items() for words in _objections(name, report, now)]
-    obstacles += _waits(now, left)
+    bars = _bars(now, left)
+    obstacles += _waits(now)
     recruits = _recruits_of(now, left)
     willing = _willing(now, recruits)
     lead = now.reports.get(committed.leader.node)
@@ -134,7 +135,9 @@ def _without_primary(now: Standing, gone: frozenset[str]) -> Takeover:
     )
     choice = choose(committed, recruits, Wishes(policy=now.policy, allowance=allowance))
     if choice is None or not prevote_passes(_as_seen_by_nobody(now, left), register, willing):
-        return Takeover(None, _why_nobody(now, willing), None, None, tuple(obstacles))
+        return Takeover(None, _why_nobody(now, willing), None, None, (*obstacles, *bars))
+    if bars:
+        return Takeover(None, bars[0], None, None, (*obstacles, *bars[1:]))
     candidate = choice.candidate
     rpo_bytes = 0 if committed.quorum.k > 0 else _lag_bytes(now.reports, committed.leader, candidate)
     local = is_local(committed.quorum)
@@ -179,23 +182,29 @@ def _as_seen_by_nobody(now: Standing, left: Reports) -> Observation:
     )
 
 
-def _waits(now: Standing, left: Reports) -> list[str]:
-    """What a failover would wait for, or could not do without."""
+def _bars(now: Standing, left: Reports) -> list[str]:
+    """What forbids a failover although somebody could take over."""
     found = []
     voters = now.register.voters
     voting = [name for name, report in left.items() if report is not None and report.store_connected]
     majority = len(voters) // 2 + 1
     if now.policy.paused:
         found.append("the cluster is paused by policy: nobody would take over before `holdfast resume`")
-    if now.policy.promotion is Promotion.APPROVED:
-        found.append("the policy asks for approval: a failover waits for `holdfast approve`")
-    if not now.register.committed.quorum.k:
-        found.append(f"commits are local: who takes over waits until the lease ends ({now.timeouts.lease_ms} ms)")
     if len(voting) < majority:
         found.append(
             f"only {len(voting)} of {len(voters)} voters would be left, and {majority} must agree that the primary is "
             "lost (its own agent, if it lives, needs nobody)"
         )
+    return found
+
+
+def _waits(now: Standing) -> list[str]:
+    """What a failover would wait for."""
+    found = []
+    if now.policy.promotion is Promotion.APPROVED:
+        found.append("the policy asks for approval: a failover waits for `holdfast approve`")
+    if not now.register.committed.quorum.k:
+        found.append(f"commits are local: who takes over waits until the lease ends ({now.timeouts.lease_ms} ms)")
     return found
 
 

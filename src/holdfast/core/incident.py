@@ -22,7 +22,7 @@ from holdfast.core.cost import (
 )
 from holdfast.core.course import Course, together
 from holdfast.core.losses import proof
-from holdfast.core.phases import PHASE_MEANING, PHASES, phase_durations
+from holdfast.core.phases import APPROVAL_MEANING, PHASE_MEANING, PHASES, approval_wait_ms, phase_durations
 from holdfast.core.playbook import Scene, Standing, playbook
 from holdfast.core.story import Story, chapters
 from holdfast.core.whose import Whose, whose
@@ -122,8 +122,7 @@ def _incident(
     silent: Sequence[str],
     before: int,
 ) -> Incident:
-    durations = phase_durations(own, began_at_ms=story.began_at_ms, epoch_before=before)
-    parts = tuple(Part(name, durations[name], PHASE_MEANING[name]) for name in PHASES if name != "reroute")
+    parts = _parts(story, own, before)
     impact = _impact(own, before)
     losses = _losses(story, events, accounts, silent, {e.epoch for e in own if e.kind == "epoch.opened"})
     earlier = [e for e in events if e.time_ms < story.began_at_ms]
@@ -144,6 +143,16 @@ def _incident(
         whose=whose(own),
         evidence=tuple(f"{line.who} {line.says}." for line in story.lines if line.kind in _EVIDENCE),
     )
+
+
+def _parts(story: Story, own: Sequence[Event], before: int) -> tuple[Part, ...]:
+    durations = phase_durations(own, began_at_ms=story.began_at_ms, epoch_before=before)
+    parts = [Part(name, durations[name], PHASE_MEANING[name]) for name in PHASES if name != "reroute"]
+    waited_ms = min(approval_wait_ms(own, epoch_before=before), durations["detect"])
+    if waited_ms:
+        detect = replace(parts[0], ms=round(parts[0].ms - waited_ms, 3))
+        parts[:1] = [detect, Part("approve", round(waited_ms, 3), APPROVAL_MEANING)]
+    return tuple(parts)
 
 
 def _impact(own: Sequence[Event], before: int) -> Impact | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast.core.actions import Awaited
 from holdfast.core.causality import in_order
 from holdfast.model.event import Event
 
@@ -53,6 +54,20 @@ def phase_durations(
         first_ms = next((at_ms for at_ms in acknowledged_at_ms if at_ms >= reached_ms), reached_ms)
         durations["reroute"] = first_ms - reached_ms
     return {name: round(ms, 3) for name, ms in durations.items()}
+
+
+APPROVAL_MEANING = "until a person approved the failover, as the policy asks"
+"""Of a part that only failovers have which waited for it; `phase_durations` counts it to detection."""
+
+
+def approval_wait_ms(events: Sequence[Event], *, epoch_before: int) -> float:
+    """For how long the end of the epoch waited for a person, from the first voter that asked; 0 if nobody was asked."""
+    ended = [e.time_ms for e in events if e.kind == ENDS["detect"] and e.epoch > epoch_before]
+    asked = [e.time_ms for e in events if e.kind == "waiting" and e.detail.get("what") == Awaited.APPROVAL]
+    until_ms = min(ended, default=None)
+    if until_ms is None or not asked:
+        return 0.0
+    return max(0.0, until_ms - min(asked))
 
 
 def failover_marks(events: Sequence[Event], *, epoch_before: int) -> dict[str, float]:

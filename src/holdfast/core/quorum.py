@@ -112,9 +112,9 @@ class Tolerance:
     """How many members may be lost, the primary staying, before writes wait."""
 
 
-def tolerance(quorum: Quorum, streaming: Collection[Member]) -> Tolerance:
-    """What may be lost now, given the members that stream."""
+def tolerance(quorum: Quorum, streaming: Collection[Member], *, may_degrade: bool = False) -> Tolerance:
+    """What may be lost now, given the members that stream; ``may_degrade``: without any, commits are local."""
     present = len(quorum.members & frozenset(streaming))
     # After the primary's loss one of the present is promoted and another must confirm its barrier.
     survives_primary = quorum.k >= 1 and present >= max(quorum.recruits_needed, 2)
-    return Tolerance(survives_primary, max(0, present - quorum.k))
+    return Tolerance(survives_primary, present if may_degrade else max(0, present - quorum.k))

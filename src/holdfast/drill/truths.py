@@ -154,7 +154,7 @@ def _told(error: psycopg.Error, *, closed: bool, committing: bool) -> Told:
             return Told.UNKNOWN
         case "VC001":
             return Told.COMMITTED_UNANSWERED
-        case "57P01" | "57P03" | "53300" | "25P02" if not closed:
+        case "57P01" | "57P03" | "53300" | "53400" | "25P02" if not closed:
             return Told.NOT_EXECUTED
         case _:
             return Told.NOT_EXECUTED if not committing else Told.BROKEN

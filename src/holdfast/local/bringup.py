@@ -37,7 +37,7 @@ async def bring_up(
         cluster = LocalCluster.create(directory, nodes=count, port=port, witness=witness)
         announce(cluster, progress)
     else:
-        cluster = _reopen(layout, nodes, port)
+        cluster = _reopen(layout, nodes, port, witness)
         if cluster.state().is_alive:
             await cluster.wait_until_serving(progress)
             await _join(cluster, progress)
@@ -89,9 +89,13 @@ def announce(cluster: LocalCluster, progress: Progress) -> None:
     progress(f"{len(cluster.nodes)} nodes as user {user} in {cluster.layout.root}")
 
 
-def _reopen(layout: Layout, nodes: int | None, port: int | None) -> LocalCluster:
+def _reopen(layout: Layout, nodes: int | None, port: int | None, witness: bool) -> LocalCluster:
     """The cluster of an existing directory, its servers found again if they have moved."""
     file = layout.load()
+    if witness and file.witness is None:
+        raise ConfigurationError(
+            f"--witness: the cluster in {layout.root} was made without one; leave --witness out, or use another --dir"
+        )
     if nodes is not None and nodes != len(file.nodes):
         raise ConfigurationError(
             f"--nodes {nodes}: the cluster in {layout.root} has {len(file.nodes)}; "

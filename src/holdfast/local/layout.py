@@ -29,6 +29,7 @@ from holdfast.local.ports import free_ports, is_free, proxy_ports
 from holdfast.model.errors import ConfigurationError, EnvironmentFault
 from holdfast.model.register import NodeName
 from holdfast.model.settings import ClusterName
+from holdfast.model.wish import wish_in_words
 from holdfast.postgres.shared_memory import remove_shared_memory, shared_memory_left_in
 
 FORMAT = 1
@@ -171,7 +172,7 @@ def _describe(error: ErrorDetails) -> str:
     if error["type"] in ("missing", "unexpected_keyword_argument"):
         return f"{name or 'the whole'} is {'missing' if error['type'] == 'missing' else 'not known'}"
     shown = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-    return f"{name or 'the whole'}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}"
+    return f"{name or 'the whole'}: {wish_in_words(error['type'], error['msg'], error.get('ctx'))}{shown}"
 
 
 @dataclass(frozen=True, slots=True)

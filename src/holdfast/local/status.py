@@ -130,7 +130,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     voters = register.voters if register else cluster.nodes
     standing = Standing(register, reports, policy, lease=lease) if register else None
     outlook = forecast(standing) if standing else None
-    tolerated = _tolerance(register, reports, outlook)
+    tolerated = _tolerance(register, reports, outlook, policy)
     may_lose = policy.maximum_lag_bytes if register and is_local(register.committed.quorum) else None
     whole = leader is not None and all((n.streaming and n.isolated is None) or n.name == leader.node for n in nodes)
     return ClusterStatus(
@@ -148,7 +148,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         waiting=_waiting(standing, reports, store=reachable) if running else None,
         tolerates_primary=tolerated.primary,
         tolerates_standbys=tolerated.standbys,
-        tolerates=_tolerates(register, outlook, tolerated, may_lose, reports, running, reachable),
+        tolerates=_tolerates(register, outlook, tolerated, may_lose, policy, reports, running, reachable),
         write_address=f"127.0.0.1:{ports.write}",
         read_address=f"127.0.0.1:{ports.read}",
         healthy=supervised
@@ -197,10 +197,11 @@ def _so_far(lag_ms: int | None) -> str:
 
 def _waiting(standing: Standing | None, reports: dict[str, NodeReport | None], *, store: bool) -> str | None:
     """Why writes wait, or what a failover waits for."""
+    waited = [r for r in reports.values() if r is not None and r.waiting is not None]
     found = impasse(standing) if standing is not None else uncreated(reports) if store else None
-    if found is not None:
-        return str(found)
-    return next((r.waiting for r in reports.values() if r is not None and r.waiting is not None), None)
+    words = str(found) if found is not None else waited[0].waiting if waited else None
+    longest_ms = max((r.waiting_ms or 0 for r in waited), default=0)
+    return f"{words} (for {longest_ms // 1000} s so far)" if words is not None and longest_ms >= 1000 else words
 
 
 def _sickness(reports: dict[str, NodeReport | None]) -> list[str]:
@@ -233,7 +234,9 @@ def _voter(name: str, report: NodeReport | None) -> VoterStatus:
     )
 
 
-def _tolerance(register: Register | None, reports: dict[str, NodeReport | None], outlook: Forecast | None) -> Tolerance:
+def _tolerance(
+    register: Register | None, reports: dict[str, NodeReport | None], outlook: Forecast | None, policy: Policy
+) -> Tolerance:
     streaming = [r.member for r in reports.values() if r is not None and r.streaming and r.member is not None]
     if register is None:
         names = [r.synchronous_names for r in reports.values() if r is not None and r.status is ServerStatus.PRIMARY]
@@ -241,7 +244,7 @@ def _tolerance(register: Register | None, reports: dict[str, NodeReport | None],
         return replace(tolerance(quorum or NO_QUORUM, streaming), primary=False)
     if register.phase is not Phase.SERVING:
         return Tolerance(primary=False, standbys=0)
-    found = tolerance(register.committed.quorum, streaming)
+    found = tolerance(register.committed.quorum, streaming, may_degrade=policy.local_commits_allowed)
     nobody = outlook is not None and outlook.if_primary_died.candidate is None
     return replace(found, primary=False) if nobody else found
 
@@ -261,6 +264,7 @@ def _tolerates(
     outlook: Forecast | None,
     tolerated: Tolerance,
     may_lose_bytes: int | None,
+    policy: Policy,
     reports: dict[str, NodeReport | None],
     running: bool,
     store: bool,
@@ -274,6 +278,7 @@ def _tolerates(
         running=running,
         store=store,
         successor=outlook is not None and outlook.if_primary_died.candidate is not None,
+        may_degrade=policy.local_commits_allowed,
     )
 
 
@@ -308,6 +313,7 @@ def in_words(
     running: bool = True,
     store: bool = True,
     successor: bool = True,
+    may_degrade: bool = False,
 ) -> str:
     """Which losses the cluster survives now, as a sentence; ``may_lose_bytes`` while commits are local."""
     if not running:
@@ -315,7 +321,7 @@ def in_words(
     if not serving:
         return "no primary serves at the moment: writes wait"
     standbys = {
-        0: "no standby may be lost: writes would wait",
+        0: "no standby streams" if may_degrade else "no standby may be lost: writes would wait",
         1: "one standby may be lost",
     }.get(tolerated.standbys, f"{tolerated.standbys} standbys may be lost")
     if not store:
@@ -324,11 +330,12 @@ def in_words(
         if not successor:
             return "the primary may not be lost: nobody could take over; writes go on without standbys"
         return f"if the primary is lost, up to {may_lose_bytes:,} bytes of its log are; writes go on without standbys"
+    rest = "; without any standby, writes go on, on the primary only" if may_degrade else ""
     if tolerated.primary and tolerated.standbys >= 1:
-        return f"the primary or {standbys.removesuffix(' may be lost')} may be lost"
+        return f"the primary or {standbys.removesuffix(' may be lost')} may be lost{rest}"
     if tolerated.primary:
-        return f"the primary may be lost; {standbys}"
-    return f"the primary may not be lost: nobody could take over without risk; {standbys}"
+        return f"the primary may be lost; {standbys}{rest}"
+    return f"the primary may not be lost: nobody could take over without risk; {standbys}{rest}"
 
 
 def _node(

@@ -11,6 +11,7 @@ from holdfast.model.errors import ConfigurationError, RegisterError
 from holdfast.model.register import NodeName
 from holdfast.model.suspect import FINGERPRINT_DIGITS
 from holdfast.model.traffic import BUILT_IN, ClassName, TrafficClass, with_changes
+from holdfast.model.wish import ZONE, wish_in_words
 
 POLICY_FORMAT = 1
 DEFAULT_MAXIMUM_LAG_BYTES = 1024 * 1024
@@ -61,9 +62,7 @@ class NodeTags(BaseModel):
     promotable: bool = Field(True, description="whether it may become the primary; if not, no commit waits for it")
     priority: int = Field(0, ge=0, le=100, description="among equally good candidates the highest is promoted")
     readable: bool = Field(True, description="whether clients may read from it; if not, they read elsewhere")
-    zone: str = Field(
-        "", pattern=r"\A[a-z0-9-]{0,31}\z", description="among equals, one in the lost primary's zone is preferred"
-    )
+    zone: str = Field("", pattern=ZONE, description="among equals, one in the lost primary's zone is preferred")
 
 
 class Policy(BaseModel):
@@ -232,9 +231,12 @@ class Policy(BaseModel):
     def changed(self, changes: dict[str, Any]) -> Policy:
         """This policy with other values; raises ConfigurationError that names every wrong one.
 
-        ``nodes`` merges: tags of nodes that are not mentioned, and tags not mentioned of a node that is, stay. A tag
-        of None has its default again. ``classes`` merges in the same way; a class of None is removed, or as built in.
+        A setting of None has its default again. ``nodes`` merges: tags of nodes that are not mentioned, and tags not
+        mentioned of a node that is, stay. A tag of None has its default again. ``classes`` merges in the same way; a
+        class of None is removed, or as built in.
         """
+        if "format" in changes:
+            raise ConfigurationError("policy format is not a setting: it is the version of the stored record")
         merged = self.model_dump()
         for name, value in changes.items():
             if name == "nodes" and isinstance(value, dict):
@@ -247,6 +249,8 @@ class Policy(BaseModel):
                     now = merged["classes"].pop(traffic_class, {})
                     if isinstance(fields, dict):
                         merged["classes"][traffic_class] = with_changes(traffic_class, now, fields)
+            elif value is None and name in merged:
+                del merged[name]
             else:
                 merged[name] = value
         try:
@@ -259,8 +263,8 @@ def _in_words(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":
         return f"policy {name} is not known: see `holdfast policy show`"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"policy {name}: {message[:1].lower()}{message[1:]}, not {error.get('input')!r}"
+    wish = wish_in_words(error["type"], error["msg"], error.get("ctx"))
+    return f"policy {name}: {wish}, not {error.get('input')!r}"
 
 
 DEFAULT_POLICY = Policy()

@@ -169,6 +169,8 @@ class NodeReport:
     """Of the data directory, as PostgreSQL prints it."""
     waiting: str | None = None
     """What a failover waits for: a person's word, or nodes that do not answer."""
+    waiting_ms: int | None = None
+    """For how long it has waited."""
     isolated: str | None = None
     """Who is kept out of its PostgreSQL, and why, while it is cut off."""
 

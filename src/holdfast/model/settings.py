@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -13,6 +13,10 @@ from holdfast.model.errors import ConfigurationError
 from holdfast.model.register import NodeName
 from holdfast.model.thresholds import Thresholds
 from holdfast.model.timeouts import Timeouts
+from holdfast.model.wish import CLUSTER_NAME, HTTP_URL, ROLE, SENT_TO, wish_in_words
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class _Section(BaseModel):
@@ -21,7 +25,7 @@ class _Section(BaseModel):
 
 Port = int
 Pooling = Literal["session", "transaction"]
-ClusterName = Annotated[str, Field(pattern=r"\A[a-z][a-z0-9-]{0,31}\z")]
+ClusterName = Annotated[str, Field(pattern=CLUSTER_NAME)]
 
 
 class StoreSettings(_Section):
@@ -144,7 +148,7 @@ class IsolationSettings(_Section):
         "instead of those of `postgres.hba`"
     )  # fmt: skip
     investigator_role: str = Field(
-        "postgres", pattern=r"\A[A-Za-z_][A-Za-z0-9_$-]{0,62}\z", description="the role that may come in all the same, "
+        "postgres", pattern=ROLE, description="the role that may come in all the same, "
         "over the Unix socket and from `investigator_addresses`"
     )  # fmt: skip
     investigator_addresses: tuple[str, ...] = Field(
@@ -191,7 +195,7 @@ class CaptureSettings(_Section):
         (), description="public keys of age (`age1…`) to which everything is encrypted; the private key stays elsewhere"
     )
     send_to: str | None = Field(
-        None, pattern=r"\A(ssh|s3)://[^\s/]+(/\S*)?\z", description="where captures are sent when they are taken: "
+        None, pattern=SENT_TO, description="where captures are sent when they are taken: "
         "`ssh://USER@HOST[:PORT]/DIRECTORY` or `s3://BUCKET[/PREFIX]`; the node's return waits for it as for the "
         "capture itself"
     )  # fmt: skip
@@ -200,7 +204,7 @@ class CaptureSettings(_Section):
         (), description="further options of ssh, as in ssh_config: `UserKnownHostsFile=/etc/holdfast/known_hosts`"
     )
     s3_endpoint: str | None = Field(
-        None, pattern=r"\Ahttps?://\S+\z", description="URL of the storage: https://s3.eu-central-1.amazonaws.com"
+        None, pattern=HTTP_URL, description="URL of the storage: https://s3.eu-central-1.amazonaws.com"
     )
     s3_region: str = Field("us-east-1", min_length=1, description="region that requests are signed for")
     s3_key_file: Path | None = Field(None, description="file that holds the access key's id and its secret, two words")
@@ -224,7 +228,7 @@ class CaptureSettings(_Section):
 class WebhookSettings(_Section):
     """One receiver."""
 
-    url: str = Field(pattern=r"\Ahttps?://", description="where a POST with a JSON body goes")
+    url: str = Field(pattern=HTTP_URL, description="where a POST with a JSON body goes")
     secret_file: Path | None = Field(
         None, description="file with the secret that signs the body: X-Holdfast-Signature: sha256=HMAC"
     )
@@ -338,20 +342,19 @@ def parse_settings(text: str, kind: type[SettingsT], origin: str) -> SettingsT:
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{origin}: not valid TOML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(_describe(kind, e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors())
+        problems = "; ".join(_describe(kind, e) for e in error.errors())
         raise ConfigurationError(f"{origin}: {problems}") from error
 
 
-def _describe(kind: type[BaseModel], loc: tuple[int | str, ...], error: str, message: str, value: object) -> str:
-    name = ".".join(str(part) for part in loc)
-    if error == "extra_forbidden":
-        return f"unknown setting {name} (known here: {', '.join(_siblings(kind, loc))})"
-    if error == "missing":
+def _describe(kind: type[BaseModel], error: ErrorDetails) -> str:
+    name, value = ".".join(map(str, error["loc"])), error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {name} (known here: {', '.join(_siblings(kind, error['loc']))})"
+    if error["type"] == "missing":
         return f"setting {name} is missing"
-    message = message.removeprefix("Value error, ")
     hidden = "password" in name or "SECRET-KEY" in str(value) or isinstance(value, dict)
     shown = "" if hidden else f", not {value!r}"
-    return f"setting {name}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"setting {name}: {wish_in_words(error['type'], error['msg'], error.get('ctx'))}{shown}"
 
 
 def _siblings(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

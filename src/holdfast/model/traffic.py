@@ -8,7 +8,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-ClassName = Annotated[str, StringConstraints(pattern=r"\A[a-z][a-z0-9-]{0,30}\z")]
+from holdfast.model.wish import CLASS_NAME
+
+ClassName = Annotated[str, StringConstraints(pattern=CLASS_NAME)]
 
 NORMAL: Final = "normal"
 """The class of every session that no other class asks for."""

@@ -213,7 +213,7 @@ class Agent:
         self._note_role(o)
         if o.trouble is None:
             self._performer.alarm = None
-        self._performer.waiting = None
+        self._performer.begin_turn()
         performed = await self._perform(decision.actions, decision.rule.id, o)
         if coordination is not None:
             opened = await self._perform(coordination.actions, coordination.rule.id, o)

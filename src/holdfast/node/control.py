@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pydantic import JsonValue
 
 from holdfast.core.admission.suspicion import judged
+from holdfast.core.durability import is_local
 from holdfast.core.handover import steps, successor
 from holdfast.core.observation import Observation
 from holdfast.core.policy import objections
@@ -19,7 +20,7 @@ from holdfast.model.errors import ConfigurationError, PostgresError, RegisterErr
 from holdfast.model.event import Stamp
 from holdfast.model.keys import Keys
 from holdfast.model.plan import PlannedSwitchover
-from holdfast.model.policy import Policy, Promotion
+from holdfast.model.policy import Durability, Policy, Promotion
 from holdfast.model.ramp import Order, RampOrder
 from holdfast.model.register import Phase
 from holdfast.model.suspect import Suspect, Verdict
@@ -88,7 +89,7 @@ class Control:
             moment = self._journal.moment()
             swapped = await self._store.compare_and_swap(self._keys.register, new.to_json(), revision)
         except (PostgresError, StoreUnavailable) as error:
-            return False, str(error)
+            return False, str(error) if self._registry.register == o.register else CHANGED_MEANWHILE
         if swapped is None:
             return False, CHANGED_MEANWHILE
         self._note("handover.begun", register.epoch, moment, target=target)
@@ -166,7 +167,10 @@ class Control:
             return False, CHANGED_MEANWHILE
         self._registry.policy_is_now(Entry(self._keys.policy, after.to_json(), swapped))
         self._note("policy.changed", register.epoch, moment, changes=changes)
-        return True, _said("now", changes) or "the policy is changed"
+        words = _said("now", changes) or "the policy is changed"
+        if after.durability is Durability.STRICT is not before.durability and is_local(register.committed.quorum):
+            words += "; commits are on the primary only until a standby is back, and never again after that"
+        return True, words
 
     async def approve(self) -> tuple[bool, str]:
         """Approve the failover that waits for a person."""

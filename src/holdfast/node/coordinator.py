@@ -31,12 +31,20 @@ class Coordinator:
         self.alarm: str | None = None
         self.waiting: str | None = None
         """What the cluster waits for, as this turn sees it."""
-        self.told_waiting: str | None = None
+        self.waiting_since_ms: float | None = None
+        """Since when it waits without a turn between, whatever for."""
+        self._told_waiting: str | None = None
         self.progress: str | None = None
 
     async def perform(self, action: a.Action, rule: str, o: Observation) -> bool:
         """Do one thing; False if there was nothing to do yet, or it is being done already."""
         return await self.HANDS[type(action)](self, action, rule, o)
+
+    def begin_turn(self) -> None:
+        """What the last turn waited for is forgotten, unless this one waits for it, too."""
+        if self.waiting is None:
+            self.waiting_since_ms = self._told_waiting = None
+        self.waiting = None
 
     async def _swap(self, o: Observation, new: Register, kind: str, rule: str, **detail: str) -> bool:
         # Of the register that the decision was made on, not of the newest: that one may call for another decision.
@@ -95,9 +103,11 @@ class Coordinator:
 
     async def _await(self, action: a.Await, rule: str, o: Observation) -> bool:
         self.waiting = action.reason
-        if self.told_waiting != action.reason:
-            self.told_waiting = action.reason
-            self._journal.record("waiting", o.promised, rule, reason=action.reason)
+        if self.waiting_since_ms is None:
+            self.waiting_since_ms = o.now_ms
+        if self._told_waiting != action.reason:
+            self._told_waiting = action.reason
+            self._journal.record("waiting", o.promised, rule, reason=action.reason, what=action.what.value)
         return True
 
     HANDS: ClassVar[Hands] = {

@@ -74,5 +74,12 @@ def report_of(
         vitals=vitals,
         system_identifier=system_identifier,
         waiting=hands.waiting,
+        waiting_ms=_waited_ms(hands, o),
         isolated=isolated,
     )
+
+
+def _waited_ms(hands: Coordinator, o: Observation | None) -> int | None:
+    if hands.waiting is None or hands.waiting_since_ms is None or o is None:
+        return None
+    return max(0, round(o.now_ms - hands.waiting_since_ms))

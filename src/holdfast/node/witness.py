@@ -108,7 +108,7 @@ class Witness:
         self._last = o
         self._peers.hurried = o.verdict is not None and o.verdict.is_trouble
         self._verdicts.note(o.verdict)
-        self._hands.waiting = None
+        self._hands.begin_turn()
         try:
             coordination = coordinate(o)
         except ProtocolViolation as violation:
