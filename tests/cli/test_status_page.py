@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from holdfast.cli import _COMMANDS, main
+from holdfast.cli.output import as_typed, directory_option
 from holdfast.cli.status import _picture
 from holdfast.local.status import ClusterStatus, NodeStatus
 
@@ -15,6 +20,7 @@ PRIMARY = NodeStatus("n1", "primary", 3, "3:0/5000000", None, False, False, True
 COPIED = NodeStatus("n2", "absent", None, None, None, False, False, True, 5002, None, "copying 34%")
 NOW = ClusterStatus(
     directory="/data", running=True, supervised=True, store_reachable=True, epoch=3, phase="serving", primary="n1",
+    primary_lost=None,
     durability="ANY 1 of n2, n3", quorum="ANY 1", paused=False,
     unread=(), waiting=None, tolerates_primary=True,
     tolerates_standbys=1, tolerates="the primary", write_address="127.0.0.1:1", read_address="127.0.0.1:2",
@@ -39,6 +45,32 @@ def test_a_cluster_without_its_supervisor_is_not_stopped(monkeypatch: pytest.Mon
     assert lines[0] == "/data: epoch 3, serving"
     assert "its supervisor is gone: what dies stays dead until `./holdfast up --dir /data`" in lines
     assert shown(replace(NOW, running=False, supervised=False))[0] == "/data: stopped"
+
+
+def test_a_failover_under_way_reads_as_one() -> None:
+    silent = replace(PRIMARY, agent_alive=False)
+    lines = shown(replace(NOW, primary_lost="unreachable", nodes=(silent, COPIED)))
+    assert lines[0] == "/data: epoch 3, n1 is lost (unreachable)"
+    assert any(line.startswith("n1") and "was primary" in line and "silent" in line for line in lines)
+    assert shown(replace(NOW, epoch=4, phase="promoting"))[0].endswith("promoting: the chosen one is taking over")
+
+
+@click.command()
+@directory_option
+def hinting(directory: Path) -> None:
+    """Hints of four kinds."""
+    click.echo(as_typed("`holdfast approve`, `holdfast policy set a=b`, `holdfast up --dir x`, `holdfast version`"))
+
+
+def test_hints_can_be_typed_for_the_cluster_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_COMMANDS, "hinting", f"{__name__}:hinting")
+    plain = CliRunner().invoke(main, ["hinting"]).output
+    elsewhere = CliRunner().invoke(main, ["hinting", "--dir", "/data/my cluster"]).output
+    assert plain.strip() == "`holdfast approve`, `holdfast policy set a=b`, `holdfast up --dir x`, `holdfast version`"
+    assert elsewhere.strip() == (
+        "`holdfast approve --dir '/data/my cluster'`, `holdfast policy set a=b --dir '/data/my cluster'`, "
+        "`holdfast up --dir x`, `holdfast version`"
+    )
 
 
 def test_troubles_and_alarms_are_told_once() -> None:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from holdfast.core.choice import ChoiceReason
+from holdfast.core.incident import incidents
 from holdfast.local.cluster import LocalCluster
 from holdfast.local.orders import order
 from holdfast.model.errors import HoldfastError
@@ -208,6 +209,8 @@ async def test_a_failover_waits_for_approval_where_the_policy_asks_for_it(ordere
         )
         after = await until(ordered, lambda r: r.phase is Phase.SERVING and r.epoch > before.epoch)
         assert after.committed.leader.node != leader
+        (approval,) = [p for p in incidents(await ordered.events())[-1].parts if p.name == "approve"]
+        assert approval.ms > 0
     await until_whole(ordered)
 
 

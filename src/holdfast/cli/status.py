@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from holdfast.local.cluster import LocalCluster
-    from holdfast.local.status import ClusterStatus
+    from holdfast.local.status import ClusterStatus, NodeStatus
 
 
 @click.command()
@@ -89,7 +89,7 @@ def _picture(now: ClusterStatus) -> RenderableType:
         is_primary = node.name == now.primary
         table.add_row(
             node.name,
-            Text(node.role, style="bold green" if is_primary else "" if node.streaming else "yellow"),
+            Text(_role(node), style="bold green" if is_primary else "" if node.streaming else "yellow"),
             "-" if node.epoch is None else str(node.epoch),
             node.position or "-",
             "-" if node.lag_bytes is None else f"{node.lag_bytes:,} B",
@@ -98,9 +98,8 @@ def _picture(now: ClusterStatus) -> RenderableType:
             "alive" if node.agent_alive else Text("silent", style="red"),
             str(node.postgres_port),
         )
-    state = "stopped" if not now.running else f"epoch {now.epoch}, {now.phase}"
     return Group(
-        f"{now.directory}: {state}",
+        f"{now.directory}: {_state(now)}",
         table,
         *(Text(as_typed(words), style=style) for words, style in _news(now)),
         f"durability  {now.durability or '-'}",
@@ -110,6 +109,25 @@ def _picture(now: ClusterStatus) -> RenderableType:
         *_voters(now),
         f"write       {now.write_address}    read  {now.read_address}",
     )
+
+
+def _state(now: ClusterStatus) -> str:
+    if not now.running:
+        return "stopped"
+    if now.primary_lost is not None:
+        return f"epoch {now.epoch}, {now.primary} is lost ({now.primary_lost})"
+    return f"epoch {now.epoch}, {_PHASES.get(now.phase or '', now.phase)}"
+
+
+_PHASES = {
+    "recruiting": "recruiting: standbys stop listening to the old primary, and the one with the most log is chosen",
+    "promoting": "promoting: the chosen one is taking over",
+}
+
+
+def _role(node: NodeStatus) -> str:
+    """What it is, or was when it was last heard of."""
+    return node.role if node.agent_alive or node.role == "unknown" else f"was {node.role}"
 
 
 def _news(now: ClusterStatus) -> Iterator[tuple[str, str]]:

@@ -262,10 +262,11 @@ class LocalCluster:
         return dict(zip(names, answers, strict=True))
 
     async def _report(self, name: str) -> NodeReport | None:
-        from aiohttp import ClientError
+        from aiohttp import ClientError, ClientTimeout
 
+        limit = ClientTimeout(total=Timeouts().peer_timeout_ms / 1000)
         try:
-            async with self.http().get(f"{self.api_url(name)}/node") as answer:
+            async with self.http().get(f"{self.api_url(name)}/node", timeout=limit) as answer:
                 return NodeReport.from_json(await answer.read()) if answer.status == 200 else None
         except (ClientError, TimeoutError, RegisterError, OSError):
             return None

@@ -75,6 +75,8 @@ class ClusterStatus:
     epoch: int | None
     phase: str | None
     primary: str | None
+    primary_lost: str | None
+    """As what enough voters hold the primary for lost; nobody has taken over yet then."""
     durability: str | None
     """What an acknowledged commit has survived now, in words."""
     quorum: str | None
@@ -113,6 +115,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     reachable = True
     supervised = cluster.state().is_alive
     running = supervised or cluster.has_leftovers()
+    reports = await cluster.voter_reports()  # before the store is asked: waiting for a silent one takes a while
     try:
         if running:
             register = await cluster.register()
@@ -120,7 +123,6 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
             policy, plan, lease = await cluster.policy(), await planned(cluster), await cluster.lease()
     except StoreUnavailable:
         reachable = False
-    reports = await cluster.voter_reports()
     ports = cluster.file.ports
     nodes = tuple(
         _node(name, reports[name], records.get(name), register, reports, ports.nodes[name].postgres)
@@ -141,6 +143,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         epoch=register.epoch if register else None,
         phase=register.phase.value if register else None,
         primary=leader.node if leader else None,
+        primary_lost=outlook.primary_lost if outlook is not None else None,
         durability=durability_in_words(policy, register.committed.quorum) if register else None,
         quorum=str(register.committed.quorum) if register else None,
         paused=policy.paused,
@@ -161,7 +164,7 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         voters=tuple(_voter(name, reports.get(name)) for name in voters) if running else (),
         votes_needed=len(voters) // 2 + 1,
         planned_switchover=plan,
-        obstacles=outlook.if_primary_died.obstacles if outlook is not None else (),
+        obstacles=outlook.if_primary_died.obstacles if outlook is not None and outlook.primary is not None else (),
         held_back=await _held_back(cluster) if running else (),
         troubles=(*map(str, await troubles_of(cluster, reports)), *_sickness(reports)) if running else (),
     )

@@ -42,6 +42,9 @@ _HOPELESS = re.compile(
 )
 _PASSING = re.compile(r"is starting up|is shutting down|not yet accepting|[Cc]onnection refused|due to administrator")
 
+_SAID_ELSEWHERE = re.compile(r"terminating walreceiver")
+"""That a standby does not stream, whoever ended its walreceiver, is no reason of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -120,6 +123,8 @@ def _of_agent(cluster: LocalCluster, name: str, events: Iterable[Event]) -> Trou
 def _of_postgres(cluster: LocalCluster, name: str) -> Trouble | None:
     server = ServerLayout(cluster.layout.data_dir(name), cluster.layout.socket_dir(cluster.file, name), None)
     complaint = last_complaint(server, _recent_s(cluster))
+    if complaint is not None and _SAID_ELSEWHERE.search(complaint[0]):
+        return None
     return None if complaint is None else Trouble(name, f"PostgreSQL: {complaint[0]}", complaint[1])
 
 

@@ -235,7 +235,7 @@ class Policy(BaseModel):
         mentioned of a node that is, stay. A tag of None has its default again. ``classes`` merges in the same way; a
         class of None is removed, or as built in.
         """
-        if "format" in changes:
+        if changes.get("format", POLICY_FORMAT) != POLICY_FORMAT:
             raise ConfigurationError("policy format is not a setting: it is the version of the stored record")
         merged = self.model_dump()
         for name, value in changes.items():
