@@ -124,16 +124,14 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     except StoreUnavailable:
         reachable = False
     ports = cluster.file.ports
-    nodes = tuple(
-        _node(name, reports[name], records.get(name), register, reports, ports.nodes[name].postgres)
-        for name in cluster.nodes
-    )
+    nodes = tuple(_node(n, records.get(n), register, reports, ports.nodes[n].postgres) for n in cluster.nodes)
     leader = register.leader if register else None
     voters = register.voters if register else cluster.nodes
     standing = Standing(register, reports, policy, lease=lease) if register else None
     outlook = forecast(standing) if standing else None
     tolerated = _tolerance(register, reports, outlook, policy)
-    may_lose = policy.maximum_lag_bytes if register and is_local(register.committed.quorum) else None
+    quorum = register.committed.quorum if register else None
+    may_lose = policy.maximum_lag_bytes if quorum and is_local(quorum) else None
     whole = leader is not None and all((n.streaming and n.isolated is None) or n.name == leader.node for n in nodes)
     return ClusterStatus(
         directory=str(cluster.layout.root),
@@ -144,8 +142,8 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
         phase=register.phase.value if register else None,
         primary=leader.node if leader else None,
         primary_lost=outlook.primary_lost if outlook is not None else None,
-        durability=durability_in_words(policy, register.committed.quorum) if register else None,
-        quorum=str(register.committed.quorum) if register else None,
+        durability=durability_in_words(policy, quorum) if quorum else None,
+        quorum=str(quorum) if quorum else None,
         paused=policy.paused,
         unread=tuple(name for name in cluster.nodes if not policy.readable(name)),
         waiting=_waiting(standing, reports, store=reachable) if running else None,
@@ -343,12 +341,12 @@ def in_words(
 
 def _node(
     name: str,
-    report: NodeReport | None,
     record: NodeRecord | None,
     register: Register | None,
     reports: dict[str, NodeReport | None],
     postgres_port: int,
 ) -> NodeStatus:
+    report = reports[name]
     members = {m.node for m in register.committed.quorum.members} if register else set()
     if report is None:
         role = record.state.value if record else "unknown"
