@@ -184,6 +184,7 @@ async def test_a_degrading_cluster_writes_on_without_standbys_and_comes_back_to_
             alone = await the_register(ordered)
             assert alone.committed.quorum.k == 0
             assert {m.node for m in alone.committed.quorum.members} == set(standbys)
+            assert "only until a standby is back" in await order(ordered, "/policy", {"durability": "strict"})
     restored = await until(ordered, lambda r: r.committed.quorum.k == 1)
     assert restored.committed.leader.node == leader
     await until_whole(ordered)

@@ -73,6 +73,19 @@ async def test_a_planned_one_whose_target_is_not_fit_then_is_not_done(cluster: L
     assert (await the_register(cluster)).leader == before.leader
 
 
+async def test_of_two_at_once_one_is_done_and_the_other_is_told_why_not(cluster: LocalCluster) -> None:
+    before = await the_register(cluster)
+    leader = await the_leader(cluster)
+    both = await asyncio.gather(*(cluster.switch_over(None) for _ in range(2)), return_exceptions=True)
+    refused = [said for said in both if isinstance(said, BaseException)]
+    assert all(isinstance(said, HoldfastError) and "try again" in str(said) for said in refused), both
+    after = await the_register(cluster)
+    assert after.epoch == before.epoch + 1
+    assert after.leader is not None
+    assert after.leader.node != leader
+    await until_whole(cluster)
+
+
 async def test_a_target_that_does_not_get_the_last_record_leaves_the_leader_leading(cluster: LocalCluster) -> None:
     """The fast stop waits for the deaf target, is abandoned, and the leader starts again in the same epoch."""
     before = await the_register(cluster)
