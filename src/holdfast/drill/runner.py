@@ -209,12 +209,11 @@ class Run:
     async def _refuse_if_not_as_before(self, scene: Scene) -> None:
         register = await self._cluster.register()
         if register is None or register.epoch != scene.epoch_before or register.phase is not Phase.SERVING:
-            raise HoldfastError(
-                "the cluster changed its leader during the warm-up, so nothing was killed: "
-                "look at its journal (holdfast status), then run the drill again"
-            )
+            later = [e for e in await self._cluster.events() if e.epoch > scene.epoch_before]
+            why = next((f" ({e.detail.get('reason')})" for e in later if e.kind == "epoch.opened"), "")
+            raise NotInjected(f"the cluster changed its leader during the warm-up{why}, so nothing was killed")
         if self._workload.history.acknowledged == 0:
-            raise HoldfastError(
+            raise NotInjected(
                 "no write was acknowledged during the warm-up, so nothing was killed: check the proxy's writable port"
             )
 
