@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import holdfast
 from holdfast.cli import main
 from holdfast.testing.breaks import RULES
 from holdfast.testing.campaign import wiring_of
@@ -31,6 +32,14 @@ def digest(seed: int, hash_seed: str) -> str:
     found = re.search(r"digest ([0-9a-f]{16})", done.stdout)
     assert found, done.stdout
     return found[1]
+
+
+def test_nothing_that_is_simulated_waits_in_a_way_that_depends_on_the_version_of_python() -> None:
+    """Since 3.12 `asyncio.wait_for` takes fewer turns of the loop; `asyncio.timeout` takes as many everywhere."""
+    root = Path(holdfast.__file__).parent
+    files = [file for part in ("core", "node", "store", "testing") for file in (root / part).rglob("*.py")]
+    assert files
+    assert [str(file) for file in files if "asyncio.wait_for(" in file.read_text()] == []
 
 
 @pytest.mark.parametrize("seed", [3, 4, 200012])

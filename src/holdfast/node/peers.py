@@ -132,7 +132,8 @@ class PrimaryProbe:
                     self._trying.append(asyncio.create_task(self._fresh(record, on_news)))
                 await self._held(record)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), self._timeouts.probe_interval_ms / 1000)
+                async with asyncio.timeout(self._timeouts.probe_interval_ms / 1000):
+                    await self._hurry.wait()
 
     def _reap(self) -> None:
         """Forget the attempts that are over; one that failed as none should fails here."""

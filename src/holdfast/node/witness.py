@@ -156,7 +156,8 @@ class Witness:
         busy = register is not None and register.phase is Phase.RECRUITING
         tick_ms = self._timeouts.busy_tick_interval_ms if busy else self._timeouts.tick_interval_ms
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), tick_ms / 1000)
+            async with asyncio.timeout(tick_ms / 1000):
+                await self._wake.wait()
         self._wake.clear()
 
     def _leading_record(self) -> NodeRecord | None:
