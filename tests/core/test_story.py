@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from pydantic import JsonValue
 
-from holdfast.core.story import stories, tell
+from holdfast.core.story import stories, tell, told
 from tests.core.histories import CREATED, SERVING, T0, event, failover, verdict
 
 
@@ -103,3 +104,20 @@ def test_every_one_is_told_each_with_what_came_after_it() -> None:
     assert (second.old, second.new, second.epoch, second.began_at_ms) == ("n2", "n1", 3, T0 + 40_000)
     assert second == tell(events)
     assert stories([CREATED, SERVING]) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "said"),
+    [
+        ("candidate.chosen", {"candidate": "n3", "reason": "most log"}, "chose n3: most log"),
+        ("epoch.opened", {"reason": "its PostgreSQL is gone"}, "opened epoch 2: its PostgreSQL is gone"),
+        ("epoch.opened", {}, "opened epoch 2: ?"),
+        ("quorum.register", {"quorum": "ANY 1 (n2)"}, "put into the register that commits need ANY 1 (n2)"),
+        ("never.heard.of", {"a": "b"}, "never.heard.of: a b"),
+        ("never.heard.of", {}, "never.heard.of"),
+        ("verdict.changed", {"about": "n1", "verdict": "dead", "evidence": "it refuses", "readings": [{"age_ms": 3}]},
+         "holds n1 for dead: it refuses"),
+    ],
+)  # fmt: skip
+def test_the_journal_in_words(kind: str, detail: dict[str, JsonValue], said: str) -> None:
+    assert told(event(0, "n1", kind, 2, "rule", **detail)) == said

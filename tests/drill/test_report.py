@@ -9,14 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from pydantic import JsonValue
 
 from holdfast.core.words import duration
 from holdfast.drill.history import Attempt, History, Outcome
 from holdfast.drill.report import render_report, write_report
 from holdfast.drill.result import Cluster, Connections, DrillResult, LostTransactions, Phases, Reads, Writes
 from holdfast.drill.series import Samples
-from holdfast.drill.words import figures, headline, sentence
+from holdfast.drill.words import figures, headline
 from holdfast.model.errors import EnvironmentFault
 from holdfast.model.event import Event
 
@@ -152,22 +151,6 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "detail", "said"),
-    [
-        ("candidate.chosen", {"candidate": "n3", "reason": "most log"}, "chose n3: most log"),
-        ("epoch.opened", {"reason": "its PostgreSQL is gone"}, "opened epoch 2: its PostgreSQL is gone"),
-        ("epoch.opened", {}, "epoch.opened"),
-        ("recruit.joined", {"position": "0/A", "timeline": 1}, "n1 stopped listening to the old primary ({})"),
-        ("never.heard.of", {"a": {"b": 1}}, 'never.heard.of (a {"b": 1})'),
-        ("node.rejoined", {"node": "n9"}, "n9 is back as a standby"),
-    ],
-)
-def test_the_journal_in_words(kind: str, detail: dict[str, JsonValue], said: str) -> None:
-    expected = said.replace("({})", "(position 0/A, timeline 1)")
-    assert sentence(Event(0.0, "n1", kind, 2, "rule", detail)) == expected
-
-
-@pytest.mark.parametrize(
     ("ms", "text"),
     [
         (0, "0 ms"),
@@ -183,14 +166,3 @@ def test_the_journal_in_words(kind: str, detail: dict[str, JsonValue], said: str
 )
 def test_durations_read_well(ms: float, text: str) -> None:
     assert duration(ms) == text
-
-
-def test_a_verdict_is_told_without_all_of_its_readings() -> None:
-    detail: dict[str, JsonValue] = {
-        "about": "n1",
-        "verdict": "dead",
-        "evidence": "it refuses",
-        "readings": [{"age_ms": 3}],
-    }
-    told = sentence(Event(0.0, "n2", "verdict.changed", 1, detail=detail))
-    assert told == "holds n1 for dead: it refuses"

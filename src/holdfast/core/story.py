@@ -176,6 +176,14 @@ def sentence_of(event: Event) -> str:
     return f"{said}{words['by_whom']}".strip()
 
 
+def told(event: Event) -> str:
+    """The same, where nothing else names the kind."""
+    said = sentence_of(event)
+    if event.kind in _WORDS or event.kind in _WORDS_BESIDE:
+        return said
+    return f"{event.kind}: {said}" if said else event.kind
+
+
 def _reading(reading: JsonValue) -> str:
     if not isinstance(reading, dict):
         return str(reading)
@@ -288,6 +296,7 @@ _WORDS_BESIDE = {
     "handover.unplanned": "gave the planned hand-over up{by_whom}",
     "handover.missed": "did not hand over as planned: {reason}",
     "handover.refused": "did not hand over as planned: {reason}",
+    "quorum.register": "put into the register that commits need {quorum}",
     "lease.revoked": "took back the lease of {holder}",
     "quorum.postgres": "waits for {quorum} before it acknowledges",
     "agent.stopped": "stopped",

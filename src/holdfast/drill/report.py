@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from holdfast import __version__
 from holdfast.core.phases import PHASE_MEANING
+from holdfast.core.story import told
 from holdfast.core.words import amount, duration
 from holdfast.drill.result import DrillResult
 from holdfast.drill.series import Samples, Series
-from holdfast.drill.words import headline, sentence, story
+from holdfast.drill.words import headline, story
 from holdfast.model.event import Event
 from holdfast.pages.page import asset, source, style, template, write_whole
 
@@ -149,7 +150,7 @@ def _timeline(result: DrillResult, samples: Samples, events: Sequence[Event], to
         return _Entry(at_ms, _signed(at_ms - fault_ms), who, what, rule, epoch, mark)
 
     found = [
-        entry(e.at_ms, e.source, sentence(e), e.rule, e.epoch) for e in events if e.at_ms >= fault_ms - EVENTS_BEFORE_MS
+        entry(e.at_ms, e.source, told(e), e.rule, e.epoch) for e in events if e.at_ms >= fault_ms - EVENTS_BEFORE_MS
     ]
     found.append(
         entry(

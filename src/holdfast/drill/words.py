@@ -2,60 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from string import Formatter
-
-from pydantic import JsonValue
-
 from holdfast.core.words import amount, duration
 from holdfast.drill.result import DrillResult, LostTransactions
-from holdfast.model.event import Event
-
-_SENTENCES = {
-    "verdict.changed": "holds {about} for {verdict}: {evidence}",
-    "primary.troubled": "noted what its PostgreSQL did, because {why}",
-    "epoch.opened": "opened epoch {epoch}: {reason}",
-    "recruit.joined": "{node} stopped listening to the old primary",
-    "candidate.chosen": "chose {candidate}: {reason}",
-    "primary.promoted": "{node} left recovery",
-    "epoch.serving": "{leader} serves; the register says so",
-    "node.rejoined": "{node} is back as a standby",
-    "upstream.set": "{node} takes its log from {upstream}",
-    "postgres.started": "started its PostgreSQL",
-    "postgres.stopped": "stopped its PostgreSQL",
-    "postgres.killed": "killed its PostgreSQL",
-    "quorum.postgres": "{node} waits for {quorum} before it acknowledges",
-    "quorum.register": "the register names {quorum}",
-    "rewind.begun": "{node} rewinds from {source}",
-    "rewind.done": "{node} is rewound",
-    "rewind.failed": "{node} could not be rewound: {reason}",
-    "clone.begun": "{node} is cloned from {source}",
-    "clone.done": "{node} is cloned",
-    "suspect.accused": "suspects {suspect} of it: {statement}",
-    "suspect.released": "lets everybody run {suspect} again",
-    "breaker.opened": "only probes {node} now",
-    "breaker.closed": "uses {node} again",
-    "ramp.begun": "lets {limit} statements in at once",
-    "ramp.step": "lets {limit} statements in at once",
-    "ramp.ended": "lets everybody in again",
-    "alarm": "ALARM: {reason}",
-}
-
-
-def sentence(event: Event) -> str:
-    """An entry of the journal as a person says it; details that the sentence does not use follow in brackets."""
-    known: dict[str, JsonValue] = {"node": event.source, "epoch": event.epoch, **event.detail}
-    template = _SENTENCES.get(event.kind, event.kind)
-    used = {name for _, name, _, _ in Formatter().parse(template) if name}
-    if not used <= known.keys():
-        template, used = event.kind, set()
-    rest = ", ".join(
-        f"{key} {value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in event.detail.items()
-        if key not in used and key not in ("node", "readings", "symptoms", "course")
-    )
-    said = template.format(**known)
-    return f"{said} ({rest})" if rest else said
 
 
 def headline(result: DrillResult) -> str:
