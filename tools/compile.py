@@ -16,7 +16,23 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-MODULES = ("holdfast/wire/flight", "holdfast/proxy/reactor", "holdfast/proxy/fast")
+MODULES = (
+    "holdfast/core/admission/gate",
+    "holdfast/wire/flight",
+    "holdfast/wire/held",
+    "holdfast/wire/owed",
+    "holdfast/wire/parameters",
+    "holdfast/wire/replies",
+    "holdfast/wire/requests",
+    "holdfast/wire/sharing",
+    "holdfast/proxy/door",
+    "holdfast/proxy/fast",
+    "holdfast/proxy/footing",
+    "holdfast/proxy/link",
+    "holdfast/proxy/pool",
+    "holdfast/proxy/reactor",
+    "holdfast/proxy/sharing",
+)
 DIRECTIVES = {
     "language_level": "3",
     "annotation_typing": "False",  # types are in the .pxd files; annotations are for people and mypy

@@ -5,13 +5,19 @@ cimport cython
 from holdfast.proxy cimport syscalls
 
 
+cdef class Wire
+
+
 @cython.final
 cdef class Reactor:
     cdef object _loop
     cdef object _epoll
     cdef dict _handlers
+    cdef dict _wires
 
-    @cython.locals(ready=list)
+    cdef watch(self, int descriptor, int mask, Wire wire)
+
+    @cython.locals(ready=list, wires=dict, wire=Wire)
     cpdef Py_ssize_t serve_ready(self, double wait_s) except -1
 
 
@@ -37,7 +43,7 @@ cdef class Wire:
 
     cdef _want(self, int mask)
 
-    cpdef _ready(self, int mask)
+    cpdef ready(self, int mask)
 
     @cython.locals(is_understood=bint)
     cdef _receive(self)

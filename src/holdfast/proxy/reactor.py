@@ -63,6 +63,7 @@ class Reactor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._wires: dict[int, Wire] = {}
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -88,30 +89,43 @@ class Reactor:
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._handlers.clear()
+            self._wires.clear()
 
     def wait(self, descriptor: int, mask: int, handler: Handler) -> None:
         """Call ``handler`` whenever the descriptor is ready for ``mask``; 0 ends that."""
-        known = descriptor in self._handlers
-        if not mask:
-            if known:
-                del self._handlers[descriptor]
-                if not self._epoll.closed:
-                    self._epoll.unregister(descriptor)
-            return
+        is_known = self._handlers.pop(descriptor, None) is not None
+        if self._ask(descriptor, mask, is_known=is_known):
+            self._handlers[descriptor] = handler
+
+    def watch(self, descriptor: int, mask: int, wire: Wire) -> None:
+        """The same for a wire, which is told by its ``ready``."""
+        is_known = self._wires.pop(descriptor, None) is not None
+        if self._ask(descriptor, mask, is_known=is_known):
+            self._wires[descriptor] = wire
+
+    def _ask(self, descriptor: int, mask: int, *, is_known: bool) -> bool:
+        """Make it known to the kernel; whether the descriptor is waited for now."""
         if self._epoll.closed:
-            return
-        if known:
+            return False
+        if not mask:
+            if is_known:
+                self._epoll.unregister(descriptor)
+        elif is_known:
             self._epoll.modify(descriptor, mask)
         else:
             self._epoll.register(descriptor, mask)
-        self._handlers[descriptor] = handler
+        return mask != 0
 
     def serve_ready(self, wait_s: float) -> int:
         """Call the handlers of all that is ready, or is within that time (-1: whenever it is); returns how many."""
-        handlers = self._handlers
+        wires = self._wires
         ready = self._epoll.poll(wait_s)
         for descriptor, mask in ready:
-            handler = handlers.get(descriptor)  # an earlier one may have closed it
+            wire = wires.get(descriptor)
+            if wire is not None:
+                wire.ready(mask)
+                continue
+            handler = self._handlers.get(descriptor)  # an earlier one may have closed it
             if handler is not None:
                 handler(mask)
         return len(ready)
@@ -178,9 +192,13 @@ class Wire:
     def _want(self, mask: int) -> None:
         if mask != self._mask:
             self._mask = mask
-            self._reactor.wait(self._descriptor, mask, self._ready)
+            self._reactor.watch(self._descriptor, mask, self)
 
-    def _ready(self, mask: int) -> None:
+    def ready(self, mask: int) -> None:
+        """The socket is ready for this."""
+        if mask == IN and self._mask & IN:  # nearly always
+            self._receive()
+            return
         if mask & OUT or (mask & BROKEN and not self._mask & IN):
             self._send_more()
         if mask & ~OUT and self._mask & IN:

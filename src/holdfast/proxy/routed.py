@@ -18,7 +18,7 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.model.policy import Route
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import HELD_BYTES_MAX
-from holdfast.proxy.pool import key_of
+from holdfast.proxy.pools import key_of
 from holdfast.proxy.reactor import Wire
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.replicas import Replica

@@ -34,10 +34,8 @@ class Share:
 
     def is_there(self, state: SessionState, server: ServerConnection) -> bool:
         """Whether the session's state is on the connection, so that nothing must be told to it."""
-        held, settings = server.held, state.settings
-        if (held.settings or settings) and list(held.settings.items()) != list(settings.items()):
-            return False
-        return held.application_name == self._application_name
+        held = server.held
+        return state.has_all_on(held) and held.application_name == self._application_name
 
     def has_at_once(self, server: ServerConnection) -> None:
         """The session has the connection; its state is there already."""
@@ -64,5 +62,5 @@ class Share:
     def _note(self, state: SessionState, server: ServerConnection) -> None:
         held = server.held
         held.application_name = self._application_name
-        if (held.settings or state.settings) and list(held.settings.items()) != list(state.settings.items()):
+        if not state.has_all_on(held):
             held.settings = dict(state.settings)

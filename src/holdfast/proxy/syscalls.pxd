@@ -4,12 +4,19 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t c_recv "recv" (int descriptor, void* space, size_t size, int flags)
     ssize_t c_send "send" (int descriptor, const void* data, size_t size, int flags)
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+
+
+cdef inline double monotonic() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef inline object receive(int descriptor):

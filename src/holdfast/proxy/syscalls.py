@@ -1,9 +1,12 @@
-"""Receiving and sending by descriptor. There are two bodies of this: one for the compiled proxy (`syscalls.pyx`)."""
+"""Receiving and sending by descriptor, and the clock. The compiled proxy has another body of this: `syscalls.pxd`."""
 
 from __future__ import annotations
 
 import os
+from time import monotonic
 from typing import Final
+
+__all__ = ["READ_BYTES", "monotonic", "receive", "send"]
 
 READ_BYTES: Final = 64 * 1024
 """At most so much is read at once; the next socket has its turn then."""

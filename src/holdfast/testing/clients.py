@@ -37,7 +37,7 @@ class Proxy:
         self.process = Process(name)
         self._store = DistantStore(name, world.store)
         self._obedience = SimulatedObedience(
-            name, CLUSTER, self._store, self.routing, world.timeouts, self._obey, self.routing.wake
+            name, CLUSTER, self._store, self.routing, world.timeouts, self._obey, self.routing.wake, world.loop.time
         )
         self._obedience.world = world
 
