@@ -12,6 +12,6 @@ cdef class Door:
     cdef public dict _waiters
 
     @cython.locals(now_ms=double)
-    cpdef bint enter_at_once(self, Permit permit) except -1
+    cdef bint enter_at_once(self, Permit permit) except -1
 
-    cpdef leave(self, Permit permit)
+    cdef went_out(self, Permit permit)

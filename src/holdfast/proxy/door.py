@@ -10,7 +10,10 @@ from holdfast.proxy import syscalls
 
 
 class Door:
-    """A gate and a clock. Who has to wait is the business of the `Admission`."""
+    """A gate and a clock. Who has to wait is the business of the `Admission`.
+
+    What `door.pxd` declares as a function of C only compiled modules can call.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -25,6 +28,10 @@ class Door:
 
     def leave(self, permit: Permit) -> None:
         """The statement has ended."""
+        self.went_out(permit)
+
+    def went_out(self, permit: Permit) -> None:
+        """The same."""
         if permit.is_in:
             self.gate.leave(permit, syscalls.monotonic() * 1000)
             if self._waiters:

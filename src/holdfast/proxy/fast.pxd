@@ -16,6 +16,9 @@ from holdfast.wire.replies cimport Replies
 from holdfast.wire.requests cimport Requests
 
 
+cdef int _IDLE
+
+
 cdef class FastPath:
     cdef public Link current
     cdef public Wire wire
@@ -36,6 +39,7 @@ cdef class FastPath:
     cdef public Py_ssize_t _permit_version
     cdef public bint _is_client_busy
     cdef public bint _is_unused
+    cdef public bint hears_answers
     cdef public bint _may_fly
     cdef public bint _is_quiet
     cdef public double _asked_ms
@@ -58,6 +62,9 @@ cdef class FastPath:
     cdef Link _borrow_at_once(self, Share share)
 
     cdef _has_at_once(self, Share share, Link server)
+
+    @cython.locals(share=Share, state=Kept, data=bytes, ledger=Ledger, was=int)
+    cdef _arrive(self, Flight flight)
 
     @cython.locals(server=Link)
     cdef _give_back(self, Share share)

@@ -33,6 +33,8 @@ from holdfast.wire.requests import Requests
 from holdfast.wire.startup import Login
 from holdfast.wire.state import SessionState
 
+_IDLE = m.IDLE  # a constant of C where this is compiled
+
 if TYPE_CHECKING:
     from holdfast.proxy.client import Client
 
@@ -62,6 +64,8 @@ class FastPath:
         self._is_client_busy = False
         self._is_unused = False  # since `mark_unused`
         self._flight = Flight()
+        self.hears_answers = False
+        """Whether the session wants to know when a batch `answered` on the fast way."""
         self._may_fly = True  # but for tests that compare
         self._is_quiet = False  # as far as is known; `land` ends it
         self._asked_ms = 0.0  # when the last statement of an open transaction began
@@ -102,6 +106,9 @@ class FastPath:
     @abstractmethod
     def _refuse_fully(self, data: bytes) -> None:
         """Take bytes of the client, the beginning of a statement that has waited in vain for a shared server."""
+
+    def answered(self) -> None:
+        """A batch is answered; called if ``hears_answers``."""
 
     @abstractmethod
     def server_lost(self, server: ServerConnection, reason: str) -> None:
@@ -156,6 +163,8 @@ class FastPath:
                         self._keeping = None
                 if flight.is_done:
                     self._arrive(flight)
+                    if self.hears_answers:
+                        self.answered()
                 return
         self.land()
         self._from_server_fully(data)
@@ -185,7 +194,7 @@ class FastPath:
         if self._needs_full_way():
             flight.forget()
             return False
-        is_idle = self._replies.ledger.status == m.IDLE
+        is_idle = self._replies.ledger.status == _IDLE
         if is_idle and server is not None:
             if not self._footing.trust.is_fresh():
                 flight.forget()
@@ -244,7 +253,7 @@ class FastPath:
     def _has_at_once(self, share: Share, server: ServerConnection) -> None:
         share.has_at_once(server)
         self.current = server
-        server.attach(self)
+        server.hand_to(self)
 
     def served(self, server: ServerConnection, waiter: Waiter) -> None:
         """The session was in line, and has this shared server now."""
@@ -282,10 +291,11 @@ class FastPath:
         """The answer is complete: what the full way would have noted, and nothing is under way any more."""
         share, state, data = self._share, self._state, flight.data
         keeping, self._keeping = self._keeping, None
-        if keeping is not None and flight.status == m.IDLE:
+        if keeping is not None and flight.status == _IDLE:
             keeping.done()
         if flight.is_simple:
-            state.closed(b"")  # a simple Query takes the unnamed statement away
+            if state.prepared:
+                state.closed(b"")  # a simple Query takes the unnamed statement away
             if share is not None:
                 share.names.sent_query_at_once()
         elif share is not None and self.current is not None:
@@ -296,15 +306,15 @@ class FastPath:
         flight.forget()
         ledger = self._replies.ledger
         was, ledger.status = ledger.status, flight.status
-        if flight.status != m.IDLE:
+        if flight.status != _IDLE:
             if flight.bind_end:
                 self._requests.portals[flight.portal] = (flight.sql, ())
             return
         if self._requests.portals:
             self._requests.ended()
-        if was != m.IDLE:
-            state.ended(m.IDLE, failed=False)
-        self._door.leave(self._permit)
+        if was != _IDLE:
+            state.ended(_IDLE, failed=False)
+        self._door.went_out(self._permit)
         if share is not None:
             if share.names.is_supposed:
                 share.names.settled(state.prepared)
@@ -313,11 +323,11 @@ class FastPath:
     def _give_back(self, share: Share) -> None:
         """As `settle`, for a session of which it is known that it is quiet."""
         server = self.current
-        if server is None or self._is_client_busy or not server.is_at_rest() or server.is_doubtful:
+        if server is None or self._is_client_busy or not server.rests() or server.is_doubtful:
             self.settle()
             return
         self.current = None
-        server.status = m.IDLE
+        server.status = _IDLE
         share.give_back(self._state, server)
 
     def land(self) -> None:

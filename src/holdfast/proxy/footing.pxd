@@ -9,6 +9,7 @@ cdef class Versioned:
     cdef public long long version
 
 
+@cython.final
 cdef class Trust:
     cdef public double until_s
     cdef object _clock
@@ -22,6 +23,7 @@ cdef class Switched:
     cdef public bint is_on
 
 
+@cython.final
 cdef class Footing:
     cdef public Versioned routing
     cdef public Trust trust

@@ -1,5 +1,7 @@
 # Types for compiling link.py with Cython (tools/compile.py); the module itself is plain Python.
 
+cimport cython
+
 from holdfast.proxy.reactor cimport Wire
 from holdfast.wire.held cimport Held
 from holdfast.wire.parameters cimport Parameters
@@ -22,10 +24,10 @@ cdef class Link:
     cdef public object _session
     cdef public object _lost
 
-    cpdef bint stands(self) except -1
+    cdef bint stands(self) except -1
 
-    cpdef bint is_at_rest(self) except -1
+    cdef bint rests(self) except -1
 
-    cpdef send(self, bytes data)
+    cdef send(self, bytes data)
 
-    cpdef attach(self, object session)
+    cdef hand_to(self, object session)

@@ -30,7 +30,10 @@ class Listener(Protocol):
 
 
 class Link:
-    """A connection to a server, whoever uses it."""
+    """A connection to a server, whoever uses it.
+
+    What `link.pxd` declares as a function of C only compiled modules can call.
+    """
 
     def __init__(self) -> None:
         self.parameters = Parameters()
@@ -66,9 +69,19 @@ class Link:
             return not self.wire.is_closing
         return self._transport is None or not self._transport.is_closing()
 
-    def is_at_rest(self) -> bool:
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used."""
+        return self.stands()
+
+    def rests(self) -> bool:
         """Whether nothing is under way to the server; if it is, its session is told when that is over."""
         return not (self.cancels or self.is_full)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is under way to the server; if it is, its session is told when that is over."""
+        return self.rests()
 
     def send(self, data: bytes) -> None:
         """Send bytes, without asking whether the connection is there."""
@@ -79,6 +92,10 @@ class Link:
 
     def attach(self, session: Listener) -> None:
         """From now on everything goes to ``session``."""
+        self.hand_to(session)
+
+    def hand_to(self, session: Listener) -> None:
+        """The same."""
         self._session = session
         if self.wire is not None:
             self.wire.received = session.from_server

@@ -28,11 +28,8 @@ DRIFT = 0.98
 """A time that another's clock measures is counted shorter here."""
 
 
-class Obedience(Trust):
-    """Keeps the record, reads the register before each renewal, and knows until when the proxy may trust.
-
-    That is: until when the primary that the routing names is surely the only one.
-    """
+class Obedience:
+    """Keeps the record, reads the register before each renewal, and knows until when the proxy may trust."""
 
     def __init__(
         self,
@@ -46,7 +43,8 @@ class Obedience(Trust):
         clock: Callable[[], float] | None = None,
     ) -> None:
         """``name`` is this process's own. ``obey`` makes a change of the register felt before it returns."""
-        super().__init__(-math.inf, clock)
+        self.trust = Trust(-math.inf, clock)
+        """Until when the primary that the routing names is surely the only one."""
         self._keys = Keys(cluster)
         self._key = self._keys.obeys(name)
         self._store = store
@@ -68,7 +66,7 @@ class Obedience(Trust):
         """Renew; at once when an epoch has begun."""
         interval_s = self._timeouts.proxy_lease_s / 4
         while True:
-            began = self.now_s()
+            began = self.trust.now_s()
             try:
                 async with asyncio.timeout(2 * interval_s):
                     await self._renew()
@@ -88,14 +86,14 @@ class Obedience(Trust):
         interval_s = self._timeouts.freshness_ms / 4000
         while True:
             await asyncio.sleep(interval_s)
-            left_s = self.until_s - self.now_s()
+            left_s = self.trust.until_s - self.trust.now_s()
             if left_s < self._timeouts.proxy_lease_s / 2:
                 await self._ask_primary()
 
     def _trust_until(self, time_s: float) -> None:
-        was_fresh = self.is_fresh()
-        self.until_s = max(self.until_s, time_s)
-        if not was_fresh and self.is_fresh():
+        was_fresh = self.trust.is_fresh()
+        self.trust.until_s = max(self.trust.until_s, time_s)
+        if not was_fresh and self.trust.is_fresh():
             self._on_fresh()
 
     async def close(self) -> None:
@@ -133,7 +131,7 @@ class Obedience(Trust):
         if self._session is None:
             limit = aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
             self._session = aiohttp.ClientSession(timeout=limit)
-        began = self.now_s()
+        began = self.trust.now_s()
         try:
             async with self._session.get(f"{primary.api_url}/fresh") as answer:
                 said = await answer.json()

@@ -2,6 +2,7 @@
 
 cimport cython
 
+from holdfast.proxy cimport syscalls
 from holdfast.proxy.footing cimport Footing
 from holdfast.proxy.link cimport Link
 
@@ -41,8 +42,10 @@ cdef class Pool:
     cdef object _alarm
     cdef Footing _footing
     cdef Py_ssize_t _next
-    cdef object _size
-    cdef object _lifetime_s
+    cdef Py_ssize_t _size
+    cdef double _lifetime_s
+
+    cdef double _now_s(self) except? -1
 
     @cython.locals(entry=Rest, server=Link)
     cpdef Link peek(self)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.model.errors import ProtocolViolation
+from holdfast.proxy import syscalls
 from holdfast.proxy.footing import Footing
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
@@ -138,10 +139,12 @@ class Pool:
         key: PoolKey,
         limits: PoolLimits,
         rules: Rules,
-        clock: Callable[[], float],
+        clock: Callable[[], float] | None = None,
         footing: Footing | None = None,
     ) -> None:
-        """``clock``: seconds. What ``footing`` bears the rules need not be asked about."""
+        """``clock``: seconds, if not of the monotonic clock. What ``footing`` bears the rules need not be asked
+        about.
+        """
         self.key = key
         self.limits = limits
         self.rules = rules
@@ -153,12 +156,16 @@ class Pool:
         self._waiting: deque[Waiter] = deque()
         self._alarm: asyncio.TimerHandle | None = None
         self._footing = footing
+        self._size, self._lifetime_s = limits.size, limits.lifetime_s
         self._next = 0 if rules.takes_turns else -1  # which of those that are idle is used next
 
     @property
     def waiting(self) -> int:
         """Sessions that wait for a connection."""
         return len(self._waiting)
+
+    def _now_s(self) -> float:
+        return syscalls.monotonic() if self.clock is None else self.clock()
 
     def peek(self) -> ServerConnection | None:
         """A connection that may be used now; it stays in the pool. Those that may not are closed on the way."""
@@ -196,9 +203,9 @@ class Pool:
 
     def stand_in_line(self, session: Queued) -> Waiter | None:
         """A place in line for a session that will be told; None: it need not wait, or not for the others."""
-        if self.idle or self.open < self.limits.size:
+        if self.idle or self.open < self._size:
             return None
-        waiter = Waiter(session, self.clock())
+        waiter = Waiter(session, self._now_s())
         self._waiting.append(waiter)
         if self._alarm is None:
             self._wake_up_in(self.limits.wait_s)
@@ -210,7 +217,7 @@ class Pool:
     def _look_at_line(self) -> None:
         """Who was in line for too long is told; who waits in a task looks at the clock himself."""
         self._alarm = None
-        now_s, wait_s = self.clock(), self.limits.wait_s
+        now_s, wait_s = self._now_s(), self.limits.wait_s
         told = [waiter for waiter in self._waiting if waiter.session is not None]
         for waiter in told:
             session = waiter.session
@@ -240,7 +247,7 @@ class Pool:
         if self.open < self.limits.size:
             self.open += 1
             return None
-        waiter = Waiter(None, self.clock())
+        waiter = Waiter(None, self._now_s())
         self._waiting.append(waiter)
         return await waiter.wait(self)
 
@@ -250,7 +257,7 @@ class Pool:
         Without a place if it is ``in_place_of_another``, which will end now.
         """
         self.open += in_place_of_another
-        server.opened_s = self.clock()
+        server.opened_s = self._now_s()
         if server.has_ended:  # before anybody could be told
             self.failed()
         else:
@@ -265,9 +272,9 @@ class Pool:
         """A session does not need the connection any more."""
         if not server.stands():
             return
-        now_s = self.clock()
+        now_s = self._now_s()
         # One too many is made for a session that lost its connection while it waited for leave to go on with it.
-        is_old = now_s - server.opened_s > self.limits.lifetime_s or self.open > self.limits.size
+        is_old = now_s - server.opened_s > self._lifetime_s or self.open > self._size
         is_fit = not is_old and self._is_fit(server)
         if not is_fit and (is_old or self.rules.must_drop(server) or self.rules.has_better(server)):
             server.close()  # who waits is given its place
@@ -282,7 +289,7 @@ class Pool:
         if entry is None:
             entry = server.rest = Rest(server)
         entry.begin(now_s)
-        server.attach(entry)
+        server.hand_to(entry)
         self.idle.append(entry)
 
     def release(self) -> None:
@@ -298,7 +305,7 @@ class Pool:
 
     def expire(self) -> None:
         """Close what was idle, or there, for too long."""
-        now_s = self.clock()
+        now_s = self._now_s()
         limits = self.limits
         for entry in list(self.idle):
             if now_s - entry.since_s > limits.idle_s or now_s - entry.server.opened_s > limits.lifetime_s:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -52,7 +51,7 @@ class Pools:
         """The pool for a key."""
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(key, self._limits, self._rules, time.monotonic, self._footing)
+            pool = self._pools[key] = Pool(key, self._limits, self._rules, footing=self._footing)
         return pool
 
     def reroute(self) -> None:

@@ -12,6 +12,7 @@ cdef class Wire
 cdef class Reactor:
     cdef object _loop
     cdef object _epoll
+    cdef int _epoll_descriptor
     cdef dict _handlers
     cdef dict _wires
 

@@ -62,6 +62,7 @@ class Reactor:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._epoll = select.epoll()
+        self._epoll_descriptor = self._epoll.fileno()
         self._handlers: dict[int, Handler] = {}
         self._wires: dict[int, Wire] = {}
 
@@ -119,7 +120,7 @@ class Reactor:
     def serve_ready(self, wait_s: float) -> int:
         """Call the handlers of all that is ready, or is within that time (-1: whenever it is); returns how many."""
         wires = self._wires
-        ready = self._epoll.poll(wait_s)
+        ready = syscalls.ready(self._epoll, self._epoll_descriptor, wait_s)
         for descriptor, mask in ready:
             wire = wires.get(descriptor)
             if wire is not None:

@@ -61,8 +61,8 @@ class Routed(Relay):
             self._reads.restore_before_going_on(server)
         super()._go_on(server)
 
-    def _arrive(self, flight: Flight) -> None:
-        super()._arrive(flight)
+    def answered(self) -> None:
+        """The primary has answered a batch on the fast way."""
         self._reads.answered()
 
     def _answer(self, data: bytes) -> None:
@@ -86,6 +86,7 @@ class Routed(Relay):
     def follow(self, route: Route) -> Routed:
         """Begin to look; ``route`` is that of the session unless it says something itself."""
         self._reads = Reads(self, self._client, route)
+        self.hears_answers = True
         self.lane.replicas.log_in_as(self._login.user, self._login.database)
         return self
 

@@ -74,7 +74,7 @@ class Proxy:
         )
         self._journal = Journal(store, f"proxy {name}", settings.timeouts)
         self._reactor = Reactor()
-        shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience
+        shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.trust
         connect_ms = settings.timeouts.server_connect_ms
         self.breakers = Breakers(connect_ms, self._tell_breaker, self._look_again)
         proxy, times = settings.proxy, settings.timeouts

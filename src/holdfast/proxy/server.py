@@ -134,16 +134,6 @@ class ServerConnection(Link, asyncio.Protocol):
 
     # for the session
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be used."""
-        return self.stands()
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is under way to the server; if it is, its session is told when that is over."""
-        return self.is_at_rest()
-
     def detach(self) -> None:
         """From now on nobody uses it: it may be told another session's state (`replay`)."""
         self._leave()

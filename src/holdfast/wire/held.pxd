@@ -21,8 +21,4 @@ cdef class Kept:
     cdef public bytes _settings_mark
     cdef public bytes _taint
 
-    cpdef bint has_all_on(self, Held held) except -1
-
-    cpdef parsed(self, bytes name, bytes parse)
-
-    cpdef closed(self, bytes name)
+    cdef bint has_all_on(self, Held held) except -1

@@ -23,7 +23,10 @@ class Held:
 
 
 class Kept:
-    """The part of a `state.SessionState` that every statement asks for. Its rules are there."""
+    """The part of a `state.SessionState` that every statement asks for; its rules are there.
+
+    What `held.pxd` declares as a function of C only compiled modules can call.
+    """
 
     def __init__(self) -> None:
         self.settings: dict[str, str] = {}
