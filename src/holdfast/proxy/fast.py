@@ -191,7 +191,7 @@ class FastPath:
         flight, share, server = self._flight, self._share, self.current
         if not flight.begin(data, self._requests.texts):
             return False
-        if self._needs_full_way():
+        if (self._quarantine.is_on or self._commit_guard.is_on) and self._needs_full_way():
             flight.forget()
             return False
         is_idle = self._replies.ledger.status == _IDLE
@@ -238,7 +238,10 @@ class FastPath:
         flight.keeps_uncommitted = not is_idle and self._state.has_uncommitted
         self._is_unused = False
         self._keeping = self._begin_keeping() if is_idle and self._stale.is_on else None
-        server.send(data)
+        if server.wire is not None:
+            server.wire.write(data)
+        else:
+            server.output.write(data)
         return True
 
     def _borrow_at_once(self, share: Share) -> ServerConnection | None:
@@ -251,7 +254,8 @@ class FastPath:
         return server
 
     def _has_at_once(self, share: Share, server: ServerConnection) -> None:
-        share.has_at_once(server)
+        share.names.attached(server.held)
+        server.on_hold = False
         self.current = server
         server.hand_to(self)
 
@@ -296,7 +300,7 @@ class FastPath:
         if flight.is_simple:
             if state.prepared:
                 state.closed(b"")  # a simple Query takes the unnamed statement away
-            if share is not None:
+            if share is not None and share.names.has_made:
                 share.names.sent_query_at_once()
         elif share is not None and self.current is not None:
             share.names.sent_at_once(flight, self.current.held, state.mark)
@@ -323,7 +327,7 @@ class FastPath:
     def _give_back(self, share: Share) -> None:
         """As `settle`, for a session of which it is known that it is quiet."""
         server = self.current
-        if server is None or self._is_client_busy or not server.rests() or server.is_doubtful:
+        if server is None or self._is_client_busy or server.cancels or server.is_full or server.is_doubtful:
             self.settle()
             return
         self.current = None

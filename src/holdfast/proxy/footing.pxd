@@ -33,5 +33,3 @@ cdef class Footing:
 
     @cython.locals(is_known=bint)
     cpdef bint surely_serves(self) except -1
-
-    cpdef bint bears(self, long long fit_version) except -1

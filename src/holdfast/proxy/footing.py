@@ -30,7 +30,7 @@ class Trust:
 
     def is_fresh(self) -> bool:
         """Whether it may now."""
-        return self.now_s() < self.until_s
+        return (syscalls.monotonic() if self._clock is None else self._clock()) < self.until_s
 
 
 class Switched:
@@ -59,7 +59,3 @@ class Footing:
         """Whether a session need not wait for a server to be named or reached; False: maybe (`Lane.surely_serves`)."""
         is_known = self.known_version == self.routing.version
         return is_known and self.has_target and not self.is_failing and self.trust.is_fresh()
-
-    def bears(self, fit_version: int) -> bool:
-        """Whether a server may be used of which this version of the routing has said so."""
-        return fit_version == self.routing.version and self.trust.is_fresh()

@@ -26,8 +26,4 @@ cdef class Link:
 
     cdef bint stands(self) except -1
 
-    cdef bint rests(self) except -1
-
-    cdef send(self, bytes data)
-
     cdef hand_to(self, object session)

@@ -74,21 +74,10 @@ class Link:
         """Whether it can be used."""
         return self.stands()
 
-    def rests(self) -> bool:
-        """Whether nothing is under way to the server; if it is, its session is told when that is over."""
-        return not (self.cancels or self.is_full)
-
     @property
     def is_settled(self) -> bool:
         """Whether nothing is under way to the server; if it is, its session is told when that is over."""
-        return self.rests()
-
-    def send(self, data: bytes) -> None:
-        """Send bytes, without asking whether the connection is there."""
-        if self.wire is not None:
-            self.wire.write(data)
-        else:
-            self.output.write(data)
+        return not (self.cancels or self.is_full)
 
     def attach(self, session: Listener) -> None:
         """From now on everything goes to ``session``."""

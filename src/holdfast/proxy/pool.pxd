@@ -19,13 +19,9 @@ cdef class Waiter:
 
 @cython.final
 cdef class Rest:
-    cdef object _cutter
+    cdef public object cutter
     cdef public Link server
     cdef public double since_s
-
-    cdef begin(self, double now_s)
-
-    cdef bint is_inside(self) except -1
 
 
 @cython.final
@@ -52,6 +48,7 @@ cdef class Pool:
 
     cpdef take_shown(self)
 
+    @cython.locals(footing=Footing)
     cdef bint _is_fit(self, Link server) except -1
 
     cdef _pop(self)

@@ -172,7 +172,7 @@ class Pool:
         while self.idle:
             entry = self.idle[self._next]
             server = entry.server
-            is_sound = server.stands() and not entry.is_inside()
+            is_sound = server.stands() and (entry.cutter is None or entry.cutter.is_empty)
             if is_sound and self._is_fit(server):
                 return server
             if is_sound and not self.rules.has_better(server):
@@ -191,10 +191,11 @@ class Pool:
 
     def take_shown(self) -> None:
         """The session that was shown a connection by `peek` uses it from now on."""
-        self._pop()
+        del self.idle[self._next]
 
     def _is_fit(self, server: ServerConnection) -> bool:
-        if self._footing is not None and self._footing.bears(server.fit_version):
+        footing = self._footing
+        if footing is not None and server.fit_version == footing.routing.version and footing.trust.is_fresh():
             return True
         return self.rules.is_fit(server)
 
@@ -272,7 +273,7 @@ class Pool:
         """A session does not need the connection any more."""
         if not server.stands():
             return
-        now_s = self._now_s()
+        now_s = syscalls.monotonic() if self.clock is None else self.clock()
         # One too many is made for a session that lost its connection while it waited for leave to go on with it.
         is_old = now_s - server.opened_s > self._lifetime_s or self.open > self._size
         is_fit = not is_old and self._is_fit(server)
@@ -288,7 +289,7 @@ class Pool:
         entry = server.rest
         if entry is None:
             entry = server.rest = Rest(server)
-        entry.begin(now_s)
+        entry.since_s, entry.cutter = now_s, None
         server.hand_to(entry)
         self.idle.append(entry)
 
@@ -330,28 +331,21 @@ class Pool:
 class Rest:
     """In the place of a session, while there is none."""
 
-    __slots__ = ("_cutter", "server", "since_s")
+    __slots__ = ("cutter", "server", "since_s")
 
     def __init__(self, server: ServerConnection) -> None:
         self.server = server
         self.since_s = 0.0
-        self._cutter: FrameCutter | None = None  # it is hardly ever needed
-
-    def begin(self, now_s: float) -> None:
-        """The connection is idle from now on."""
-        self.since_s = now_s
-        self._cutter = None
-
-    def is_inside(self) -> bool:
-        """Whether the server has said the beginning of a message, whose end a session would not understand."""
-        return self._cutter is not None and not self._cutter.is_empty
+        self.cutter: FrameCutter | None = None
+        """Of what the server says meanwhile, which is hardly ever anything. It may be inside of a message, whose end a
+        session would not understand."""
 
     def from_server(self, data: bytes) -> None:
         """Nothing was asked: only what comes at any time may come, or a last word."""
         try:
-            if self._cutter is None:
-                self._cutter = FrameCutter()
-            buffer, frames = self._cutter.feed(data)
+            if self.cutter is None:
+                self.cutter = FrameCutter()
+            buffer, frames = self.cutter.feed(data)
             for kind, start, end in frames:
                 body = buffer[start + 5 : end]
                 if kind == m.PARAMETER_STATUS:

@@ -44,10 +44,8 @@ cdef class Wire:
 
     cdef _want(self, int mask)
 
-    cpdef ready(self, int mask)
-
     @cython.locals(is_understood=bint)
-    cdef _receive(self)
+    cpdef ready(self, int mask)
 
     @cython.locals(sent=Py_ssize_t)
     cdef _send_more(self)

@@ -197,15 +197,10 @@ class Wire:
 
     def ready(self, mask: int) -> None:
         """The socket is ready for this."""
-        if mask == IN and self._mask & IN:  # nearly always
-            self._receive()
-            return
         if mask & OUT or (mask & BROKEN and not self._mask & IN):
             self._send_more()
-        if mask & ~OUT and self._mask & IN:
-            self._receive()
-
-    def _receive(self) -> None:
+        if not (mask & ~OUT and self._mask & IN):
+            return
         try:
             data = syscalls.receive(self._descriptor)
         except OSError as error:

@@ -20,8 +20,7 @@ cdef class Share:
     @cython.locals(held=Held)
     cpdef bint is_there(self, Kept state, Link server) except -1
 
-    cpdef has_at_once(self, Link server)
-
+    @cython.locals(held=Held)
     cpdef give_back(self, Kept state, Link server)
 
     @cython.locals(held=Held)

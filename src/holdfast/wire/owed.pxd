@@ -5,9 +5,9 @@ cimport cython
 
 @cython.final
 cdef class Ledger:
-    cdef object _queue
-    cdef bint _copying
-    cdef Py_ssize_t _swallowed_syncs
+    cdef public object _queue
+    cdef public bint _copying
+    cdef public Py_ssize_t _swallowed_syncs
     cdef public int status
     cdef public bint skipping
     cdef public bint in_batch

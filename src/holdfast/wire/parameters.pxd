@@ -2,6 +2,6 @@
 
 
 cdef class Parameters(dict):
-    cdef object _stamp
+    cdef public object stamp
 
     cpdef bint are_those(self, Parameters other) except -1

@@ -14,19 +14,20 @@ from typing import Any
 class Parameters(dict):  # type: ignore[type-arg]
     """Names and values. They change by item, by ``update`` and by ``|=``, and in no other way."""
 
-    __slots__ = ("_stamp",)
+    __slots__ = ("stamp",)
 
     def __init__(self, known: Mapping[str, str] | Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(known)
-        self._stamp: object | None = None
+        self.stamp: object | None = None
+        """One for all that are equal, once they were compared and until they change."""
 
     def __setitem__(self, name: str, value: str) -> None:
-        self._stamp = None
+        self.stamp = None
         super().__setitem__(name, value)
 
     def update(self, *known: Any, **named: str) -> None:
         """As of any dictionary."""
-        self._stamp = None
+        self.stamp = None
         super().update(*known, **named)
 
     def __ior__(self, known: Any) -> Parameters:  # type: ignore[misc]
@@ -34,12 +35,12 @@ class Parameters(dict):  # type: ignore[type-arg]
         return self
 
     def are_those(self, other: Parameters) -> bool:
-        """Whether the two are equal; it costs nothing if both were asked before and have not changed since."""
-        if self._stamp is None:
-            self._stamp = _stamp_of(frozenset(self.items()))
-        if other._stamp is None:
-            other._stamp = _stamp_of(frozenset(other.items()))
-        return self._stamp is other._stamp or self == other
+        """Whether the two are equal; where the stamps are, nobody needs to ask."""
+        if self.stamp is None:
+            self.stamp = _stamp_of(frozenset(self.items()))
+        if other.stamp is None:
+            other.stamp = _stamp_of(frozenset(other.items()))
+        return self.stamp is other.stamp or self == other
 
 
 @lru_cache(maxsize=256)

@@ -26,4 +26,5 @@ cdef class Replies:
     cdef list _kept_parts
     cdef public object guard_row
 
+    @cython.locals(reported=Parameters)
     cpdef bint begin_at_once(self, Parameters parameters, Held held) except -1

@@ -71,7 +71,8 @@ class Replies:
 
     def begin_at_once(self, parameters: Parameters, held: Held) -> bool:
         """The same, if the last server owes nothing and the next one differs in nothing that the client knows."""
-        if not parameters.are_those(self.reported):
+        reported = self.reported
+        if (parameters.stamp is None or parameters.stamp is not reported.stamp) and not parameters.are_those(reported):
             return False
         self._parameters, self._held = parameters, held
         self.given_up, self.is_unconfirmed = None, False

@@ -21,6 +21,7 @@ cdef class SharedNames:
     cdef public set _told
     cdef public bint _unnamed_is_there
     cdef public bint is_supposed
+    cdef public bint has_made
     cdef bytes _mark
 
     cpdef attached(self, Held held)

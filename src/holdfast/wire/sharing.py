@@ -93,6 +93,8 @@ class SharedNames:
         self._unnamed_is_there = False
         self.is_supposed = False
         """What was sent since `settled` may have failed."""
+        self.has_made = False
+        """The client has prepared a statement, if only an unnamed one, and if only once."""
         self._mark = b""
 
     def attached(self, held: Held) -> None:
@@ -108,6 +110,7 @@ class SharedNames:
         if self.is_supposed:
             made = {name: parse for name, parse in prepared.items() if parse[0] == m.PARSE}
             self._made = {name: _tail_of(name, parse) for name, parse in made.items()}
+            self.has_made = True
             self.is_supposed = False
 
     def send(
@@ -161,7 +164,7 @@ class SharedNames:
         self._mark = mark
         if flight.parse_end:
             self._made[flight.name] = _tail_of(flight.name, flight.data[: flight.parse_end])
-            self._unnamed_is_there = True
+            self._unnamed_is_there = self.has_made = True
         elif flight.bind_end:
             shared = _shared_name(self._made[flight.name], mark)
             del held.prepared[shared]
@@ -169,13 +172,13 @@ class SharedNames:
 
     def sent_query_at_once(self) -> None:
         """The same of a simple Query."""
-        if self._made:
-            self._made.pop(_UNNAMED, None)
+        self._made.pop(_UNNAMED, None)
 
     def answered_elsewhere(self, flight: Flight) -> None:
         """A server that has nothing to do with these names answered a common batch."""
         if flight.parse_end:
             self._made[flight.name] = _tail_of(flight.name, flight.data[: flight.parse_end])
+            self.has_made = True
         elif flight.is_simple:
             self._made.pop(_UNNAMED, None)
         self._unnamed_is_there = False
@@ -220,7 +223,7 @@ class SharedNames:
         if (own := self._deallocated_by(sql)) is not None:
             text, before = self._deallocate(own, held)
             tail = text + tail[len(sql) :]
-        self._made[name], self.is_supposed = tail, True
+        self._made[name], self.is_supposed, self.has_made = tail, True, True
         if name == _UNNAMED:
             self._unnamed_is_there = True
             return _Translation(_parse(name, tail), before) if own is not None else None

@@ -43,6 +43,7 @@ cdef class Gate:
     @cython.locals(line=Line)
     cpdef bint enter_freely(self, Permit permit, double now_ms) except -1
 
+    @cython.locals(line=Line)
     cpdef leave(self, Permit permit, double now_ms)
 
     @cython.locals(line=Line)

@@ -223,10 +223,15 @@ class Gate:
 
     def enter_freely(self, permit: Permit, now_ms: float) -> bool:
         """The same where nothing bounds the class or all of them; False: somebody may have to wait, so ask `enter`."""
-        line = self._line(permit)
+        line = self.lines.get(permit.traffic_class) or self._line(permit)
         if self.limit is not None or line.quota is not None:
             return False
-        self._let_in(permit, line, now_ms)
+        permit.is_in = True
+        permit.since_ms = now_ms
+        line.short[permit] = None
+        self._short += 1
+        if self._short + self._long > self.peak:
+            self.peak = self._short + self._long
         return True
 
     def leave(self, permit: Permit, now_ms: float) -> None:
@@ -234,7 +239,13 @@ class Gate:
         self.done += 1
         self.left_ms = now_ms
         self.durations_ms.append(now_ms - permit.since_ms)
-        self.give_back(permit)
+        line = self.lines[permit.traffic_class]
+        if permit.counted is not None or permit not in line.short:
+            self.give_back(permit)
+            return
+        permit.is_in = False
+        del line.short[permit]
+        self._short -= 1
 
     def give_back(self, permit: Permit) -> None:
         """A place is free again that was not used, or whose server was lost: how long it was taken says nothing."""
