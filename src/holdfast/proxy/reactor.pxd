@@ -13,8 +13,12 @@ cdef class Reactor:
     cdef object _loop
     cdef object _epoll
     cdef int _epoll_descriptor
+    cdef public bint must_return
     cdef dict _handlers
     cdef dict _wires
+
+    @cython.locals(until_s=double)
+    cpdef serve(self, double wait_s)
 
     cdef watch(self, int descriptor, int mask, Wire wire)
 

@@ -65,6 +65,8 @@ class Reactor:
         self._epoll_descriptor = self._epoll.fileno()
         self._handlers: dict[int, Handler] = {}
         self._wires: dict[int, Wire] = {}
+        self.must_return = False
+        """The event loop has something to do: `serve` ends with the next that is ready."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -89,6 +91,7 @@ class Reactor:
             if self._loop is not None and not (isinstance(self._loop, Host) and self._loop.leave(self)):
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
+            self._epoll_descriptor = -1
             self._handlers.clear()
             self._wires.clear()
 
@@ -130,6 +133,19 @@ class Reactor:
             if handler is not None:
                 handler(mask)
         return len(ready)
+
+    def serve(self, wait_s: float) -> None:
+        """Serve all that is ready, for that time (-1: for ever) or until it ``must_return``."""
+        self.must_return = False
+        until_s = syscalls.monotonic() + wait_s if wait_s > 0 else 0.0
+        while True:
+            self.serve_ready(wait_s)
+            if self.must_return or not wait_s:
+                return
+            if until_s:
+                wait_s = until_s - syscalls.monotonic()
+                if wait_s <= 0:
+                    return
 
     def _turn(self) -> None:
         for _ in range(ROUNDS):
