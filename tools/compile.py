@@ -9,11 +9,14 @@ they are: without the compiled modules the same proxy runs, and costs more CPU t
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 MODULES = (
@@ -59,16 +62,17 @@ def compiled_name(module: str) -> str:
 
 def compile_modules(root: Path) -> list[Path]:
     """Compile all of them below ``root``; raises CannotCompile."""
-    made = []
+    root = root.resolve()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as workers:
+        return list(workers.map(partial(_compile, root, Path(scratch)), MODULES))
+
+
+def _compile(root: Path, scratch: Path, module: str) -> Path:
     options = [word for name, value in DIRECTIVES.items() for word in ("-X", f"{name}={value}")]
-    with tempfile.TemporaryDirectory() as scratch:
-        for module in MODULES:
-            code = Path(scratch, module.replace("/", ".") + ".c")
-            _run([sys.executable, "-m", "cython", *options, f"{module}.py", "-o", str(code)], root, "Cython")
-            target = root / compiled_name(module)
-            _run([*compiler(), str(code), "-o", str(target)], root, "a C compiler and the headers of Python")
-            made.append(target)
-    return made
+    code, target = scratch / (module.replace("/", ".") + ".c"), root / compiled_name(module)
+    _run([sys.executable, "-m", "cython", *options, f"{module}.py", "-o", str(code)], root, "Cython")
+    _run([*compiler(), str(code), "-o", str(target)], root, "a C compiler and the headers of Python")
+    return target
 
 
 def remove_modules(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
@@ -244,7 +245,7 @@ class Lane:
         """
         hold_max_ms = self.settings.timeouts.hold_max_ms
         hold = _Hold(self, wanted.traffic_class)
-        waited_s = 0.0 if waiter is None else asyncio.get_running_loop().time() - waiter.since_s
+        waited_s = 0.0 if waiter is None else time.monotonic() - waiter.since_s
         try:
             async with asyncio.timeout(max(0.0, hold_max_ms / 1000 - waited_s)):
                 with hold.counted():

@@ -27,7 +27,6 @@ from holdfast.wire.frames import CONTINUED
 from holdfast.wire.loss import judge_loss
 from holdfast.wire.owed import Ledger
 from holdfast.wire.own import with_own
-from holdfast.wire.parameters import Parameters
 from holdfast.wire.sql import Control, control_of, split_statements
 from holdfast.wire.startup import Login
 from holdfast.wire.state import ReplayStep
@@ -88,7 +87,7 @@ class Relay(Entry):
 
     def begin(self, server: ServerConnection | None, parameters: dict[str, str]) -> None:
         """The client was told ``parameters`` and that it may go on."""
-        self._replies.reported = Parameters(parameters)
+        self._replies.knows(parameters)
         if server is not None:
             self._adopt(server)
             self.settle()

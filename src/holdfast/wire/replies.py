@@ -55,6 +55,10 @@ class Replies:
         """Whether no part of a message is kept, and none was passed on."""
         return self._cutter.is_empty
 
+    def knows(self, parameters: dict[str, str]) -> None:
+        """The client was told these at its login."""
+        self.reported = Parameters(parameters)
+
     def begin(self, status: int, parameters: Parameters, held: Held) -> dict[str, str]:
         """Another server answers from now on; returns the parameters in which it differs from what the client knows."""
         self.ledger = Ledger(status)
