@@ -61,17 +61,20 @@ def compiled_name(module: str) -> str:
 
 
 def compile_modules(root: Path) -> list[Path]:
-    """Compile all of them below ``root``; raises CannotCompile."""
-    root = root.resolve()
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as workers:
-        return list(workers.map(partial(_compile, root, Path(scratch)), MODULES))
+    """Compile all of them below ``root``, or none: they rely on each other. Raises CannotCompile."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as workers:
+            return list(workers.map(partial(_compile, root, Path(scratch)), MODULES))
+    except CannotCompile:
+        remove_modules(root)
+        raise
 
 
 def _compile(root: Path, scratch: Path, module: str) -> Path:
     options = [word for name, value in DIRECTIVES.items() for word in ("-X", f"{name}={value}")]
     code, target = scratch / (module.replace("/", ".") + ".c"), root / compiled_name(module)
     _run([sys.executable, "-m", "cython", *options, f"{module}.py", "-o", str(code)], root, "Cython")
-    _run([*compiler(), str(code), "-o", str(target)], root, "a C compiler and the headers of Python")
+    _run([*compiler(), str(code), "-o", str(target.absolute())], root, "a C compiler and the headers of Python")
     return target
 
 
@@ -103,7 +106,6 @@ def main() -> None:
         for path in compile_modules(arguments.root):
             print(path)
     except CannotCompile as reason:
-        remove_modules(arguments.root)
         sys.exit(f"cannot compile: {reason}")
 
 
