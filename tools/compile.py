@@ -9,14 +9,33 @@ they are: without the compiled modules the same proxy runs, and costs more CPU t
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-MODULES = ("holdfast/wire/flight", "holdfast/proxy/reactor", "holdfast/proxy/fast")
+MODULES = (
+    "holdfast/core/admission/gate",
+    "holdfast/wire/flight",
+    "holdfast/wire/held",
+    "holdfast/wire/owed",
+    "holdfast/wire/parameters",
+    "holdfast/wire/replies",
+    "holdfast/wire/requests",
+    "holdfast/wire/sharing",
+    "holdfast/proxy/door",
+    "holdfast/proxy/fast",
+    "holdfast/proxy/footing",
+    "holdfast/proxy/link",
+    "holdfast/proxy/pool",
+    "holdfast/proxy/reactor",
+    "holdfast/proxy/sharing",
+)
 DIRECTIVES = {
     "language_level": "3",
     "annotation_typing": "False",  # types are in the .pxd files; annotations are for people and mypy
@@ -42,17 +61,21 @@ def compiled_name(module: str) -> str:
 
 
 def compile_modules(root: Path) -> list[Path]:
-    """Compile all of them below ``root``; raises CannotCompile."""
-    made = []
+    """Compile all of them below ``root``, or none: they rely on each other. Raises CannotCompile."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as workers:
+            return list(workers.map(partial(_compile, root, Path(scratch)), MODULES))
+    except CannotCompile:
+        remove_modules(root)
+        raise
+
+
+def _compile(root: Path, scratch: Path, module: str) -> Path:
     options = [word for name, value in DIRECTIVES.items() for word in ("-X", f"{name}={value}")]
-    with tempfile.TemporaryDirectory() as scratch:
-        for module in MODULES:
-            code = Path(scratch, module.replace("/", ".") + ".c")
-            _run([sys.executable, "-m", "cython", *options, f"{module}.py", "-o", str(code)], root, "Cython")
-            target = root / compiled_name(module)
-            _run([*compiler(), str(code), "-o", str(target)], root, "a C compiler and the headers of Python")
-            made.append(target)
-    return made
+    code, target = scratch / (module.replace("/", ".") + ".c"), root / compiled_name(module)
+    _run([sys.executable, "-m", "cython", *options, f"{module}.py", "-o", str(code)], root, "Cython")
+    _run([*compiler(), str(code), "-o", str(target.absolute())], root, "a C compiler and the headers of Python")
+    return target
 
 
 def remove_modules(root: Path) -> None:
@@ -83,7 +106,6 @@ def main() -> None:
         for path in compile_modules(arguments.root):
             print(path)
     except CannotCompile as reason:
-        remove_modules(arguments.root)
         sys.exit(f"cannot compile: {reason}")
 
 

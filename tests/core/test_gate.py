@@ -49,6 +49,25 @@ def test_without_a_limit_everybody_goes_in() -> None:
     assert list(g.durations_ms) == [7] * 1000
 
 
+def test_going_in_freely_is_going_in() -> None:
+    classes = {**WIDE, "bounded": TrafficClass(statements_max=1)}
+    one, other = gate(None, classes), gate(None, classes)
+    first, second = Permit(), Permit()
+    assert one.enter(first, 3)
+    assert other.enter_freely(second, 3)
+    for g, permit in ((one, first), (other, second)):
+        assert (g.inside, g.short, g.peak, list(g.lines[NORMAL].short)) == (1, 1, 1, [permit])
+        assert permit.is_in
+        assert permit.since_ms == 3
+    bounded = Permit("bounded")
+    assert not other.enter_freely(bounded, 4)  # the class has a quota
+    assert not bounded.is_in
+    other.limit = 5
+    assert not other.enter_freely(Permit(), 4)
+    other.leave(second, 5)
+    assert (other.inside, other.done, list(other.durations_ms)) == (0, 1, [2])
+
+
 def test_a_limit_holds_and_those_who_wait_go_in_as_they_came() -> None:
     g = gate(2)
     first, _second = enter(g), enter(g)

@@ -14,7 +14,7 @@ from holdfast.core.freshness import Reached, Standing
 from holdfast.model.lsn import Lsn
 from holdfast.model.policy import Route
 from holdfast.model.register import NodeState
-from holdfast.proxy.pool import PoolKey, key_of
+from holdfast.proxy.pools import PoolKey, key_of
 from holdfast.proxy.replicas import Replica
 from holdfast.proxy.routed import Routed
 from holdfast.wire import messages as m

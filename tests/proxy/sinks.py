@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import socket
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from typing import Any, cast
 from holdfast.model.settings import ListenerSettings, ProxySettings, StoreSettings
 from holdfast.model.suspect import Standing, Suspect
 from holdfast.proxy.client import Client, Endpoint
+from holdfast.proxy.footing import Trust
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.relay import Relay
@@ -27,6 +29,7 @@ from holdfast.wire.fingerprint import fingerprint
 from holdfast.wire.frames import FrameCutter
 from holdfast.wire.loss import judge_loss
 from holdfast.wire.owed import Owed
+from holdfast.wire.parameters import Parameters
 from holdfast.wire.startup import Login
 
 HOLE = m.Report("WARNING", "01000", "canceling wait", routine="SyncRepWaitForLSN").encode(m.NOTICE)
@@ -85,7 +88,7 @@ class Backend:
         self.sink = sink
         self.connection = ServerConnection(target)
         self.connection.connection_made(sink)
-        self.connection.parameters = parameters
+        self.connection.parameters = Parameters(parameters)
         self.pending = bytearray()
         self._heard = 0
         self._cutter = FrameCutter()
@@ -231,12 +234,10 @@ class World:
             ),
             store=StoreSettings(endpoints=("http://127.0.0.1:1",)),
         )
-        self.is_fresh = True
         self._target = Target("n1", "127.0.0.1", 1, 1, True)
         self._reactor = Reactor()
-        self.lane = Lane(
-            Purpose.WRITE, self._reactor, Routing("main"), Users.parse(""), settings, is_fresh=lambda: self.is_fresh
-        )
+        self.trust = Trust()
+        self.lane = Lane(Purpose.WRITE, self._reactor, Routing("main"), Users.parse(""), settings, trust=self.trust)
         self.lane.routing.primary = lambda: self._target  # type: ignore[method-assign]
         self.lane.guard.is_on, self.lane.guard._name = guard, "token"
         self.sink = Sink(self._sock)
@@ -244,8 +245,7 @@ class World:
         self.client._transport = self.sink
         login = Login(0, {"user": "app", "database": "app", "application_name": "test"}, ())
         self.relay = Relay(self.client, self.lane, login, 1, b"key!")
-        if not fast:
-            self.relay._take_off = lambda data: False  # type: ignore[method-assign]
+        self.relay._may_fly = fast
         land = self.relay.land
 
         def count() -> None:
@@ -318,7 +318,7 @@ class World:
         if relay._attaching is None and relay._waiter is None:
             self._new_pooled()
             return
-        if not self.is_fresh:
+        if not self.trust.is_fresh():
             relay.land()
         backend = self._new_server()
         if relay.pool is not None:
@@ -372,7 +372,7 @@ class World:
 
     def doubt(self, fresh: bool) -> None:
         """Whether the primary may be believed changes."""
-        self.is_fresh = fresh
+        self.trust.until_s = math.inf if fresh else -math.inf
         if fresh:
             self.relay.reroute()
             self.lane.pools.reroute()

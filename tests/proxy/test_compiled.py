@@ -31,6 +31,7 @@ def _run(sources: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(1500)  # it compiles, and runs the longest tests once more
 @needs_compiler
 def test_compiled_modules_pass_what_their_sources_pass(tmp_path: Path) -> None:
     sources = tmp_path / "src"

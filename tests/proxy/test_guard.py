@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from holdfast.model.outcome import Outcome
 from holdfast.proxy.guard import CommitGuard
+from holdfast.proxy.routing import Routing
 from holdfast.wire import messages as m
 from holdfast.wire.guard import Token
 from tests.proxy.sinks import World
@@ -158,11 +158,12 @@ async def test_a_statement_can_be_cancelled_and_a_guarded_commit_cannot() -> Non
         await asyncio.sleep(0)
 
 
-@dataclass(slots=True)
 class Told(CommitGuard):
     """Has been told of every transaction."""
 
-    outcome: Outcome = Outcome.UNKNOWN
+    def __init__(self, routing: Routing, outcome: Outcome) -> None:
+        super().__init__(routing)
+        self.is_on, self.outcome = True, outcome
 
     async def find_out(self, token: Token, limit_ms: int) -> Outcome:
         return self.outcome
@@ -172,7 +173,7 @@ async def lose(events: list[bytes], percent: int, outcome: Outcome) -> tuple[byt
     """What the client hears from when the server is lost in the middle of the answer to the last of ``events``."""
     world = World("session", fast=True, guard=True)
 
-    world.lane.guard = Told(world.lane.routing, is_on=True, outcome=outcome)
+    world.lane.guard = Told(world.lane.routing, outcome)
     for data in events[:-1]:
         world.send(data, 0)
         world.heard()

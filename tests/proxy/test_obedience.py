@@ -60,7 +60,7 @@ async def cut_off(cluster: Cluster, lasting: Server) -> Any:
 async def test_without_the_store_and_the_primarys_word_statements_wait(cluster: Cluster, lasting: Server) -> None:
     proxy, connection = await cut_off(cluster, lasting)
     async with connection:
-        await until(lambda: not proxy._obedience.is_fresh())
+        await until(lambda: not proxy._obedience.trust.is_fresh())
         waiting = asyncio.create_task(fetch(connection, "select 2"))
         await until(lambda: bool(proxy.status()["held"]["write"]))
         assert not waiting.done()
@@ -78,7 +78,7 @@ async def test_an_answer_that_comes_too_late_is_kept_back(cluster: Cluster, last
             asked = asyncio.create_task(fetch(connection, query))
             await wait_until_active(lasting, query)
             cluster.store.set_fault(Fault.REFUSED)
-            await until(lambda: not proxy._obedience.is_fresh())
+            await until(lambda: not proxy._obedience.trust.is_fresh())
         idle = f"select exists (select from pg_stat_activity where state = 'idle' and query = '{query}')"
         await asyncio.to_thread(lasting.wait_for, idle)
         done, _ = await asyncio.wait((asked,), timeout=0.2)
@@ -90,6 +90,6 @@ async def test_an_answer_that_comes_too_late_is_kept_back(cluster: Cluster, last
 async def test_the_read_only_port_goes_on(cluster: Cluster, lasting: Server) -> None:
     proxy, connection = await cut_off(cluster, lasting)
     async with connection, await cluster.connect(read=True) as reader:
-        await until(lambda: not proxy._obedience.is_fresh())
+        await until(lambda: not proxy._obedience.trust.is_fresh())
         assert await fetch(reader, "select 4") == 4
         cluster.store.set_fault(Fault.NONE)

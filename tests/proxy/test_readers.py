@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast.proxy.pool import PoolKey, PoolLimits, key_of
+from holdfast.proxy.pools import PoolKey, PoolLimits, key_of
 from holdfast.proxy.readers import PAUSE_MAX_S, PAUSE_S, SPARE_S, Readers
 from holdfast.proxy.routing import Target
 from holdfast.proxy.server import ServerConnection, ServerRefused

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
+from holdfast.wire.held import Held
 from holdfast.wire.readback import HELD_BYTES_MAX, Readback, Sent, are_alike, note, read_batch
-from holdfast.wire.state import Held, SessionState
+from holdfast.wire.state import SessionState
 
 READY = m.ready_for_query(m.IDLE)
 ROW = m.message(m.DATA_ROW, b"\0\1\0\0\0\1x")

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from holdfast.wire import messages as m
 from holdfast.wire import sharing
+from holdfast.wire.held import Held
+from holdfast.wire.parameters import Parameters
 from holdfast.wire.replies import Replies
 from holdfast.wire.requests import Requests
 from holdfast.wire.sharing import SharedNames
-from holdfast.wire.state import Held, SessionState
+from holdfast.wire.state import SessionState
 
 BAD = b"syntax error"
 
@@ -139,7 +141,7 @@ class Client:
         self.replies = Replies(self.requests, self.state, self.names)
 
     def attach(self, held: Held) -> None:
-        self.replies.begin(m.IDLE, {}, held)
+        self.replies.begin(m.IDLE, Parameters(), held)
         self.names.attached(held)
         self.requests.ended()
 

@@ -18,6 +18,7 @@ from holdfast.core.admission.ramp import Health, Ramp, begin, median_of, turn, u
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.ramp import Order
 from holdfast.model.traffic import NORMAL, Each, class_of
+from holdfast.proxy.door import Door
 from holdfast.wire import messages as m
 
 LOOK_S = 0.1
@@ -57,27 +58,24 @@ class _Usual:
         return ordered[len(ordered) // 2] if ordered else None
 
 
-class Admission:
+class Admission(Door):
     """Lets sessions in by the policy. Statements come by `enter`, which costs nearly nothing while nobody must wait."""
 
     def __init__(self, tell: Tell = lambda kind, rule, detail: None) -> None:
+        self._classes = DEFAULT_POLICY.traffic_classes()
+        super().__init__(Gate(self._classes))
         self._tell = tell
         self._policy = DEFAULT_POLICY
-        self._classes = DEFAULT_POLICY.traffic_classes()
-        self.gate = Gate(self._classes)
         self.ramp: Ramp | None = None
         self.adaptive: AdaptiveLimit | None = None
         """The limit that is found by trial, while the policy asks for one."""
         self.epoch = 0
         """The epoch that served last; 0 before the first."""
         self._usual = _Usual(deque(maxlen=SAMPLES), deque(maxlen=SAMPLES))
-        self.version = 0
-        """Grows when classes change: permits of before are of no use then."""
         self._usual_latency_ms: float | None = None
         self._waited_before = 0
         self.is_disturbed: Callable[[], bool] = lambda: False
         """Whether statements wait for a server."""
-        self._waiters: dict[Permit, Waiting] = {}
         self._busy = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -97,12 +95,6 @@ class Admission:
     def enter(self, permit: Permit, *, must: bool = False) -> bool:
         """Whether a statement may go to the server now, one that ``must`` in any case; if not, `queue` it at once."""
         return self.gate.enter(permit, _now_ms(), must=must)
-
-    def leave(self, permit: Permit) -> None:
-        """The statement has ended."""
-        if permit.is_in:
-            self.gate.leave(permit, _now_ms())
-            self._let_in()
 
     def give_back(self, permit: Permit) -> None:
         """The place was not used."""

@@ -335,7 +335,7 @@ class Client(asyncio.Protocol):
         endpoint.register(relay)
         self.relay = relay
         if isinstance(self._transport, Stream):
-            self.output = self._transport.wire
+            self.output = relay.wire = self._transport.wire
             self._transport.wire.received = relay.from_client
         relay.begin(server, parameters)
         if self._buffer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from holdfast.proxy.fast import FastPath
 from holdfast.proxy.lane import Lane
-from holdfast.proxy.pool import PoolKey, key_of
+from holdfast.proxy.pools import PoolKey, key_of
 from holdfast.proxy.stale import Keeping
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight

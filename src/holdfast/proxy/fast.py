@@ -13,10 +13,13 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from holdfast.core.admission.gate import Permit
+from holdfast.proxy.door import Door
 from holdfast.proxy.fates import FROM_CLIENT
+from holdfast.proxy.footing import Switched
 from holdfast.proxy.lane import Lane
 from holdfast.proxy.pool import Waiter
 from holdfast.proxy.quarantine import Custody
+from holdfast.proxy.reactor import Wire
 from holdfast.proxy.server import ServerConnection
 from holdfast.proxy.sharing import Share
 from holdfast.proxy.stale import Keeping
@@ -30,6 +33,8 @@ from holdfast.wire.requests import Requests
 from holdfast.wire.startup import Login
 from holdfast.wire.state import SessionState
 
+_IDLE = m.IDLE  # a constant of C where this is compiled
+
 if TYPE_CHECKING:
     from holdfast.proxy.client import Client
 
@@ -39,8 +44,15 @@ class FastPath:
 
     def __init__(self, client: Client, lane: Lane, login: Login) -> None:
         self.current: ServerConnection | None = None
+        self.wire: Wire | None = None
+        """The client's socket, if it is one of the proxy's own."""
         self._client = client
         self.lane = lane
+        self._footing = lane.footing
+        self._door: Door = lane.admission
+        self._quarantine: Switched = lane.quarantine
+        self._commit_guard: Switched = lane.guard
+        self._stale: Switched = lane.stale
         self._login = login
         self._share: Share | None = lane.share(login)
         self._requests = Requests()
@@ -52,6 +64,9 @@ class FastPath:
         self._is_client_busy = False
         self._is_unused = False  # since `mark_unused`
         self._flight = Flight()
+        self.hears_answers = False
+        """Whether the session wants to know when a batch `answered` on the fast way."""
+        self._may_fly = True  # but for tests that compare
         self._is_quiet = False  # as far as is known; `land` ends it
         self._asked_ms = 0.0  # when the last statement of an open transaction began
         self._custody = Custody()
@@ -92,6 +107,9 @@ class FastPath:
     def _refuse_fully(self, data: bytes) -> None:
         """Take bytes of the client, the beginning of a statement that has waited in vain for a shared server."""
 
+    def answered(self) -> None:
+        """A batch is answered; called if ``hears_answers``."""
+
     @abstractmethod
     def server_lost(self, server: ServerConnection, reason: str) -> None:
         """The connection is gone."""
@@ -125,7 +143,7 @@ class FastPath:
         """Take bytes of the client."""
         if not self._flight.data and (self._is_quiet or self._looks_quiet()) and self._take_off(data):
             return
-        if self.lane.stale.is_on and not self._flight.data and self._answer_stale(data):
+        if self._stale.is_on and not self._flight.data and self._answer_stale(data):
             return
         self.land()
         self._from_client_fully(data)
@@ -133,15 +151,20 @@ class FastPath:
     def from_server(self, data: bytes) -> None:
         """Take bytes of the server."""
         flight = self._flight
-        if flight.data and not self.lane.is_doubtful():
+        if flight.data and self._footing.trust.is_fresh():
             answer = flight.answer(data)
             if answer is not None:
                 if answer:
-                    self._client.output.write(answer)
+                    if self.wire is not None:
+                        self.wire.write(answer)
+                    else:
+                        self._client.write(answer)
                     if self._keeping is not None and not self._keeping.add(answer):
                         self._keeping = None
                 if flight.is_done:
                     self._arrive(flight)
+                    if self.hears_answers:
+                        self.answered()
                 return
         self.land()
         self._from_server_fully(data)
@@ -150,7 +173,8 @@ class FastPath:
         """Whether nothing is under way, and nothing about the session needs to be followed closely."""
         share, server, replies, ledger = self._share, self.current, self._replies, self._replies.ledger
         self._is_quiet = (
-            (server is not None or share is not None)
+            self._may_fly
+            and (server is not None or share is not None)
             and self._is_in_order()
             and ledger.is_quiet
             and ledger.status != m.IN_FAILED_TRANSACTION
@@ -158,7 +182,7 @@ class FastPath:
             and self._client_cutter.is_empty
             and not self._state.pins
             and not (share is not None and self._state.prepared_by_sql)
-            and not (server is not None and (server.on_hold or not server.is_open or self.lane.has_better(server)))
+            and not (server is not None and (server.on_hold or not server.stands() or self.lane.has_better(server)))
         )
         return self._is_quiet
 
@@ -167,17 +191,17 @@ class FastPath:
         flight, share, server = self._flight, self._share, self.current
         if not flight.begin(data, self._requests.texts):
             return False
-        if self._needs_full_way():
+        if (self._quarantine.is_on or self._commit_guard.is_on) and self._needs_full_way():
             flight.forget()
             return False
-        is_idle = self._replies.ledger.status == m.IDLE
+        is_idle = self._replies.ledger.status == _IDLE
         if is_idle and server is not None:
-            if self.lane.is_doubtful():
+            if not self._footing.trust.is_fresh():
                 flight.forget()
                 return False
         elif server is None and share is not None and is_idle and not self._is_client_busy:
             server = self._borrow_at_once(share)
-            if server is None and not self._permit.is_in and self.lane.surely_serves():
+            if server is None and not self._permit.is_in and self._surely_serves():
                 self._waiter = share.pool.stand_in_line(self)
                 if self._waiter is not None:
                     self._is_unused = False
@@ -187,8 +211,13 @@ class FastPath:
             return False
         return True
 
+    def _surely_serves(self) -> bool:
+        return self._footing.surely_serves() or self.lane.surely_serves()
+
     def _needs_full_way(self) -> bool:
         """Whether the statement of the flight may be a suspect, or a commit that is to be guarded."""
+        if not (self._quarantine.is_on or self._commit_guard.is_on):
+            return False
         flight, lane = self._flight, self.lane
         if lane.quarantine.is_on and lane.quarantine.holds(flight.text):
             return True
@@ -196,22 +225,23 @@ class FastPath:
 
     def _send(self, server: ServerConnection, is_idle: bool) -> bool:
         """Send the batch of the flight; False: nothing was done."""
-        flight, share, permit, admission = self._flight, self._share, self._permit, self.lane.admission
+        flight, share, permit, door = self._flight, self._share, self._permit, self._door
         data: bytes | None = flight.data
-        if share is not None:
+        if share is not None and not flight.is_simple:
             data = share.names.translate_at_once(flight, server.held, self._state.mark)
         if data is None:
             return False
-        if not permit.is_in and (
-            not is_idle or self._permit_version != admission.version or not admission.enter(permit)
-        ):
+        if not permit.is_in and (not is_idle or self._permit_version != door.version or not door.enter_at_once(permit)):
             return False
         if not is_idle:
             self._asked_ms = time.monotonic() * 1000
         flight.keeps_uncommitted = not is_idle and self._state.has_uncommitted
         self._is_unused = False
-        self._keeping = self._begin_keeping() if is_idle and self.lane.stale.is_on else None
-        server.output.write(data)
+        self._keeping = self._begin_keeping() if is_idle and self._stale.is_on else None
+        if server.wire is not None:
+            server.wire.write(data)
+        else:
+            server.output.write(data)
         return True
 
     def _borrow_at_once(self, share: Share) -> ServerConnection | None:
@@ -224,9 +254,10 @@ class FastPath:
         return server
 
     def _has_at_once(self, share: Share, server: ServerConnection) -> None:
-        share.has_at_once(server)
+        share.names.attached(server.held)
+        server.on_hold = False
         self.current = server
-        server.attach(self)
+        server.hand_to(self)
 
     def served(self, server: ServerConnection, waiter: Waiter) -> None:
         """The session was in line, and has this shared server now."""
@@ -234,7 +265,8 @@ class FastPath:
         share, replies, flight = self._share, self._replies, self._flight
         is_ready = (
             share is not None
-            and not (self._is_client_busy or self._needs_full_way() or self.lane.is_doubtful())
+            and self._footing.trust.is_fresh()
+            and not (self._is_client_busy or self._needs_full_way())
             and share.is_there(self._state, server)
             and replies.begin_at_once(server.parameters, server.held)
         )
@@ -243,7 +275,7 @@ class FastPath:
             if self._send(server, True):
                 return
             self.current = None
-            server.detach()
+        server.detach()
         data = flight.data
         flight.forget()
         self._is_quiet = False
@@ -263,11 +295,14 @@ class FastPath:
         """The answer is complete: what the full way would have noted, and nothing is under way any more."""
         share, state, data = self._share, self._state, flight.data
         keeping, self._keeping = self._keeping, None
-        if keeping is not None and flight.status == m.IDLE:
+        if keeping is not None and flight.status == _IDLE:
             keeping.done()
         if flight.is_simple:
-            state.closed(b"")  # a simple Query takes the unnamed statement away
-        if share is not None and self.current is not None:
+            if state.prepared:
+                state.closed(b"")  # a simple Query takes the unnamed statement away
+            if share is not None and share.names.has_made:
+                share.names.sent_query_at_once()
+        elif share is not None and self.current is not None:
             share.names.sent_at_once(flight, self.current.held, state.mark)
         if flight.parse_end:
             self._requests.texts[flight.name] = flight.sql
@@ -275,26 +310,28 @@ class FastPath:
         flight.forget()
         ledger = self._replies.ledger
         was, ledger.status = ledger.status, flight.status
-        if flight.status != m.IDLE:
+        if flight.status != _IDLE:
             if flight.bind_end:
                 self._requests.portals[flight.portal] = (flight.sql, ())
             return
-        self._requests.ended()
-        if was != m.IDLE:
-            state.ended(m.IDLE, failed=False)
-        self.lane.admission.leave(self._permit)
+        if self._requests.portals:
+            self._requests.ended()
+        if was != _IDLE:
+            state.ended(_IDLE, failed=False)
+        self._door.went_out(self._permit)
         if share is not None:
-            share.names.settled(state.prepared)
+            if share.names.is_supposed:
+                share.names.settled(state.prepared)
             self._give_back(share)
 
     def _give_back(self, share: Share) -> None:
         """As `settle`, for a session of which it is known that it is quiet."""
         server = self.current
-        if server is None or self._is_client_busy or not server.is_settled or server.is_doubtful:
+        if server is None or self._is_client_busy or server.cancels or server.is_full or server.is_doubtful:
             self.settle()
             return
         self.current = None
-        server.status = m.IDLE
+        server.status = _IDLE
         share.give_back(self._state, server)
 
     def land(self) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
@@ -21,6 +20,7 @@ from holdfast.model.lsn import Lsn
 from holdfast.model.outcome import Outcome
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.model.token import QUESTIONS_MAX, TokenAnswer, TokenQuestion, read_answers, write_questions
+from holdfast.proxy.footing import Switched
 from holdfast.proxy.routing import Routing, Target
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire.guard import Token
@@ -33,22 +33,23 @@ _KNOWN_MAX: Final = 16
 _Asked = dict[str, tuple[TokenQuestion, asyncio.Future[Outcome]]]
 
 
-@dataclass(slots=True)
-class CommitGuard:
+class CommitGuard(Switched):
     """Off until the policy says so."""
 
-    routing: Routing
-    is_on: bool = False
-    commits: int = 0
-    """Transactions whose server said that their token is in the log; one that was lost before that is only found."""
-    found_committed: int = 0
-    found_undone: int = 0
-    _name: str = field(default_factory=lambda: secrets.token_hex(8))
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
-    _reached: dict[int, Lsn] = field(default_factory=dict)
-    _asked: _Asked = field(default_factory=dict)
-    _asking: asyncio.Task[None] | None = None
-    _session: aiohttp.ClientSession | None = None
+    def __init__(self, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+        self.commits = 0
+        """Transactions whose server said that their token is in the log; one that was lost before that is only
+        found."""
+        self.found_committed = 0
+        self.found_undone = 0
+        self._name = secrets.token_hex(8)
+        self._numbers = itertools.count()
+        self._reached: dict[int, Lsn] = {}
+        self._asked: _Asked = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     def token(self, server: ServerConnection) -> Token:
         """One that nobody has had."""

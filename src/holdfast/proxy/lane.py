@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
@@ -22,11 +23,13 @@ from holdfast.proxy.answers import none_reached, pool_is_busy, too_many_wait
 from holdfast.proxy.breakers import Breakers
 from holdfast.proxy.counters import Counters
 from holdfast.proxy.early import Early, drop_unused
+from holdfast.proxy.footing import Footing, Trust
 from holdfast.proxy.guard import CommitGuard
 from holdfast.proxy.limits import CONNECTS_AT_ONCE
 from holdfast.proxy.orphans import Orphans
 from holdfast.proxy.owners import Owners
-from holdfast.proxy.pool import Pool, PoolLimits, Pools, Waiter, key_of
+from holdfast.proxy.pool import Pool, Waiter
+from holdfast.proxy.pools import PoolLimits, Pools, key_of
 from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.replicas import Replicas
@@ -98,8 +101,8 @@ class Lane:
     settings: ProxySettings
     saw: Callable[[Target, ProxyOutcome], None] = lambda target, outcome: None
     """Told what was met at a server."""
-    is_fresh: Callable[[], bool] = lambda: True
-    """Whether the primary that the routing names is the only one now."""
+    trust: Trust = field(default_factory=Trust)
+    """Until when the primary that the routing names is surely the only one."""
     admission: Admission = field(default_factory=Admission)
     breakers: Breakers = field(default_factory=Breakers)
     """Of all servers, for all ports."""
@@ -111,17 +114,15 @@ class Lane:
     guard: CommitGuard = field(init=False)
     stale: StaleAnswers = field(default_factory=StaleAnswers)
     orphans: Orphans = field(init=False)
+    footing: Footing = field(init=False)
     pools: Pools = field(init=False)
     held: int = 0
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
     _turn: int = 0
-    _failing: bool = False
     _last_refusal: str = ""
     _login_refusals: dict[tuple[str, str], str] = field(default_factory=dict)
     _parameters: dict[str, str] | None = None
     """What was last logged in with."""
-    _known_version: int = -1
-    _has_known_target: bool = False
 
     def __post_init__(self, standbys: Replicas | None) -> None:
         self.replicas = standbys or Replicas(self.reactor, self.routing, self.users)
@@ -129,7 +130,10 @@ class Lane:
         self.orphans = Orphans(self.admission, self.note_in_flight)
         proxy = self.settings.proxy
         wait_s = self.settings.timeouts.hold_max_ms / 1000
-        self.pools = Pools(PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s, wait_s), self)
+        # Who reads at the read-only port has agreed to what may be no longer true.
+        self.footing = Footing(self.routing, self.trust if self.purpose is Purpose.WRITE else Trust())
+        limits = PoolLimits(proxy.pool_size, proxy.pool_idle_s, proxy.pool_lifetime_s, wait_s)
+        self.pools = Pools(limits, self, self.footing)
         self.admission.is_disturbed = lambda: self.held > 0
 
     def share(self, login: Login) -> Share | None:
@@ -159,11 +163,11 @@ class Lane:
 
     def must_withhold(self, server: ServerConnection) -> bool:
         """Whether what the server says may be no longer true. Who reads at the read-only port has agreed to that."""
-        return self.purpose is Purpose.WRITE and server.target.is_primary and not self.is_fresh()
+        return server.target.is_primary and self.is_doubtful()
 
     def is_doubtful(self) -> bool:
         """Whether what any server of this port says may be no longer true."""
-        return self.purpose is Purpose.WRITE and not self.is_fresh()
+        return not self.footing.trust.is_fresh()
 
     def is_fit(self, server: ServerConnection) -> bool:
         """Whether nothing speaks against a server: no must_drop, no must_hold, no has_better."""
@@ -196,24 +200,24 @@ class Lane:
 
     def can_serve(self) -> bool:
         """Whether a new session need not wait, as far as is known."""
-        return self.has_target() and not self._failing
+        return self.has_target() and not self.footing.is_failing
 
     def is_out_of_reach(self) -> bool:
         """Whether no server is to be had: none is named, or it fails and somebody who waits for it tries again."""
-        return not self.has_target() or (self._failing and self.held > 0)
+        return not self.has_target() or (self.footing.is_failing and self.held > 0)
 
     def surely_serves(self) -> bool:
         """The same, at little cost: what the routing says is looked at once. False: ask `can_serve`."""
-        version = self.routing.version
-        if self._known_version != version:
-            self._known_version, self._has_known_target = version, self.has_target()
-        return self._has_known_target and not self._failing and not self.is_doubtful()
+        footing = self.footing
+        if footing.known_version != self.routing.version:
+            footing.known_version, footing.has_target = self.routing.version, self.has_target()
+        return footing.surely_serves()
 
     def _targets(self) -> list[Target]:
         """Where to go now, the best first; standbys that are too far behind or have an open breaker come last."""
         primary = self.routing.primary()
         if self.purpose is Purpose.WRITE:
-            open_to_all = not self.routing.is_handing_over() and self.is_fresh()
+            open_to_all = not self.routing.is_handing_over() and not self.is_doubtful()
             return [primary] if primary is not None and open_to_all else []
         in_turn = self.replicas.spread(self.routing.standbys(), self._turn)
         well = [target for target in in_turn if self._is_well(target)]
@@ -241,7 +245,7 @@ class Lane:
         """
         hold_max_ms = self.settings.timeouts.hold_max_ms
         hold = _Hold(self, wanted.traffic_class)
-        waited_s = 0.0 if waiter is None else asyncio.get_running_loop().time() - waiter.since_s
+        waited_s = 0.0 if waiter is None else time.monotonic() - waiter.since_s
         try:
             async with asyncio.timeout(max(0.0, hold_max_ms / 1000 - waited_s)):
                 with hold.counted():
@@ -288,7 +292,7 @@ class Lane:
             except ServerUnavailable:
                 continue
             if server.is_open and self.must_drop(server) is None and not self.must_hold(server):
-                self._failing = False
+                self.footing.is_failing = False
                 return server
             server.close()
 
@@ -363,7 +367,7 @@ class Lane:
                 trying.add_done_callback(drop_unused)
         if server is None or not server.is_open:
             return None
-        self._failing = False
+        self.footing.is_failing = False
         self._last_refusal = ""
         self.saw(target, ProxyOutcome.ANSWERS)
         self.counters.servers_opened += 1
@@ -441,7 +445,7 @@ class Lane:
         self._login_refusals[target.node, user] = reason
 
     def _refused(self, target: Target, reason: str) -> None:
-        self._failing = True
+        self.footing.is_failing = True
         self.counters.servers_refused += 1
         if reason != self._last_refusal:
             log.info("server.refused", port=self.purpose, node=target.node, epoch=target.epoch, reason=reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-import time
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from types import TracebackType
@@ -22,8 +21,6 @@ class Poller(selectors.BaseSelector):
         self._own = selectors.EpollSelector()
         self._reactor: Reactor | None = None
         self._is_own_ready = False
-        self.must_return = False
-        """The event loop has something to do."""
         self.tell: Callable[[Exception], None] = _nobody_told
 
     def serve(self, reactor: Reactor) -> bool:
@@ -40,28 +37,25 @@ class Poller(selectors.BaseSelector):
             return False
         reactor.wait(self._own.fileno(), 0, self._own_is_ready)
         self._reactor = None
-        self.must_return = True
+        reactor.must_return = True
         return True
+
+    def hurry(self) -> None:
+        """The event loop has something to do."""
+        if self._reactor is not None:
+            self._reactor.must_return = True
 
     def _own_is_ready(self, mask: int) -> None:
         self._is_own_ready = True
+        self.hurry()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """As any selector; returns early when the event loop has something to do."""
         if self._reactor is None:
             return self._own.select(timeout)
-        self._is_own_ready = self.must_return = False
-        wait_s = -1.0 if timeout is None else timeout
-        until_s = time.monotonic() + wait_s if wait_s > 0 else 0.0
+        self._is_own_ready = False
         with _Telling(self):
-            while self._reactor is not None:
-                self._reactor.serve_ready(wait_s)
-                if self._is_own_ready or self.must_return or not wait_s:
-                    break
-                if until_s:
-                    wait_s = until_s - time.monotonic()
-                    if wait_s <= 0:
-                        break
+            self._reactor.serve(-1.0 if timeout is None else timeout)
         return self._own.select(0) if self._is_own_ready else []
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -128,7 +122,7 @@ class ProxyLoop(asyncio.SelectorEventLoop):
         self, callback: Callable[[Unpack[_Args]], object], *args: *_Args, context: Context | None = None
     ) -> asyncio.Handle:
         """As any event loop."""
-        self.poller.must_return = True
+        self.poller.hurry()
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
@@ -139,7 +133,7 @@ class ProxyLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """As any event loop."""
-        self.poller.must_return = True
+        self.poller.hurry()
         return super().call_at(when, callback, *args, context=context)
 
 

@@ -9,6 +9,7 @@ that primary's commits a moment ago; after that a new primary may serve.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import aiohttp
@@ -17,6 +18,7 @@ import structlog
 from holdfast.model.errors import StoreUnavailable
 from holdfast.model.keys import Keys
 from holdfast.model.timeouts import Timeouts
+from holdfast.proxy.footing import Trust
 from holdfast.proxy.routing import Routing
 from holdfast.store.contract import Lease, Put, Store
 
@@ -38,8 +40,11 @@ class Obedience:
         timeouts: Timeouts,
         obey: Callable[[Put], None],
         on_fresh: Callable[[], None],
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """``name`` is this process's own. ``obey`` makes a change of the register felt before it returns."""
+        self.trust = Trust(-math.inf, clock)
+        """Until when the primary that the routing names is surely the only one."""
         self._keys = Keys(cluster)
         self._key = self._keys.obeys(name)
         self._store = store
@@ -49,12 +54,7 @@ class Obedience:
         self._on_fresh = on_fresh
         self._lease: Lease | None = None
         self._told = -1
-        self._until = 0.0
         self._session: aiohttp.ClientSession | None = None
-
-    def is_fresh(self) -> bool:
-        """Whether the primary that the routing names is the only one now."""
-        return asyncio.get_running_loop().time() < self._until
 
     async def run(self) -> None:
         """Keep the record and, while the store is away, ask the primary; for ever."""
@@ -66,7 +66,7 @@ class Obedience:
         """Renew; at once when an epoch has begun."""
         interval_s = self._timeouts.proxy_lease_s / 4
         while True:
-            began = asyncio.get_running_loop().time()
+            began = self.trust.now_s()
             try:
                 async with asyncio.timeout(2 * interval_s):
                     await self._renew()
@@ -86,14 +86,14 @@ class Obedience:
         interval_s = self._timeouts.freshness_ms / 4000
         while True:
             await asyncio.sleep(interval_s)
-            left_s = self._until - asyncio.get_running_loop().time()
+            left_s = self.trust.until_s - self.trust.now_s()
             if left_s < self._timeouts.proxy_lease_s / 2:
                 await self._ask_primary()
 
     def _trust_until(self, time_s: float) -> None:
-        was_fresh = self.is_fresh()
-        self._until = max(self._until, time_s)
-        if not was_fresh and self.is_fresh():
+        was_fresh = self.trust.is_fresh()
+        self.trust.until_s = max(self.trust.until_s, time_s)
+        if not was_fresh and self.trust.is_fresh():
             self._on_fresh()
 
     async def close(self) -> None:
@@ -131,7 +131,7 @@ class Obedience:
         if self._session is None:
             limit = aiohttp.ClientTimeout(total=self._timeouts.peer_timeout_ms / 1000)
             self._session = aiohttp.ClientSession(timeout=limit)
-        began = asyncio.get_running_loop().time()
+        began = self.trust.now_s()
         try:
             async with self._session.get(f"{primary.api_url}/fresh") as answer:
                 said = await answer.json()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
-from weakref import WeakValueDictionary
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from holdfast.model.errors import ProtocolViolation
-from holdfast.proxy.server import ServerConnection
+from holdfast.proxy import syscalls
+from holdfast.proxy.footing import Footing
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
 from holdfast.wire.sharing import Outdated
 
-LOOK_S = 1.0
-"""Between two looks at how long connections have been there."""
+if TYPE_CHECKING:
+    from holdfast.proxy.pools import PoolKey, PoolLimits
+    from holdfast.proxy.server import ServerConnection
+
 LINE_S = 0.05
 """Between two looks at how long sessions have been in line, at least."""
 
@@ -40,26 +41,6 @@ class Rules(Protocol):
     @property
     def takes_turns(self) -> bool:
         """Whether the one that has been idle for longest is used next; else the other way, so that few stay in use."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolKey:
-    """Sessions that log in to servers in the same way, but for their application's name."""
-
-    user: str
-    database: str
-    parameters: frozenset[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """How many connections a pool has, and how long one lives."""
-
-    size: int
-    idle_s: float
-    lifetime_s: float
-    wait_s: float
-    """How long a session that is told may be in line."""
 
 
 class Queued(Protocol):
@@ -104,12 +85,13 @@ class Waiter:
         self._future = asyncio.get_running_loop().create_future()
 
     def give(self, server: ServerConnection) -> bool:
-        """The connection is his; False: nobody waits any more."""
+        """The connection is his, in whosever hands it was; False: nobody waits any more."""
         session = self._session
         if session is not None:
             self._session = None
             session.served(server, self)
             return True
+        server.detach()
         return self.give_to_task(server)
 
     def give_to_task(self, given: ServerConnection | None) -> bool:
@@ -149,33 +131,49 @@ class Waiter:
             pool.give(given)
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
 class Pool:
     """The connections for one key. Who waits is served in the order of coming."""
 
-    key: PoolKey
-    limits: PoolLimits
-    rules: Rules
-    clock: Callable[[], float]
-    """Seconds."""
-    open: int = 0
-    """Connections that are there or being made."""
-    outdated: Outdated = field(default_factory=Outdated)
-    idle: deque[_Idle] = field(default_factory=deque)
-    _waiting: deque[Waiter] = field(default_factory=deque)
-    _alarm: asyncio.TimerHandle | None = None
+    def __init__(
+        self,
+        key: PoolKey,
+        limits: PoolLimits,
+        rules: Rules,
+        clock: Callable[[], float] | None = None,
+        footing: Footing | None = None,
+    ) -> None:
+        """``clock``: seconds, if not of the monotonic clock. What ``footing`` bears the rules need not be asked
+        about.
+        """
+        self.key = key
+        self.limits = limits
+        self.rules = rules
+        self.clock = clock
+        self.open = 0
+        """Connections that are there or being made."""
+        self.outdated = Outdated()
+        self.idle: list[Rest] = []
+        self._waiting: deque[Waiter] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._footing = footing
+        self._size, self._lifetime_s = limits.size, limits.lifetime_s
+        self._next = 0 if rules.takes_turns else -1  # which of those that are idle is used next
 
     @property
     def waiting(self) -> int:
         """Sessions that wait for a connection."""
         return len(self._waiting)
 
+    def _now_s(self) -> float:
+        return syscalls.monotonic() if self.clock is None else self.clock()
+
     def peek(self) -> ServerConnection | None:
         """A connection that may be used now; it stays in the pool. Those that may not are closed on the way."""
         while self.idle:
             entry = self.idle[self._next]
-            server, is_sound = entry.server, entry.server.is_open and not entry.is_inside_message
-            if is_sound and self.rules.is_fit(server):
+            server = entry.server
+            is_sound = server.stands() and (entry.cutter is None or entry.cutter.is_empty)
+            if is_sound and self._is_fit(server):
                 return server
             if is_sound and not self.rules.has_better(server):
                 return None if self.rules.must_hold(server) else server
@@ -193,20 +191,22 @@ class Pool:
 
     def take_shown(self) -> None:
         """The session that was shown a connection by `peek` uses it from now on."""
-        self._pop()
+        del self.idle[self._next]
 
-    @property
-    def _next(self) -> int:
-        return 0 if self.rules.takes_turns else -1
+    def _is_fit(self, server: ServerConnection) -> bool:
+        footing = self._footing
+        if footing is not None and server.fit_version == footing.routing.version and footing.trust.is_fresh():
+            return True
+        return self.rules.is_fit(server)
 
     def _pop(self) -> None:
         del self.idle[self._next]
 
     def stand_in_line(self, session: Queued) -> Waiter | None:
         """A place in line for a session that will be told; None: it need not wait, or not for the others."""
-        if self.idle or self.open < self.limits.size:
+        if self.idle or self.open < self._size:
             return None
-        waiter = Waiter(session, self.clock())
+        waiter = Waiter(session, self._now_s())
         self._waiting.append(waiter)
         if self._alarm is None:
             self._wake_up_in(self.limits.wait_s)
@@ -218,7 +218,7 @@ class Pool:
     def _look_at_line(self) -> None:
         """Who was in line for too long is told; who waits in a task looks at the clock himself."""
         self._alarm = None
-        now_s, wait_s = self.clock(), self.limits.wait_s
+        now_s, wait_s = self._now_s(), self.limits.wait_s
         told = [waiter for waiter in self._waiting if waiter.session is not None]
         for waiter in told:
             session = waiter.session
@@ -248,7 +248,7 @@ class Pool:
         if self.open < self.limits.size:
             self.open += 1
             return None
-        waiter = Waiter(None, self.clock())
+        waiter = Waiter(None, self._now_s())
         self._waiting.append(waiter)
         return await waiter.wait(self)
 
@@ -258,7 +258,7 @@ class Pool:
         Without a place if it is ``in_place_of_another``, which will end now.
         """
         self.open += in_place_of_another
-        server.opened_s = self.clock()
+        server.opened_s = self._now_s()
         if server.has_ended:  # before anybody could be told
             self.failed()
         else:
@@ -271,12 +271,12 @@ class Pool:
 
     def give(self, server: ServerConnection) -> None:
         """A session does not need the connection any more."""
-        if not server.is_open:
+        if not server.stands():
             return
-        now_s = self.clock()
+        now_s = syscalls.monotonic() if self.clock is None else self.clock()
         # One too many is made for a session that lost its connection while it waited for leave to go on with it.
-        is_old = now_s - server.opened_s > self.limits.lifetime_s or self.open > self.limits.size
-        is_fit = not is_old and self.rules.is_fit(server)
+        is_old = now_s - server.opened_s > self._lifetime_s or self.open > self._size
+        is_fit = not is_old and self._is_fit(server)
         if not is_fit and (is_old or self.rules.must_drop(server) or self.rules.has_better(server)):
             server.close()  # who waits is given its place
             return
@@ -284,11 +284,13 @@ class Pool:
             while self._waiting:
                 waiter = self._waiting.popleft()
                 if not waiter.is_over:
-                    server.detach()
                     waiter.give(server)
                     return
-        entry = _Idle(server, now_s)
-        server.attach(entry)
+        entry = server.rest
+        if entry is None:
+            entry = server.rest = Rest(server)
+        entry.since_s, entry.cutter = now_s, None
+        server.hand_to(entry)
         self.idle.append(entry)
 
     def release(self) -> None:
@@ -304,7 +306,7 @@ class Pool:
 
     def expire(self) -> None:
         """Close what was idle, or there, for too long."""
-        now_s = self.clock()
+        now_s = self._now_s()
         limits = self.limits
         for entry in list(self.idle):
             if now_s - entry.since_s > limits.idle_s or now_s - entry.server.opened_s > limits.lifetime_s:
@@ -326,27 +328,24 @@ class Pool:
                 waiter.give_to_task(None)
 
 
-class _Idle:
+class Rest:
     """In the place of a session, while there is none."""
 
-    __slots__ = ("_cutter", "server", "since_s")
+    __slots__ = ("cutter", "server", "since_s")
 
-    def __init__(self, server: ServerConnection, since_s: float) -> None:
+    def __init__(self, server: ServerConnection) -> None:
         self.server = server
-        self.since_s = since_s
-        self._cutter: FrameCutter | None = None  # it is hardly ever needed
-
-    @property
-    def is_inside_message(self) -> bool:
-        """Whether the server has said the beginning of a message, whose end a session would not understand."""
-        return self._cutter is not None and not self._cutter.is_empty
+        self.since_s = 0.0
+        self.cutter: FrameCutter | None = None
+        """Of what the server says meanwhile, which is hardly ever anything. It may be inside of a message, whose end a
+        session would not understand."""
 
     def from_server(self, data: bytes) -> None:
         """Nothing was asked: only what comes at any time may come, or a last word."""
         try:
-            if self._cutter is None:
-                self._cutter = FrameCutter()
-            buffer, frames = self._cutter.feed(data)
+            if self.cutter is None:
+                self.cutter = FrameCutter()
+            buffer, frames = self.cutter.feed(data)
             for kind, start, end in frames:
                 body = buffer[start + 5 : end]
                 if kind == m.PARAMETER_STATUS:
@@ -364,66 +363,3 @@ class _Idle:
 
     def server_busy(self, busy: bool) -> None:
         """Nothing is sent."""
-
-
-class Pools:
-    """All pools of one port."""
-
-    def __init__(self, limits: PoolLimits, rules: Rules) -> None:
-        self._limits = limits
-        self._rules = rules
-        # Sessions and connections keep their pool; one that has neither goes by itself.
-        self._pools: WeakValueDictionary[PoolKey, Pool] = WeakValueDictionary()
-
-    def __iter__(self) -> Iterator[Pool]:
-        return iter(list(self._pools.values()))
-
-    def get(self, key: PoolKey) -> Pool:
-        """The pool for a key."""
-        pool = self._pools.get(key)
-        if pool is None:
-            clock = asyncio.get_running_loop().time
-            pool = self._pools[key] = Pool(key, self._limits, self._rules, clock)
-        return pool
-
-    def reroute(self) -> None:
-        """The routing has changed: close what must not be used, hand out what may be used again."""
-        for pool in self:
-            pool.close_idle(lambda server: self._rules.must_drop(server) is not None)
-            pool.release()
-
-    def let_go(self) -> None:
-        """A switchover is announced: what nobody uses would only make the primary's stop longer."""
-        for pool in self:
-            pool.close_idle(lambda server: server.target.is_primary)
-
-    def close(self) -> None:
-        """Close all that is idle."""
-        for pool in self:
-            pool.close_idle(lambda server: True)
-
-    async def run(self) -> None:
-        """Look at the clock, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            for pool in self:
-                pool.expire()
-
-    def status(self) -> list[dict[str, object]]:
-        """One entry for each pool."""
-        return [
-            {
-                "user": pool.key.user,
-                "database": pool.key.database,
-                "open": pool.open,
-                "idle": len(pool.idle),
-                "waiting": pool.waiting,
-                "size": pool.limits.size,
-            }
-            for pool in self
-        ]
-
-
-def key_of(user: str, database: str, parameters: Iterable[tuple[str, str]]) -> PoolKey:
-    """The key of a login."""
-    return PoolKey(user, database, frozenset((n, v) for n, v in parameters if n != "application_name"))

@@ -24,6 +24,7 @@ from holdfast.core.admission.suspicion import InFlight, Usual, accuse, accused, 
 from holdfast.model.policy import DEFAULT_POLICY, Policy, Quarantining
 from holdfast.model.suspect import Standing, Suspect
 from holdfast.proxy.admission import Admission, Waiting
+from holdfast.proxy.footing import Switched
 from holdfast.wire import messages as m
 from holdfast.wire.fingerprint import does_work, fingerprint
 
@@ -82,7 +83,7 @@ class _Cell:
     refused: int = 0
 
 
-class Quarantine:
+class Quarantine(Switched):
     """The suspects of one port."""
 
     def __init__(
@@ -92,6 +93,7 @@ class Quarantine:
         tell: Tell = lambda kind, epoch, rule, detail: None,
     ) -> None:
         """``update`` makes a change known to all proxies."""
+        super().__init__()
         self._admission = admission or Admission()
         self._update = update
         self._tell = tell
@@ -101,8 +103,6 @@ class Quarantine:
         self._usual = Usual()
         self._lost: deque[tuple[bytes, float]] = deque(maxlen=LOST_MAX)
         self._lost_ms = 0.0
-        self.is_on = False
-        """Whether statements must be asked for."""
 
     # what is known of suspects
 

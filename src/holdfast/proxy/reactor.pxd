@@ -5,13 +5,24 @@ cimport cython
 from holdfast.proxy cimport syscalls
 
 
+cdef class Wire
+
+
 @cython.final
 cdef class Reactor:
     cdef object _loop
     cdef object _epoll
+    cdef int _epoll_descriptor
+    cdef public bint must_return
     cdef dict _handlers
+    cdef dict _wires
 
-    @cython.locals(ready=list)
+    @cython.locals(until_s=double)
+    cpdef serve(self, double wait_s)
+
+    cdef watch(self, int descriptor, int mask, Wire wire)
+
+    @cython.locals(ready=list, wires=dict, wire=Wire)
     cpdef Py_ssize_t serve_ready(self, double wait_s) except -1
 
 
@@ -37,10 +48,8 @@ cdef class Wire:
 
     cdef _want(self, int mask)
 
-    cpdef _ready(self, int mask)
-
     @cython.locals(is_understood=bint)
-    cdef _receive(self)
+    cpdef ready(self, int mask)
 
     @cython.locals(sent=Py_ssize_t)
     cdef _send_more(self)

@@ -62,7 +62,11 @@ class Reactor:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._epoll = select.epoll()
+        self._epoll_descriptor = self._epoll.fileno()
         self._handlers: dict[int, Handler] = {}
+        self._wires: dict[int, Wire] = {}
+        self.must_return = False
+        """The event loop has something to do: `serve` ends with the next that is ready."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -87,34 +91,61 @@ class Reactor:
             if self._loop is not None and not (isinstance(self._loop, Host) and self._loop.leave(self)):
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
+            self._epoll_descriptor = -1
             self._handlers.clear()
+            self._wires.clear()
 
     def wait(self, descriptor: int, mask: int, handler: Handler) -> None:
         """Call ``handler`` whenever the descriptor is ready for ``mask``; 0 ends that."""
-        known = descriptor in self._handlers
-        if not mask:
-            if known:
-                del self._handlers[descriptor]
-                if not self._epoll.closed:
-                    self._epoll.unregister(descriptor)
-            return
+        is_known = self._handlers.pop(descriptor, None) is not None
+        if self._ask(descriptor, mask, is_known=is_known):
+            self._handlers[descriptor] = handler
+
+    def watch(self, descriptor: int, mask: int, wire: Wire) -> None:
+        """The same for a wire, which is told by its ``ready``."""
+        is_known = self._wires.pop(descriptor, None) is not None
+        if self._ask(descriptor, mask, is_known=is_known):
+            self._wires[descriptor] = wire
+
+    def _ask(self, descriptor: int, mask: int, *, is_known: bool) -> bool:
+        """Make it known to the kernel; whether the descriptor is waited for now."""
         if self._epoll.closed:
-            return
-        if known:
+            return False
+        if not mask:
+            if is_known:
+                self._epoll.unregister(descriptor)
+        elif is_known:
             self._epoll.modify(descriptor, mask)
         else:
             self._epoll.register(descriptor, mask)
-        self._handlers[descriptor] = handler
+        return mask != 0
 
     def serve_ready(self, wait_s: float) -> int:
         """Call the handlers of all that is ready, or is within that time (-1: whenever it is); returns how many."""
-        handlers = self._handlers
-        ready = self._epoll.poll(wait_s)
+        wires = self._wires
+        ready = syscalls.ready(self._epoll, self._epoll_descriptor, wait_s)
         for descriptor, mask in ready:
-            handler = handlers.get(descriptor)  # an earlier one may have closed it
+            wire = wires.get(descriptor)
+            if wire is not None:
+                wire.ready(mask)
+                continue
+            handler = self._handlers.get(descriptor)  # an earlier one may have closed it
             if handler is not None:
                 handler(mask)
         return len(ready)
+
+    def serve(self, wait_s: float) -> None:
+        """Serve all that is ready, for that time (-1: for ever) or until it ``must_return``."""
+        self.must_return = False
+        until_s = syscalls.monotonic() + wait_s if wait_s > 0 else 0.0
+        while True:
+            self.serve_ready(wait_s)
+            if self.must_return or not wait_s:
+                return
+            if until_s:
+                wait_s = until_s - syscalls.monotonic()
+                if wait_s <= 0:
+                    return
 
     def _turn(self) -> None:
         for _ in range(ROUNDS):
@@ -178,15 +209,14 @@ class Wire:
     def _want(self, mask: int) -> None:
         if mask != self._mask:
             self._mask = mask
-            self._reactor.wait(self._descriptor, mask, self._ready)
+            self._reactor.watch(self._descriptor, mask, self)
 
-    def _ready(self, mask: int) -> None:
+    def ready(self, mask: int) -> None:
+        """The socket is ready for this."""
         if mask & OUT or (mask & BROKEN and not self._mask & IN):
             self._send_more()
-        if mask & ~OUT and self._mask & IN:
-            self._receive()
-
-    def _receive(self) -> None:
+        if not (mask & ~OUT and self._mask & IN):
+            return
         try:
             data = syscalls.receive(self._descriptor)
         except OSError as error:

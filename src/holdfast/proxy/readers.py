@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from holdfast.model.timeouts import ProxyTimeouts
-from holdfast.proxy.pool import Pool, PoolKey, PoolLimits
+from holdfast.proxy.pool import Pool
+from holdfast.proxy.pools import PoolKey, PoolLimits
 from holdfast.proxy.server import ServerConnection, ServerRefused, ServerUnavailable
 
 log = structlog.get_logger(__name__)

@@ -87,7 +87,7 @@ class Relay(Entry):
 
     def begin(self, server: ServerConnection | None, parameters: dict[str, str]) -> None:
         """The client was told ``parameters`` and that it may go on."""
-        self._replies.reported = dict(parameters)
+        self._replies.knows(parameters)
         if server is not None:
             self._adopt(server)
             self.settle()

@@ -23,7 +23,7 @@ from holdfast.core.freshness import Bounds, Choice, Mark, Pages, Primary, Reache
 from holdfast.model.lsn import Lsn
 from holdfast.model.policy import Policy
 from holdfast.model.timeouts import ProxyTimeouts
-from holdfast.proxy.pool import PoolKey, PoolLimits
+from holdfast.proxy.pools import PoolKey, PoolLimits
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.readers import Readers
 from holdfast.proxy.routing import Routing, Target

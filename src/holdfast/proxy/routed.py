@@ -18,7 +18,7 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.model.policy import Route
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import HELD_BYTES_MAX
-from holdfast.proxy.pool import key_of
+from holdfast.proxy.pools import key_of
 from holdfast.proxy.reactor import Wire
 from holdfast.proxy.relay import Relay
 from holdfast.proxy.replicas import Replica
@@ -61,8 +61,8 @@ class Routed(Relay):
             self._reads.restore_before_going_on(server)
         super()._go_on(server)
 
-    def _arrive(self, flight: Flight) -> None:
-        super()._arrive(flight)
+    def answered(self) -> None:
+        """The primary has answered a batch on the fast way."""
         self._reads.answered()
 
     def _answer(self, data: bytes) -> None:
@@ -86,6 +86,7 @@ class Routed(Relay):
     def follow(self, route: Route) -> Routed:
         """Begin to look; ``route`` is that of the session unless it says something itself."""
         self._reads = Reads(self, self._client, route)
+        self.hears_answers = True
         self.lane.replicas.log_in_as(self._login.user, self._login.database)
         return self
 

@@ -11,6 +11,7 @@ from holdfast.model.errors import RegisterError
 from holdfast.model.keys import Keys
 from holdfast.model.policy import DEFAULT_POLICY, Policy
 from holdfast.model.register import Member, NodeRecord, NodeState, Phase, Register
+from holdfast.proxy.footing import Versioned
 from holdfast.store.contract import Change, Connected, Deleted, Disconnected, Entry, Put, Resync
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ class Target:
         return replace(self, api_url="") == replace(other, api_url="")
 
 
-class Routing:
+class Routing(Versioned):
     """The last word heard. Changes come in through `apply`; whoever waits for one uses `wait_changed`.
 
     While the store is away the last word stays in force: a healthy primary goes on serving. An epoch never goes back:
@@ -40,13 +41,12 @@ class Routing:
     """
 
     def __init__(self, cluster: str) -> None:
+        super().__init__()
         self._keys = Keys(cluster)
         self._records: dict[str, NodeRecord] = {}
         self._live: set[str] = set()
         self._revision = 0
         self._event = asyncio.Event()
-        self.version = 0
-        """Grows with every change that matters for routing."""
         self.register: Register | None = None
         self.policy = DEFAULT_POLICY
         self.connected = False

@@ -31,7 +31,7 @@ from holdfast.proxy.impact import Impact, Toll
 from holdfast.proxy.lane import Lane, Purpose
 from holdfast.proxy.limits import LISTEN_BACKLOG, STATUS_CACHE_MAX, WRITE_BUFFER_BYTES
 from holdfast.proxy.obedience import Obedience
-from holdfast.proxy.pool import PoolLimits
+from holdfast.proxy.pools import PoolLimits
 from holdfast.proxy.quarantine import Quarantine
 from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.relay import Relay
@@ -74,7 +74,7 @@ class Proxy:
         )
         self._journal = Journal(store, f"proxy {name}", settings.timeouts)
         self._reactor = Reactor()
-        shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.is_fresh
+        shared = self._reactor, self.routing, users, settings, testimony.saw, self._obedience.trust
         connect_ms = settings.timeouts.server_connect_ms
         self.breakers = Breakers(connect_ms, self._tell_breaker, self._look_again)
         proxy, times = settings.proxy, settings.timeouts

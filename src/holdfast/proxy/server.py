@@ -15,15 +15,16 @@ from holdfast.model.errors import ProtocolViolation
 from holdfast.model.lsn import Lsn
 from holdfast.model.timeouts import ProxyTimeouts
 from holdfast.proxy.limits import WRITE_BUFFER_BYTES
-from holdfast.proxy.reactor import Reactor, Wire
+from holdfast.proxy.link import Link
+from holdfast.proxy.reactor import Reactor
 from holdfast.proxy.routing import Target
-from holdfast.proxy.streams import Output, Stream, connect
+from holdfast.proxy.streams import Stream, connect
 from holdfast.proxy.users import KeysMissing, Users
 from holdfast.wire import messages as m
 from holdfast.wire.frames import FrameCutter
 from holdfast.wire.loss import SERVER_GONE
 from holdfast.wire.scram import MECHANISM, AuthenticationFailed, ScramClient
-from holdfast.wire.state import Held, ReplayStep
+from holdfast.wire.state import ReplayStep
 
 CHECK: Final = (
     "select pg_catalog.pg_is_in_recovery(), case when pg_catalog.pg_is_in_recovery() then null "
@@ -53,16 +54,6 @@ class ServerRefused(Exception):
         self.report = report
 
 
-class _Nowhere:
-    """Takes what is sent before there is a connection."""
-
-    def write(self, data: bytes) -> None:
-        """Nobody hears it."""
-
-
-_NOWHERE: Final = _Nowhere()
-
-
 class Session(Protocol):
     """Who uses a server connection."""
 
@@ -76,48 +67,30 @@ class Session(Protocol):
         """The server reads slowly (True), or has caught up."""
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection(Link, asyncio.Protocol):
     """A connection in set-up (`log_in`, `checked`) or in the hands of one `Session` (`attach`)."""
 
     def __init__(self, target: Target) -> None:
+        super().__init__()
         self.target = target
         self.process_id = 0
         self.secret = b""
-        self.parameters: dict[str, str] = {}
-        self.status = m.IDLE
         self.position = Lsn(0)
         """A primary had written its log up to there when the connection was checked."""
-        self.on_hold = False
-        """New statements must wait: a switchover is on its way."""
-        self.held = Held()
-        """What its session holds, where sessions share it."""
-        self.opened_s = 0.0
         self.on_end: Callable[[ServerConnection], None] | None = None
         """Called once, when the connection is over."""
         self.has_ended = False
-        self.cancels = 0
-        """Requests to cancel that are under way: whoever uses the connection next must not meet one."""
-        self.is_doubtful = False
-        """A request to cancel was sent, and may still arrive."""
-        self.fit_version = -1
-        """The routing's last version that spoke in no way against it (`Lane.is_fit`)."""
-        self.is_full = False
-        """The server has not taken yet what was written."""
-        self.output: Output = _NOWHERE
-        """Where to send, without asking whether the connection is there."""
-        self._transport: asyncio.Transport | None = None
-        self._session: Session | None = None
         self._cutter = FrameCutter()
         self._frames: deque[tuple[int, bytes]] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._lost: str | None = None
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set the socket up."""
         self._transport = cast(asyncio.Transport, transport)
-        self.output = transport.wire if isinstance(transport, Stream) else self._transport
+        self.wire = transport.wire if isinstance(transport, Stream) else None
+        self.output = self.wire if self.wire is not None else self._transport
         sock: socket.socket = transport.get_extra_info("socket")
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             silence_ms = ProxyTimeouts().server_silence_ms
@@ -160,22 +133,6 @@ class ServerConnection(asyncio.Protocol):
             self._session.server_busy(False)
 
     # for the session
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be used."""
-        return self._lost is None and (self._transport is None or not self._transport.is_closing())
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is under way to the server; if it is, its session is told when that is over."""
-        return not (self.cancels or self.is_full)
-
-    def attach(self, session: Session) -> None:
-        """From now on everything goes to ``session``."""
-        self._session = session
-        if isinstance(self.output, Wire):
-            self.output.received = session.from_server
 
     def detach(self) -> None:
         """From now on nobody uses it: it may be told another session's state (`replay`)."""
@@ -224,15 +181,15 @@ class ServerConnection(asyncio.Protocol):
             return
         self._lost = reason
         self._wake()
-        session = self._session
+        session: Session | None = self._session
         self._leave()
         if session is not None:
             session.server_lost(self, reason)
 
     def _leave(self) -> None:
         self._session = None
-        if isinstance(self.output, Wire):
-            self.output.received = self.data_received
+        if self.wire is not None:
+            self.wire.received = self.data_received
 
     # set-up
 

@@ -34,15 +34,10 @@ class Share:
 
     def is_there(self, state: SessionState, server: ServerConnection) -> bool:
         """Whether the session's state is on the connection, so that nothing must be told to it."""
-        held, settings = server.held, state.settings
-        if (held.settings or settings) and list(held.settings.items()) != list(settings.items()):
+        held = server.held
+        if (held.settings or state.settings) and not state.has_all_on(held):
             return False
         return held.application_name == self._application_name
-
-    def has_at_once(self, server: ServerConnection) -> None:
-        """The session has the connection; its state is there already."""
-        self.names.attached(server.held)
-        server.on_hold = False
 
     def has(self, state: SessionState, server: ServerConnection) -> None:
         """The session has the connection, and its state is on it."""
@@ -56,13 +51,17 @@ class Share:
 
     def give_back(self, state: SessionState, server: ServerConnection) -> None:
         """The session's transaction is over."""
-        self._note(state, server)
+        held = server.held
+        if held.settings or state.settings:
+            self._note(state, server)
+        else:
+            held.application_name = self._application_name
         if state.has_reset_name:
-            server.held.application_name, state.has_reset_name = None, False
+            held.application_name, state.has_reset_name = None, False
         self.pool.give(server)
 
     def _note(self, state: SessionState, server: ServerConnection) -> None:
         held = server.held
         held.application_name = self._application_name
-        if (held.settings or state.settings) and list(held.settings.items()) != list(state.settings.items()):
+        if not state.has_all_on(held):
             held.settings = dict(state.settings)

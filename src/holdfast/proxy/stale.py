@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from holdfast.core.admission.answers import Answers
 from holdfast.model.policy import Policy
+from holdfast.proxy.footing import Switched
 from holdfast.wire.fingerprint import fingerprint
 from holdfast.wire.readonly import is_read_only
 from holdfast.wire.stale import notice_of, tolerance_in
@@ -39,11 +40,11 @@ class Keeping:
         self._whose.keep(self._question, b"".join(self._chunks))
 
 
-class StaleAnswers:
+class StaleAnswers(Switched):
     """Of one port. Off unless the policy gives room for answers."""
 
     def __init__(self) -> None:
-        self.is_on = False
+        super().__init__()
         self.given = 0
         """How often an older answer was given, since the start."""
         self._answers = Answers()

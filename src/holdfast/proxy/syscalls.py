@@ -1,12 +1,24 @@
-"""Receiving and sending by descriptor. There are two bodies of this: one for the compiled proxy (`syscalls.pyx`)."""
+"""Waiting, receiving, sending by descriptor, and the clock. The compiled proxy has another body: `syscalls.pxd`."""
 
 from __future__ import annotations
 
 import os
+import select
+from time import monotonic
 from typing import Final
+
+__all__ = ["READ_BYTES", "monotonic", "ready", "receive", "send"]
 
 READ_BYTES: Final = 64 * 1024
 """At most so much is read at once; the next socket has its turn then."""
+
+
+def ready(epoll: select.epoll, descriptor: int, wait_s: float) -> list[tuple[int, int]]:
+    """The descriptors that are ready within that time (-1: whenever one is), and for what; maybe none before it.
+
+    ``descriptor`` is that of ``epoll``. Raises OSError.
+    """
+    return epoll.poll(wait_s)
 
 
 def receive(descriptor: int) -> bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.model.errors import ProtocolViolation
-from holdfast.proxy.pool import PoolKey
+from holdfast.proxy.pools import PoolKey
 from holdfast.proxy.replicas import Replica
 from holdfast.proxy.server import ServerConnection
 from holdfast.wire.readback import Readback

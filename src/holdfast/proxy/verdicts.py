@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from holdfast.proxy.pool import PoolKey
+from holdfast.proxy.pools import PoolKey
 
 _REMEMBERED_MAX: Final = 512
 """Statements that standbys could not answer are remembered, so many,"""

@@ -37,7 +37,7 @@ class Proxy:
         self.process = Process(name)
         self._store = DistantStore(name, world.store)
         self._obedience = SimulatedObedience(
-            name, CLUSTER, self._store, self.routing, world.timeouts, self._obey, self.routing.wake
+            name, CLUSTER, self._store, self.routing, world.timeouts, self._obey, self.routing.wake, world.loop.time
         )
         self._obedience.world = world
 
@@ -91,7 +91,7 @@ class Proxy:
                 found = await within(answer, PATIENCE_S)
             except (TimeoutError, ConnectionError):
                 continue
-            shown = self.routing.epoch <= target.epoch and self._obedience.is_fresh()
+            shown = self.routing.epoch <= target.epoch and self._obedience.trust.is_fresh()
             if not found and shown:
                 raise Violation(
                     STALE_READ,
@@ -108,7 +108,7 @@ class Proxy:
         """The primary; held while there is none."""
         while True:
             target = self.routing.primary()
-            if target is not None and not self.routing.is_handing_over() and self._obedience.is_fresh():
+            if target is not None and not self.routing.is_handing_over() and self._obedience.trust.is_fresh():
                 return target
             await self.routing.wait_changed()
 

@@ -5,7 +5,22 @@ cimport cython
 from holdfast.wire cimport heads
 
 
-cpdef bint is_plain(bytes text)
+cdef str _MARK
+cdef int _QUERY
+cdef int _SYNC
+cdef int _DATA_ROW
+cdef int _IDLE
+cdef int _IN_TRANSACTION
+cdef Py_ssize_t _HEADER_BYTES
+cdef int _NOT_ORDINARY
+cdef int _STAYS
+cdef int _NEXT
+cdef int _COMPLETE
+cdef int _COMPLETE_NEXT
+cdef int _READY
+
+@cython.locals(lowered=bytes, words=str)
+cpdef bint is_plain(bytes text) except -1
 
 
 @cython.final
@@ -39,7 +54,7 @@ cdef class Flight:
 
     @cython.locals(
         size=Py_ssize_t, at=Py_ssize_t, position=Py_ssize_t, end=Py_ssize_t, others=Py_ssize_t, body=Py_ssize_t,
-        kind=int, length="long long", kinds=bytes, moves=dict,
+        kind=int, length="long long", step=int, kinds=bytes, moves=dict,
     )
     cpdef bytes answer(self, bytes data)
 

@@ -27,11 +27,21 @@ _END_WORDS: Final = (b"commit", b"end", b"rollback", b"abort")
 
 _WORD_BYTES: Final = 8
 
-_STAYS: Final = 0
-_NEXT: Final = 1
-_COMPLETE: Final = 2
-_COMPLETE_NEXT: Final = 3
-_READY: Final = 4
+_MARK = MARK.decode()
+
+# Constants of C where this is compiled, so without annotations.
+_QUERY = m.QUERY
+_SYNC = m.SYNC
+_DATA_ROW = m.DATA_ROW
+_IDLE = m.IDLE
+_IN_TRANSACTION = m.IN_TRANSACTION
+_HEADER_BYTES = HEADER_BYTES
+_NOT_ORDINARY = -1
+_STAYS = 0
+_NEXT = 1
+_COMPLETE = 2
+_COMPLETE_NEXT = 3
+_READY = 4
 
 _MOVES: Final[Mapping[int, Mapping[int, int]]] = {
     m.QUERY: {
@@ -67,8 +77,10 @@ def is_plain(text: bytes) -> bool:
     And it needs no translation on a shared connection (`sharing`), and is not meant for the proxy (`own`).
     """
     lowered = text.lower()
-    is_special = b"advisory" in lowered or b"set_config" in lowered or b"deallocate" in lowered or MARK in lowered
-    return not (is_special or executes(lowered) or names_temporary(lowered))
+    words = lowered.decode("latin-1")  # to look for bytes in bytes takes ten times as long
+    if "advisory" in words or "set_config" in words or "deallocate" in words or _MARK in words:
+        return False
+    return not (("execute" in words and executes(lowered)) or ("temp" in words and names_temporary(lowered)))
 
 
 _is_plain_again = lru_cache(maxsize=512)(is_plain)
@@ -126,10 +138,10 @@ class Flight:
     def begin(self, data: bytes, texts: Mapping[bytes, bytes]) -> bool:
         """Whether ``data`` is one whole batch of a common kind; ``texts`` are those of prepared statements."""
         size = len(data)
-        if not HEADER_BYTES < size <= BATCH_BYTES_MAX:
+        if not _HEADER_BYTES < size <= BATCH_BYTES_MAX:
             return False
         kind, length = heads.header(data, 0)
-        self.is_simple = kind == m.QUERY
+        self.is_simple = kind == _QUERY
         if self.is_simple:
             if length != size - 1 or not is_plain(data):
                 return False
@@ -147,15 +159,15 @@ class Flight:
         self.name = self.portal = self.sql = b""
         position = rank = 0
         kinds = bytearray()
-        while rank != _ORDER[m.SYNC]:
-            if size - position < HEADER_BYTES:
+        while rank != _ORDER[_SYNC]:
+            if size - position < _HEADER_BYTES:
                 return False
             kind, length = heads.header(data, position)
             end = position + 1 + length
             before, rank = rank, _ORDER.get(kind, 0)
             if end > size or length < 4 or rank <= before:
                 return False
-            if kind != m.SYNC and not self._is_ordinary(kind, data, position, end, texts):
+            if kind != _SYNC and not self._is_ordinary(kind, data, position, end, texts):
                 return False
             kinds.append(kind)
             position = end
@@ -164,7 +176,7 @@ class Flight:
 
     def _is_ordinary(self, kind: int, data: bytes, start: int, end: int, texts: Mapping[bytes, bytes]) -> bool:
         """One message before the Sync; what it names is kept."""
-        body = start + HEADER_BYTES
+        body = start + _HEADER_BYTES
         if kind == m.PARSE:
             named = data.find(b"\0", body, end)
             told = data.find(b"\0", named + 1, end)
@@ -193,7 +205,7 @@ class Flight:
     @property
     def text(self) -> bytes:
         """The text of the statement."""
-        return self.data[HEADER_BYTES:-1] if self.is_simple else self.sql
+        return self.data[_HEADER_BYTES:-1] if self.is_simple else self.sql
 
     def forget(self) -> None:
         """Nothing is under way any more."""
@@ -213,22 +225,22 @@ class Flight:
         kinds, at = self._kinds, self._at
         moves = _MOVES[kinds[at]]
         position = others = 0
-        while size - position >= HEADER_BYTES:
+        while size - position >= _HEADER_BYTES:
             kind, length = heads.header(data, position)
             end = position + 1 + length
             if end > size:
                 if length > WHOLE_BYTES_MAX or length > FRAME_BYTES_MAX:
                     return None
                 break
-            step = moves.get(kind)
-            if step is None or length < 4:
+            step = moves.get(kind, _NOT_ORDINARY)
+            if step == _NOT_ORDINARY or length < 4:
                 return None
-            if kind != m.DATA_ROW:
+            if kind != _DATA_ROW:
                 others += 1
                 if step >= _COMPLETE:
                     if step == _READY:
                         return self._ready(data, position, size)
-                    body = position + HEADER_BYTES
+                    body = position + _HEADER_BYTES
                     if not (data.startswith(PLAIN_TAGS, body) or self._only_ends_transaction(data[body:end])):
                         return None
                 if step & _NEXT:
@@ -246,10 +258,10 @@ class Flight:
         return is_end and not self.keeps_uncommitted and text.find(b";", 0, -1) < 0
 
     def _ready(self, data: bytes, position: int, size: int) -> bytes | None:
-        if size != position + HEADER_BYTES + 1:
+        if size != position + _HEADER_BYTES + 1:
             return None
-        status = data[position + HEADER_BYTES]
-        if status not in (m.IDLE, m.IN_TRANSACTION):
+        status = data[position + _HEADER_BYTES]
+        if status not in (_IDLE, _IN_TRANSACTION):
             return None
         self.status = status
         self.is_done = True
@@ -266,7 +278,7 @@ class Flight:
         while start < position:
             kind, length = heads.header(data, start)
             end = start + 1 + length
-            if kind == m.DATA_ROW:
+            if kind == _DATA_ROW:
                 if not self._seen or self._seen[-1] is not _ROW:
                     self._seen.append(_ROW)
             else:

@@ -15,8 +15,9 @@ from typing import Final
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
 from holdfast.wire.frames import HEADER_BYTES, FrameCutter
+from holdfast.wire.held import Held
 from holdfast.wire.sharing import PREPARED_MAX
-from holdfast.wire.state import Held, ReplayStep, SessionState
+from holdfast.wire.state import ReplayStep, SessionState
 
 HELD_BYTES_MAX: Final = 64 * 1024
 """A larger answer is passed on as it comes; what goes wrong then is told to the client."""

@@ -6,10 +6,12 @@ from typing import Final
 
 from holdfast.wire import messages as m
 from holdfast.wire.frames import CONTINUED, FrameCutter
+from holdfast.wire.held import Held
 from holdfast.wire.owed import Ledger, Owed, Step
+from holdfast.wire.parameters import Parameters
 from holdfast.wire.requests import Requests
 from holdfast.wire.sharing import SharedNames
-from holdfast.wire.state import Held, SessionState
+from holdfast.wire.state import SessionState
 
 _PASSABLE: Final = frozenset((m.DATA_ROW, m.COPY_DATA, m.FUNCTION_RESULT))
 _LOOKED_INTO: Final = frozenset((m.ERROR, m.NOTICE, m.PARAMETER_STATUS))
@@ -23,7 +25,7 @@ class Replies:
     def __init__(self, requests: Requests, state: SessionState, names: SharedNames | None) -> None:
         self.ledger = Ledger()
         """What the server of the moment owes."""
-        self.reported: dict[str, str] = {}
+        self.reported = Parameters()
         """The parameters that the client was told."""
         self.given_up: str | None = None
         """Why the server must be given up: what it said last is not for the client."""
@@ -37,7 +39,7 @@ class Replies:
         self._state = state
         self._names = names
         self._cutter = FrameCutter(_PASSABLE)
-        self._parameters: dict[str, str] = {}
+        self._parameters = Parameters()
         self._held = Held()
         self._kept_parts: list[bytes] = []
         self.guard_row: bytes | None = None
@@ -53,7 +55,11 @@ class Replies:
         """Whether no part of a message is kept, and none was passed on."""
         return self._cutter.is_empty
 
-    def begin(self, status: int, parameters: dict[str, str], held: Held) -> dict[str, str]:
+    def knows(self, parameters: dict[str, str]) -> None:
+        """The client was told these at its login."""
+        self.reported = Parameters(parameters)
+
+    def begin(self, status: int, parameters: Parameters, held: Held) -> dict[str, str]:
         """Another server answers from now on; returns the parameters in which it differs from what the client knows."""
         self.ledger = Ledger(status)
         self._kept_parts.clear()
@@ -67,9 +73,10 @@ class Replies:
         self.reported |= changed
         return changed
 
-    def begin_at_once(self, parameters: dict[str, str], held: Held) -> bool:
+    def begin_at_once(self, parameters: Parameters, held: Held) -> bool:
         """The same, if the last server owes nothing and the next one differs in nothing that the client knows."""
-        if parameters != self.reported:
+        reported = self.reported
+        if (parameters.stamp is None or parameters.stamp is not reported.stamp) and not parameters.are_those(reported):
             return False
         self._parameters, self._held = parameters, held
         self.given_up, self.is_unconfirmed = None, False

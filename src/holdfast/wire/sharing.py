@@ -16,9 +16,10 @@ from typing import Final
 from holdfast.wire import messages as m
 from holdfast.wire.flight import Flight
 from holdfast.wire.frames import HEADER_BYTES
+from holdfast.wire.held import Held
 from holdfast.wire.owed import Ledger, Owed, Reply
 from holdfast.wire.sql import split_statements
-from holdfast.wire.state import Dropped, Held
+from holdfast.wire.state import Dropped
 
 PREPARED_MAX: Final = 500
 """Statements that a shared server connection keeps; of more, those used longest ago are closed."""
@@ -62,24 +63,24 @@ class Outdated:
 
     def __init__(self) -> None:
         self._found: dict[bytes, int] = {}
-        self._count = 0
+        self.count = 0
 
     def found(self, shared: bytes) -> None:
         """It was refused on one connection."""
-        self._count += 1
+        self.count += 1
         self._found.pop(shared, None)
-        self._found[shared] = self._count
+        self._found[shared] = self.count
         if len(self._found) > PREPARED_MAX:
             del self._found[next(iter(self._found))]
 
     def leave_out(self, held: Held) -> None:
         """Of a connection on which nothing is under way."""
-        if held.outdated_seen == self._count:
+        if held.outdated_seen == self.count:
             return
         for shared, number in self._found.items():
             if number > held.outdated_seen:
                 held.prepared.pop(shared, None)
-        held.outdated_seen = self._count
+        held.outdated_seen = self.count
 
 
 class SharedNames:
@@ -90,21 +91,27 @@ class SharedNames:
         self._made: dict[bytes, bytes] = {}  # its name → the rest of its Parse: text and types
         self._told: set[bytes] = set()  # names that were told to the server in this batch
         self._unnamed_is_there = False
-        self._is_supposed = False  # what was sent since `settled` may have failed
+        self.is_supposed = False
+        """What was sent since `settled` may have failed."""
+        self.has_made = False
+        """The client has prepared a statement, if only an unnamed one, and if only once."""
         self._mark = b""
 
     def attached(self, held: Held) -> None:
         """The client has another server connection."""
-        self._outdated.leave_out(held)
-        self._told.clear()
+        if held.outdated_seen != self._outdated.count:
+            self._outdated.leave_out(held)
+        if self._told:
+            self._told.clear()
         self._unnamed_is_there = False
 
     def settled(self, prepared: Mapping[bytes, bytes]) -> None:
         """Nothing is owed any more: ``prepared`` (as `SessionState.prepared`) is what the client has."""
-        if self._is_supposed:
+        if self.is_supposed:
             made = {name: parse for name, parse in prepared.items() if parse[0] == m.PARSE}
             self._made = {name: _tail_of(name, parse) for name, parse in made.items()}
-            self._is_supposed = False
+            self.has_made = True
+            self.is_supposed = False
 
     def send(
         self, kind: int, owed: Owed | None, message: bytes, held: Held, ledger: Ledger, mark: bytes = b""
@@ -157,18 +164,21 @@ class SharedNames:
         self._mark = mark
         if flight.parse_end:
             self._made[flight.name] = _tail_of(flight.name, flight.data[: flight.parse_end])
-            self._unnamed_is_there = True
+            self._unnamed_is_there = self.has_made = True
         elif flight.bind_end:
             shared = _shared_name(self._made[flight.name], mark)
             del held.prepared[shared]
             held.prepared[shared] = None
-        elif flight.is_simple:
-            self._made.pop(_UNNAMED, None)
+
+    def sent_query_at_once(self) -> None:
+        """The same of a simple Query."""
+        self._made.pop(_UNNAMED, None)
 
     def answered_elsewhere(self, flight: Flight) -> None:
         """A server that has nothing to do with these names answered a common batch."""
         if flight.parse_end:
             self._made[flight.name] = _tail_of(flight.name, flight.data[: flight.parse_end])
+            self.has_made = True
         elif flight.is_simple:
             self._made.pop(_UNNAMED, None)
         self._unnamed_is_there = False
@@ -213,7 +223,7 @@ class SharedNames:
         if (own := self._deallocated_by(sql)) is not None:
             text, before = self._deallocate(own, held)
             tail = text + tail[len(sql) :]
-        self._made[name], self._is_supposed = tail, True
+        self._made[name], self.is_supposed, self.has_made = tail, True, True
         if name == _UNNAMED:
             self._unnamed_is_there = True
             return _Translation(_parse(name, tail), before) if own is not None else None
@@ -228,7 +238,7 @@ class SharedNames:
         own = self._deallocated_by(owed.sql) if owed.sql is not None else None
         if own is not None:
             self._gone(self._made.pop(own), held)
-            self._is_supposed = True
+            self.is_supposed = True
 
     def _used(self, kind: int, head: bytes, name: bytes, rest: bytes, held: Held) -> _Translation | None:
         tail = self._made.get(name)
@@ -271,7 +281,7 @@ class SharedNames:
         tail = self._made.pop(name, None)
         if tail is None or name == _UNNAMED:
             return _unknown(m.CLOSE, _STATEMENT, name, b"")
-        self._is_supposed = True
+        self.is_supposed = True
         shared = self._gone(tail, held)
         return _Translation(m.message(m.CLOSE, _STATEMENT + shared + b"\0"), drops=shared)
 
@@ -280,7 +290,7 @@ class SharedNames:
         shared = self._shared(self._made[own])
         there = shared in held.prepared or shared in self._told
         before = [] if there else [_close(shared), (_parse(shared, _ANYTHING), Owed(Reply.PARSE, is_hidden=True))]
-        self._is_supposed = True
+        self.is_supposed = True
         return b"DEALLOCATE " + shared, before
 
     def _gone(self, tail: bytes, held: Held) -> bytes:

@@ -10,6 +10,7 @@ from typing import Final
 from holdfast.wire import messages as m
 from holdfast.wire.effects import Effect, Pin, Verb, body_of, effects_of, executes, may_have_effect
 from holdfast.wire.frames import HEADER_BYTES
+from holdfast.wire.held import Held, Kept
 from holdfast.wire.own import PREFIX
 from holdfast.wire.sql import Control, Kind, Statement, control_of, savepoint_of, split_statements
 
@@ -37,20 +38,6 @@ class ReplayStep:
 
 
 @dataclass(slots=True)
-class Held:
-    """What the session on a server connection holds at the moment, whoever made it."""
-
-    application_name: str | None = ""
-    """None: not known."""
-    settings: dict[str, str] = field(default_factory=dict)
-    """As `SessionState.settings`."""
-    prepared: dict[bytes, None] = field(default_factory=dict)
-    """Shared names of statements that are there for certain, in the order of their last use."""
-    outdated_seen: int = 0
-    """How many findings of `sharing.Outdated` it was told."""
-
-
-@dataclass(slots=True)
 class Dropped:
     """Prepared statements that SQL took away: the names and messages of those that a Parse had made."""
 
@@ -59,24 +46,14 @@ class Dropped:
     """Everything on the server's session went with them."""
 
 
-class SessionState:
+class SessionState(Kept):
     """The part of a session that its server keeps and that another server must be told again."""
 
     def __init__(self) -> None:
-        self.settings: dict[str, str] = {}
-        self.prepared: dict[bytes, bytes] = {}
-        """Name of a prepared statement → the message that makes it (Parse, or Query with PREPARE)."""
+        super().__init__()
         self.own: dict[str, str] = {}
         """As ``settings``, those that are meant for the proxy (`wire.own`): no other server needs to be told."""
-        self.pins: set[Pin] = set()
-        self.prepared_by_sql: set[bytes] = set()
-        """Those of ``prepared`` that a PREPARE made."""
-        self.has_reset_name = False
-        """A RESET took the application's name back to what the connection was opened with."""
-        self._uncommitted: list[Effect | str] = []  # a string is a savepoint's name
         self._dropped = Dropped()
-        self._settings_mark: bytes | None = None
-        self._taint = b""
 
     def completed(self, sql: bytes, index: int, tag: bytes, values: Sequence[bytes | None] = ()) -> None:
         """Statement ``index`` of ``sql`` ended with the CommandComplete ``tag``."""
@@ -161,36 +138,10 @@ class SessionState:
         if b"advisory" in lowered or any("advisory" in text for text in texts):
             self.pins.add(Pin.ADVISORY_LOCK)
 
-    @property
-    def has_uncommitted(self) -> bool:
-        """Whether the end of the open transaction decides about something that the session keeps."""
-        return bool(self._uncommitted)
-
-    @property
-    def mark(self) -> bytes:
-        """Tells sessions apart whose settings may make another statement of the same text; empty for most.
-
-        Inside of a transaction that changed a setting, if only for itself, it is one that nobody else has.
-        """
-        if self._taint:
-            return self._taint
-        if self._settings_mark is None:
-            self._settings_mark = repr(list(self.settings.values())).encode() if self.settings else b""
-        return self._settings_mark
-
     def lost(self) -> None:
         """The server is gone, and what was not committed with it."""
         self._uncommitted.clear()
         self._taint = b""
-
-    def parsed(self, name: bytes, parse: bytes) -> None:
-        """ParseComplete for a message that made the statement ``name``."""
-        self.prepared[name] = parse
-
-    def closed(self, name: bytes) -> None:
-        """CloseComplete for a statement."""
-        self.prepared.pop(name, None)
-        self.prepared_by_sql.discard(name)
 
     def take_dropped(self) -> Dropped | None:
         """What DEALLOCATE and DISCARD took away since this was last asked, if anything."""

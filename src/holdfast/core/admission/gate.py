@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from holdfast.core.admission.quota import Quota, Tenant
@@ -34,20 +34,22 @@ DURATIONS_MAX: Final = 1000
 """Of the last statements it is kept how long they were inside."""
 
 
-@dataclass(slots=True, eq=False)
 class Permit:
     """One session's leave to have a statement, or a transaction, in the database."""
 
-    traffic_class: str = NORMAL
-    is_in: bool = False
-    since_ms: float = 0
-    """Since when it has been in, or has waited."""
-    holder: Any = None
-    """Whose it is; nothing here looks at it."""
-    tenant: str = ""
-    """The user or the database that a quota is for; empty if it is for the whole class."""
-    counted: Tenant | None = None
-    """Whose quota it uses up while it is in."""
+    __slots__ = ("counted", "holder", "is_in", "since_ms", "tenant", "traffic_class")
+
+    def __init__(self, traffic_class: str = NORMAL, *, tenant: str = "") -> None:
+        self.traffic_class = traffic_class
+        self.is_in = False
+        self.since_ms = 0.0
+        """Since when it has been in, or has waited."""
+        self.holder: Any = None
+        """Whose it is; nothing here looks at it."""
+        self.tenant = tenant
+        """The user or the database that a quota is for; empty if it is for the whole class."""
+        self.counted: Tenant | None = None
+        """Whose quota it uses up while it is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +65,22 @@ class Refusal:
     """The quota that is used up, in words; None: it is the database that is busy."""
 
 
-@dataclass(slots=True)
 class Line:
     """The statements of one class. ``short`` (in the order in which they came) and ``long`` are inside."""
 
-    settings: TrafficClass
-    waiting: dict[Permit, None] = field(default_factory=dict)
-    short: dict[Permit, None] = field(default_factory=dict)
-    long: set[Permit] = field(default_factory=set)
-    turns: float = 0
-    """Places it was given, divided by its share."""
-    refused: int = 0
-    quota: Quota | None = None
-    tenants: dict[str, Tenant] = field(default_factory=dict)
-    """Who has a quota, and has used some of it."""
+    __slots__ = ("long", "quota", "refused", "settings", "short", "tenants", "turns", "waiting")
 
-    def __post_init__(self) -> None:
-        self.quota = Quota.of(self.settings)
+    def __init__(self, settings: TrafficClass) -> None:
+        self.settings = settings
+        self.waiting: dict[Permit, None] = {}
+        self.short: dict[Permit, None] = {}
+        self.long: set[Permit] = set()
+        self.turns = 0.0
+        """Places it was given, divided by its share."""
+        self.refused = 0
+        self.quota = Quota.of(settings)
+        self.tenants: dict[str, Tenant] = {}
+        """Who has a quota, and has used some of it."""
 
     @property
     def inside(self) -> int:
@@ -220,12 +221,31 @@ class Gate:
         self._let_in(permit, line, now_ms)
         return True
 
+    def enter_freely(self, permit: Permit, now_ms: float) -> bool:
+        """The same where nothing bounds the class or all of them; False: somebody may have to wait, so ask `enter`."""
+        line = self.lines.get(permit.traffic_class) or self._line(permit)
+        if self.limit is not None or line.quota is not None:
+            return False
+        permit.is_in = True
+        permit.since_ms = now_ms
+        line.short[permit] = None
+        self._short += 1
+        if self._short + self._long > self.peak:
+            self.peak = self._short + self._long
+        return True
+
     def leave(self, permit: Permit, now_ms: float) -> None:
         """A statement that was inside has ended."""
         self.done += 1
         self.left_ms = now_ms
         self.durations_ms.append(now_ms - permit.since_ms)
-        self.give_back(permit)
+        line = self.lines[permit.traffic_class]
+        if permit.counted is not None or permit not in line.short:
+            self.give_back(permit)
+            return
+        permit.is_in = False
+        del line.short[permit]
+        self._short -= 1
 
     def give_back(self, permit: Permit) -> None:
         """A place is free again that was not used, or whose server was lost: how long it was taken says nothing."""
