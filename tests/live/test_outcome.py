@@ -126,7 +126,8 @@ async def test_the_command_and_the_endpoint(ordered: LocalCluster) -> None:
     unknown = holdfast("outcome", xid + 10_000, "--dir", root)
     assert (unknown.returncode, unknown.stdout.splitlines()[0]) == (1, f"transaction {xid + 10_000}: unknown")
     assert_refused(holdfast("outcome", "0x10", "--dir", root), "XID '0x10'", "pg_current_xact_id()")
-    assert_refused(holdfast("outcome", xid, "--epoch", "0", "--dir", root), "epoch '0'", "`holdfast incident list`")
+    hint = f"`holdfast incident list --dir {root}`"
+    assert_refused(holdfast("outcome", xid, "--epoch", "0", "--dir", root), "epoch '0'", hint)
     assert_refused(holdfast("outcome", xid, "--epoch", "999", "--dir", root), "epoch 999 has not begun")
 
     async def status(node: str, query: str) -> int:

@@ -225,6 +225,17 @@ def test_every_client_is_answered_as_on_a_connection_of_its_own(
         assert there.issuperset(held[where].prepared), "what is said to be there is there"
 
 
+def test_a_parse_that_fails_takes_the_unnamed_statement_away() -> None:
+    client, own, backend, held = Client(), Backend(), Backend(), Held()
+    for messages in (
+        [parse(b"", b"select 1"), parse(b"", BAD), m.SYNC_MESSAGE],
+        [bind(b""), EXECUTE, m.SYNC_MESSAGE],
+    ):
+        client.attach(held)
+        heard = client.hear(backend.take(client.send(messages, held)))
+        assert kinds(heard) == kinds(own.take(b"".join(messages)))
+
+
 def test_a_statement_is_made_once_for_all_who_have_it() -> None:
     first, second, backend, held = Client(), Client(), Backend(), Held()
     for client in (first, second):

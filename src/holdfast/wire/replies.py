@@ -7,7 +7,7 @@ from typing import Final
 from holdfast.wire import messages as m
 from holdfast.wire.frames import CONTINUED, FrameCutter
 from holdfast.wire.held import Held
-from holdfast.wire.owed import Ledger, Owed, Step
+from holdfast.wire.owed import Ledger, Owed, Reply, Step
 from holdfast.wire.parameters import Parameters
 from holdfast.wire.requests import Requests
 from holdfast.wire.sharing import SharedNames
@@ -117,6 +117,8 @@ class Replies:
                 self._guard_failed()
             if kind == m.ERROR and head is not None and head.sql is not None:
                 self._state.failed(head.sql)
+                if head.reply is Reply.PARSE and head.name == b"" and not head.is_hidden:
+                    self._state.closed(b"")  # a Parse takes the unnamed statement away before it fails
             if kind == m.ERROR and head is not None and head.uses is not None and names is not None:
                 names.failed(head.uses, m.read_report(buffer[start + 5 : end]), self._held)
             if step is Step.READY:
